@@ -1,0 +1,3 @@
+//! The Causeway virtual switch.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! Developer commands of the Causeway tree.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Configuration, control socket and statistics export of the switch.

@@ -1,0 +1,1 @@
+//! Views and values of the protocols that a virtual switch reads and writes.

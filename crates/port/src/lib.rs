@@ -1,0 +1,1 @@
+//! Frame batches, offload intent, drop reasons and the port traits.

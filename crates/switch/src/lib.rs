@@ -1,0 +1,1 @@
+//! The learning switch: forwarding decision, pipeline, workers, counters.

@@ -1,0 +1,1 @@
+//! Test only: driver mocks, fake front end, ledger, virtual clock, seeded faults.

@@ -1,0 +1,1 @@
+//! Ports over tap, AF_XDP and packet_mmap.

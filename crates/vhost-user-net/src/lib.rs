@@ -1,0 +1,1 @@
+//! The vhost-user back end of a virtio-net device.

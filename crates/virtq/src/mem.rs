@@ -1,0 +1,64 @@
+//! Guest memory: the one place that touches bytes which somebody else may write at any time.
+//!
+//! ```text
+//!  GuestMemoryBackend (any VMM's) ──► GuestMap: [gpa, len, host] sorted, keeps the memory mapped
+//!                                        │ resolve(gpa, len)
+//!                                        ▼
+//!                                     RawSeg  ──► Readable<'a> / Writable<'a> ──► Reader / Writer
+//! ```
+//!
+//! **Trust.** Every byte behind a segment is hostile and may change between two reads. Addresses
+//! and lengths were checked against the map before a segment exists, and come from private copies.
+//! **Limits.** A segment is at most `u32::MAX` bytes; a map has at most [`MAX_REGIONS`] regions.
+//! **Not supported.** Dirty bitmaps of `vm-memory` regions are not marked.
+#![expect(unsafe_code, reason = "the crate's only module that dereferences guest memory")]
+
+mod map;
+mod segs;
+mod word;
+
+pub use map::{GuestMap, GuestPhysAddr, MAX_REGIONS, MapError};
+pub use segs::{ReadPiece, Readable, Reader, SegSpan, SegStore, Writable, Writer};
+pub(crate) use segs::RawSeg;
+pub(crate) use word::RingMem;
+
+/// Copies `len` bytes that may overlap, may be written concurrently and may live in two guests.
+///
+/// Two ports may map one file, so even buffers of different ports can alias: the copy is defined
+/// for every overlap (`memmove`). A racing writer can only change which bytes arrive.
+///
+/// # Safety
+///
+/// `src` and `dst` must be valid for `len` bytes of mapped memory.
+#[inline(always)]
+pub(crate) unsafe fn copy_guest(src: *const u8, dst: *mut u8, len: usize) {
+    // SAFETY: the caller keeps both ranges mapped; `copy` allows overlap, and contents are plain
+    // bytes of which every value is valid.
+    unsafe { std::ptr::copy(src, dst, len) }
+}
+
+/// Asks the CPU to load the line at `ptr` for reading. Never faults, whatever `ptr` is.
+#[inline(always)]
+pub(crate) fn prefetch_read(ptr: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch is a hint that does not fault and has no visible effect.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr.cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = ptr;
+}
+
+/// Asks the CPU for the line at `ptr` in a writable state. Never faults, whatever `ptr` is.
+#[inline(always)]
+pub(crate) fn prefetch_write(ptr: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+        // SAFETY: a prefetch is a hint that does not fault and has no visible effect.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(ptr.cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = ptr;
+}

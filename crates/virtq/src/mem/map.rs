@@ -1,0 +1,206 @@
+//! The layout of one guest's memory, resolved to host addresses.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+
+use vm_memory::{
+    Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress,
+};
+
+use super::RawSeg;
+
+/// The most regions that one map may have: vhost-user's 509 slots fit.
+pub const MAX_REGIONS: usize = 1024;
+
+/// An address as the guest's driver sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct GuestPhysAddr(pub u64);
+
+impl fmt::Display for GuestPhysAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+/// One region: `[base, base + len)` of the guest is at `host`.
+#[derive(Clone, Copy)]
+struct Region {
+    base: u64,
+    len: u64,
+    host: *mut u8,
+}
+
+struct Inner {
+    /// Sorted by `base`, without overlap.
+    regions: Box<[Region]>,
+    /// What keeps the mappings alive.
+    _keep: Arc<dyn Any + Send + Sync>,
+}
+
+// SAFETY: the pointers are never dereferenced without the checks of this module, the mappings
+// behind them live as long as `_keep`, and every access is one that tolerates concurrent writers.
+unsafe impl Send for Inner {}
+// SAFETY: as above; the struct itself is immutable.
+unsafe impl Sync for Inner {}
+
+/// A snapshot of a guest's memory layout that keeps the memory mapped while a clone of it lives.
+#[derive(Clone)]
+pub struct GuestMap {
+    inner: Arc<Inner>,
+}
+
+/// Why a memory could not be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum MapError {
+    /// More regions than a map holds.
+    #[error("{0} memory regions, at most {MAX_REGIONS} are supported")]
+    TooManyRegions(usize),
+    /// A region that has no host mapping (vm-memory gives none for it).
+    #[error("the memory region at {0} has no host mapping")]
+    NotMapped(GuestPhysAddr),
+    /// Two regions overlap.
+    #[error("the memory region at {0} overlaps the one before it")]
+    Overlap(GuestPhysAddr),
+    /// A private memory could not be mapped.
+    #[error("cannot map {0} bytes of private memory")]
+    Private(usize),
+}
+
+impl GuestMap {
+    /// Resolves the regions of `memory`.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError`] if there are too many regions, one overlaps another or has no host mapping.
+    pub fn new<M>(memory: Arc<M>) -> Result<Self, MapError>
+    where
+        M: GuestMemoryBackend + Send + Sync + 'static,
+    {
+        let count = memory.num_regions();
+        if count > MAX_REGIONS {
+            return Err(MapError::TooManyRegions(count));
+        }
+        let mut regions = Vec::with_capacity(count);
+        for region in memory.iter() {
+            let base = GuestPhysAddr(region.start_addr().raw_value());
+            let host = region
+                .get_host_address(MemoryRegionAddress(0))
+                .map_err(|_| MapError::NotMapped(base))?;
+            regions.push(Region { base: base.0, len: region.len(), host });
+        }
+        regions.sort_by_key(|r| r.base);
+        for pair in regions.windows(2) {
+            if let [a, b] = pair
+                && a.base.saturating_add(a.len) > b.base
+            {
+                return Err(MapError::Overlap(GuestPhysAddr(b.base)));
+            }
+        }
+        Ok(Self { inner: Arc::new(Inner { regions: regions.into(), _keep: memory }) })
+    }
+
+    /// Maps `len` bytes of private memory at guest address 0: buffers of uplinks and tests.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::Private`] if the kernel refuses the mapping.
+    pub fn private(len: usize) -> Result<Self, MapError> {
+        let ranges = [(vm_memory::GuestAddress(0), len)];
+        let memory = GuestMemoryMmap::<()>::from_ranges(&ranges)
+            .map_err(|_| MapError::Private(len))?;
+        Self::new(Arc::new(memory))
+    }
+
+    /// The number of regions.
+    pub fn region_count(&self) -> usize {
+        self.inner.regions.len()
+    }
+
+    /// Whether both are the same snapshot.
+    pub fn same_as(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
+    /// Whether every byte of `[addr, addr + len)` is mapped; regions may be adjacent.
+    pub fn contains(&self, addr: GuestPhysAddr, len: u64) -> bool {
+        let (mut at, mut left) = (addr.0, len);
+        while left > 0 {
+            let Some((_, here)) = self.lookup(at) else { return false };
+            let step = here.min(left);
+            let Some(next) = at.checked_add(step) else { return left == step };
+            at = next;
+            left = left.saturating_sub(step);
+        }
+        true
+    }
+
+    /// The host pointer of `addr` if `[addr, addr + len)` lies in one region.
+    pub(crate) fn contiguous(&self, addr: GuestPhysAddr, len: u64) -> Option<*mut u8> {
+        let (host, here) = self.lookup(addr.0)?;
+        (here >= len).then_some(host)
+    }
+
+    /// Appends the segments of `[addr, addr + len)`, split at region boundaries.
+    /// Returns false, and may have appended some, if a byte is not mapped.
+    #[inline]
+    pub(crate) fn resolve(
+        &self,
+        hint: &mut usize,
+        addr: GuestPhysAddr,
+        len: u32,
+        out: &mut Vec<RawSeg>,
+    ) -> bool {
+        if let Some(region) = self.inner.regions.get(*hint) {
+            let offset = addr.0.wrapping_sub(region.base);
+            if offset < region.len && region.len.wrapping_sub(offset) >= u64::from(len) {
+                out.push(RawSeg::new(region.host.wrapping_add(offset as usize), len));
+                return true;
+            }
+        }
+        self.resolve_slow(hint, addr, len, out)
+    }
+
+    #[cold]
+    fn resolve_slow(
+        &self,
+        hint: &mut usize,
+        addr: GuestPhysAddr,
+        len: u32,
+        out: &mut Vec<RawSeg>,
+    ) -> bool {
+        let (mut at, mut left) = (addr.0, len);
+        while left > 0 {
+            let Some(index) = self.index_of(at) else { return false };
+            *hint = index;
+            let Some((host, here)) = self.lookup(at) else { return false };
+            let step = u32::try_from(here).unwrap_or(u32::MAX).min(left);
+            out.push(RawSeg::new(host, step));
+            left = left.saturating_sub(step);
+            let Some(next) = at.checked_add(u64::from(step)) else { return left == 0 };
+            at = next;
+        }
+        true
+    }
+
+    fn index_of(&self, addr: u64) -> Option<usize> {
+        let after = self.inner.regions.partition_point(|r| r.base <= addr);
+        let index = after.checked_sub(1)?;
+        let region = self.inner.regions.get(index)?;
+        (addr.wrapping_sub(region.base) < region.len).then_some(index)
+    }
+
+    /// Host pointer of `addr` and the bytes from there to the end of its region.
+    fn lookup(&self, addr: u64) -> Option<(*mut u8, u64)> {
+        let region = self.inner.regions.get(self.index_of(addr)?)?;
+        let offset = addr.wrapping_sub(region.base);
+        let left = region.len.wrapping_sub(offset);
+        Some((region.host.wrapping_add(usize::try_from(offset).ok()?), left))
+    }
+}
+
+impl fmt::Debug for GuestMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GuestMap").field("regions", &self.inner.regions.len()).finish()
+    }
+}
