@@ -1,1 +1,18 @@
 //! Frame batches, offload intent, drop reasons and the port traits.
+#![forbid(unsafe_code)]
+
+mod batch;
+mod counters;
+mod drop_reason;
+mod frame;
+mod offload;
+mod status;
+mod traits;
+
+pub use batch::{Batch, FrameBuf};
+pub use counters::{Counter, EgressCounters, IngressCounters, QueueCounters, QueueTotals};
+pub use drop_reason::DropReason;
+pub use frame::{BURST_MAX, Frame, HEAD_MAX, HEAD_ROOM};
+pub use offload::{Gso, Offload};
+pub use status::{PortState, PortStatus, StatusCell};
+pub use traits::{Egress, Fabric, Ingress, PortId, QueueFault, QueueId};

@@ -1,0 +1,101 @@
+//! A burst of frames, borrowed from the queue that they came from.
+
+use virtq::mem::{Reader, SegStore};
+
+use crate::{BURST_MAX, Frame, QueueFault};
+
+/// Storage for one burst of frames; a worker allocates it once.
+#[derive(Debug)]
+pub struct FrameBuf {
+    frames: Box<[Frame]>,
+    len: usize,
+}
+
+impl Default for FrameBuf {
+    fn default() -> Self {
+        Self { frames: vec![Frame::default(); BURST_MAX].into(), len: 0 }
+    }
+}
+
+impl FrameBuf {
+    /// Forgets all frames.
+    #[inline(always)]
+    pub fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    /// The frame after the last one, to be filled and then kept with [`Self::keep`].
+    #[inline(always)]
+    pub fn slot(&mut self) -> Option<&mut Frame> {
+        self.frames.get_mut(self.len)
+    }
+
+    /// Keeps what stands in the slot.
+    #[inline(always)]
+    pub fn keep(&mut self) {
+        self.len = self.len.wrapping_add(1).min(self.frames.len());
+    }
+
+    /// Number of kept frames.
+    #[inline(always)]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no frame is kept.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The kept frames as a batch whose bodies are in `store`.
+    #[inline(always)]
+    pub fn batch<'a>(&'a mut self, store: SegStore<'a>, fault: Option<QueueFault>) -> Batch<'a> {
+        let frames = self.frames.get_mut(..self.len).unwrap_or_default();
+        Batch { frames, store, fault }
+    }
+}
+
+/// A burst of frames. It borrows its ingress, and so keeps the memory of the bodies mapped and
+/// forbids another `receive` before it is gone.
+#[derive(Debug)]
+pub struct Batch<'a> {
+    frames: &'a mut [Frame],
+    store: SegStore<'a>,
+    fault: Option<QueueFault>,
+}
+
+impl<'a> Batch<'a> {
+    /// Number of frames.
+    #[inline(always)]
+    pub fn len(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// Whether nothing arrived.
+    pub fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// The frames.
+    #[inline(always)]
+    pub fn frames(&self) -> &[Frame] {
+        self.frames
+    }
+
+    /// The frames, to edit.
+    #[inline(always)]
+    pub fn frames_mut(&mut self) -> &mut [Frame] {
+        self.frames
+    }
+
+    /// A reader over the body of `frame`, one of this batch.
+    #[inline(always)]
+    pub fn body(&self, frame: &Frame) -> Reader<'a> {
+        self.store.reader(frame.body)
+    }
+
+    /// The fault that ended the burst: the queue gives nothing more until it is set up anew.
+    pub fn fault(&self) -> Option<&QueueFault> {
+        self.fault.as_ref()
+    }
+}

@@ -1,0 +1,179 @@
+//! Counters: written by one worker, read by anybody without stopping it.
+//!
+//! The law for the switch as a whole: `rx + flood_copies + segments_added + originated =
+//! tx + drops + merged + held`, where `held` is what is on its way. A frame is counted as received
+//! before it can be counted as sent, and readers read sent and dropped before received, so that
+//! `held` is never negative.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam_utils::CachePadded;
+
+use crate::DropReason;
+
+/// A counter with one writer at a time.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `count`. Only the owner of the queue calls this.
+    #[inline(always)]
+    pub fn add(&self, count: u64) {
+        let now = self.0.load(Ordering::Relaxed);
+        // ORDERING: Release pairs with the Acquire in `get`: who sees this count also sees the
+        // counts that the same frame moved before.
+        self.0.store(now.wrapping_add(count), Ordering::Release);
+    }
+
+    /// The present value.
+    #[inline]
+    pub fn get(&self) -> u64 {
+        // ORDERING: Acquire pairs with the Release in `add`.
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// Drops by reason.
+#[derive(Debug)]
+struct Drops([Counter; DropReason::COUNT]);
+
+impl Default for Drops {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Counter::default()))
+    }
+}
+
+impl Drops {
+    #[inline]
+    fn add(&self, reason: DropReason, count: u64) {
+        if let Some(counter) = self.0.get(reason as usize) {
+            counter.add(count);
+        }
+    }
+
+    fn add_to(&self, totals: &mut [u64; DropReason::COUNT]) {
+        for (total, counter) in totals.iter_mut().zip(&self.0) {
+            *total = total.wrapping_add(counter.get());
+        }
+    }
+}
+
+/// Counters of a queue's way into the switch; written by the worker that owns the ingress.
+#[derive(Debug, Default)]
+pub struct IngressCounters {
+    frames: Counter,
+    bytes: Counter,
+    drops: Drops,
+}
+
+impl IngressCounters {
+    /// Counts frames that arrived, before anything else happens to them.
+    #[inline(always)]
+    pub fn received(&self, frames: u64, bytes: u64) {
+        self.bytes.add(bytes);
+        self.frames.add(frames);
+    }
+
+    /// Counts frames that the switch decided to drop.
+    #[inline]
+    pub fn dropped(&self, reason: DropReason, frames: u64) {
+        self.drops.add(reason, frames);
+    }
+}
+
+/// Counters of a queue's way out of the switch; written under the egress's lock.
+#[derive(Debug, Default)]
+pub struct EgressCounters {
+    frames: Counter,
+    bytes: Counter,
+    drops: Drops,
+}
+
+impl EgressCounters {
+    /// Counts frames that were delivered.
+    #[inline(always)]
+    pub fn sent(&self, frames: u64, bytes: u64) {
+        self.bytes.add(bytes);
+        self.frames.add(frames);
+    }
+
+    /// Counts frames that could not be delivered.
+    #[inline]
+    pub fn dropped(&self, reason: DropReason, frames: u64) {
+        self.drops.add(reason, frames);
+    }
+}
+
+/// Both ways of one queue pair, each in cache lines of its own.
+#[derive(Debug, Default)]
+pub struct QueueCounters {
+    /// Into the switch.
+    pub ingress: CachePadded<IngressCounters>,
+    /// Out of the switch.
+    pub egress: CachePadded<EgressCounters>,
+}
+
+/// What a queue's counters were at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueTotals {
+    /// Frames into the switch.
+    pub rx_frames: u64,
+    /// Bytes into the switch.
+    pub rx_bytes: u64,
+    /// Frames out of the switch.
+    pub tx_frames: u64,
+    /// Bytes out of the switch.
+    pub tx_bytes: u64,
+    /// Drops, in the order of [`DropReason::ALL`].
+    pub drops: [u64; DropReason::COUNT],
+}
+
+impl QueueTotals {
+    /// Sum of all drops.
+    pub fn dropped(&self) -> u64 {
+        self.drops.iter().fold(0, |sum, n| sum.wrapping_add(*n))
+    }
+}
+
+impl QueueCounters {
+    /// Reads the ways that end a frame; call this for every queue before [`Self::read_rx`].
+    pub fn read_ends(&self) -> QueueTotals {
+        let mut drops = [0; DropReason::COUNT];
+        self.ingress.drops.add_to(&mut drops);
+        self.egress.drops.add_to(&mut drops);
+        QueueTotals {
+            rx_frames: 0,
+            rx_bytes: 0,
+            tx_frames: self.egress.frames.get(),
+            tx_bytes: self.egress.bytes.get(),
+            drops,
+        }
+    }
+
+    /// Adds what began: read after the ends of every queue.
+    pub fn read_rx(&self, totals: &mut QueueTotals) {
+        totals.rx_frames = self.ingress.frames.get();
+        totals.rx_bytes = self.ingress.bytes.get();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::QueueCounters;
+    use crate::DropReason;
+
+    #[test]
+    fn totals_show_each_way() {
+        let counters = QueueCounters::default();
+        counters.ingress.received(3, 180);
+        counters.ingress.dropped(DropReason::Runt, 1);
+        counters.egress.sent(2, 120);
+        counters.egress.dropped(DropReason::NoBuffer, 4);
+        let mut totals = counters.read_ends();
+        counters.read_rx(&mut totals);
+        assert_eq!((totals.rx_frames, totals.rx_bytes), (3, 180));
+        assert_eq!((totals.tx_frames, totals.tx_bytes), (2, 120));
+        assert_eq!(totals.dropped(), 5);
+        assert_eq!(totals.drops[DropReason::NoBuffer as usize], 4);
+    }
+}

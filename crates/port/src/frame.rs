@@ -1,0 +1,202 @@
+//! One frame on its way: a private head, and where the rest of it is.
+//!
+//! ```text
+//!  ┌ room ┬──────── head: private copy ─────────┐┌──── body: still in the sender's memory ────┐
+//!  │  16  │ Ethernet, tags, IP, L4 … ≤ 128 B     ││ copied once, by the egress                 │
+//!  └──────┴──────────────────────────────────────┘└────────────────────────────────────────────┘
+//! ```
+//!
+//! **Trust.** The head was copied once and is used from the copy: what was checked is what is
+//! sent. The body stays hostile and is never interpreted.
+
+use virtq::mem::{Reader, SegSpan};
+
+use crate::Offload;
+
+/// The most frames in a batch.
+pub const BURST_MAX: usize = 64;
+/// The most bytes of a frame that are copied into its private head.
+pub const HEAD_MAX: usize = 128;
+/// Spare bytes before the head, for tags that are pushed on the way.
+pub const HEAD_ROOM: usize = 16;
+
+/// Bytes of the two addresses that stand before a tag.
+const ADDRESSES: usize = 12;
+const TAG: usize = 4;
+/// EtherType of an 802.1Q tag.
+const TPID: [u8; 2] = [0x81, 0x00];
+
+/// One frame of a [`crate::Batch`].
+#[derive(Debug, Clone)]
+pub struct Frame {
+    bytes: [u8; HEAD_ROOM + HEAD_MAX],
+    start: u16,
+    end: u16,
+    /// Where the bytes after the head are, in the batch's segment store.
+    pub body: SegSpan,
+    /// What the sender left for others to do.
+    pub offload: Offload,
+}
+
+impl Default for Frame {
+    fn default() -> Self {
+        Self {
+            bytes: [0; HEAD_ROOM + HEAD_MAX],
+            start: ROOM,
+            end: ROOM,
+            body: SegSpan::default(),
+            offload: Offload::default(),
+        }
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "16 fits")]
+const ROOM: u16 = HEAD_ROOM as u16;
+
+impl Frame {
+    /// Fills the frame: the head from `reader`, the body from what is left of `whole`, the span
+    /// that `reader` was made from. Returns false if there are no 14 bytes of Ethernet header.
+    #[inline(always)]
+    pub fn fill(&mut self, mut reader: Reader<'_>, whole: SegSpan, offload: Offload) -> bool {
+        let Some(space) = self.bytes.get_mut(HEAD_ROOM..) else { return false };
+        let len = reader.remaining();
+        // A constant length lets the compiler copy with a few wide moves instead of a call.
+        let got = match space.first_chunk_mut::<64>() {
+            Some(line) if len >= 64 && len < 96 => reader.read(line),
+            _ => reader.read(space),
+        };
+        let got16 = u16::try_from(got).unwrap_or(0);
+        self.start = ROOM;
+        self.end = ROOM.wrapping_add(got16);
+        let taken = u32::from(got16);
+        self.body = SegSpan {
+            skip: whole.skip.wrapping_add(taken),
+            len: len.wrapping_sub(taken),
+            ..whole
+        };
+        self.offload = offload;
+        got >= 14
+    }
+
+    /// Fills the frame from private bytes: frames that the switch originates itself, and tests.
+    /// At most [`HEAD_MAX`] bytes are taken.
+    pub fn fill_private(&mut self, data: &[u8]) {
+        let len = data.len().min(HEAD_MAX);
+        let target = self.bytes.get_mut(HEAD_ROOM..HEAD_ROOM.saturating_add(len));
+        if let (Some(target), Some(data)) = (target, data.get(..len)) {
+            target.copy_from_slice(data);
+        }
+        self.start = ROOM;
+        self.end = ROOM.wrapping_add(u16::try_from(len).unwrap_or(0));
+        self.body = SegSpan::default();
+        self.offload = Offload::default();
+    }
+
+    /// The private head.
+    #[inline(always)]
+    pub fn head(&self) -> &[u8] {
+        self.bytes.get(usize::from(self.start)..usize::from(self.end)).unwrap_or_default()
+    }
+
+    /// The private head, to edit.
+    #[inline(always)]
+    pub fn head_mut(&mut self) -> &mut [u8] {
+        self.bytes.get_mut(usize::from(self.start)..usize::from(self.end)).unwrap_or_default()
+    }
+
+    /// Bytes of the frame: head and body.
+    #[inline(always)]
+    #[expect(clippy::len_without_is_empty, reason = "a frame has at least its Ethernet header")]
+    pub fn len(&self) -> u32 {
+        u32::from(self.end.wrapping_sub(self.start)).wrapping_add(self.body.len)
+    }
+
+    /// The outer 802.1Q tag's control information (priority, DEI, VLAN), if there is a tag.
+    #[inline(always)]
+    pub fn tag(&self) -> Option<u16> {
+        match self.head().get(ADDRESSES..ADDRESSES.wrapping_add(TAG)) {
+            Some([0x81, 0x00, hi, lo]) => Some(u16::from_be_bytes([*hi, *lo])),
+            _ => None,
+        }
+    }
+
+    /// Makes the outer tag what `tci` says: pushed, popped, rewritten or left alone. Returns
+    /// false, and changes nothing, if there is no room for another tag.
+    #[inline]
+    pub fn set_tag(&mut self, tci: Option<u16>) -> bool {
+        match (self.tag(), tci) {
+            (None, None) => true,
+            (Some(now), Some(then)) if now == then => true,
+            (_, Some(tci)) if self.tag().is_some() => self.write_tag(tci),
+            (_, Some(tci)) => self.open_gap() && self.write_tag(tci),
+            (Some(_), None) => self.close_gap(),
+        }
+    }
+
+    fn write_tag(&mut self, tci: u16) -> bool {
+        let [hi, lo] = tci.to_be_bytes();
+        let Some(place) = self.head_mut().get_mut(ADDRESSES..ADDRESSES.wrapping_add(TAG)) else {
+            return false;
+        };
+        place.copy_from_slice(&[TPID[0], TPID[1], hi, lo]);
+        true
+    }
+
+    fn open_gap(&mut self) -> bool {
+        let start = usize::from(self.start);
+        let Some(new) = start.checked_sub(TAG) else { return false };
+        self.bytes.copy_within(start..start.wrapping_add(ADDRESSES), new);
+        self.start = self.start.wrapping_sub(4);
+        self.offload = self.offload.shifted(4);
+        true
+    }
+
+    fn close_gap(&mut self) -> bool {
+        let start = usize::from(self.start);
+        self.bytes.copy_within(start..start.wrapping_add(ADDRESSES), start.wrapping_add(TAG));
+        self.start = self.start.wrapping_add(4);
+        self.offload = self.offload.shifted(-4);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Frame;
+    use crate::Offload;
+
+    fn frame() -> Frame {
+        let mut frame = Frame::default();
+        let bytes: Vec<u8> = (0..60).collect();
+        frame.fill_private(&bytes);
+        frame
+    }
+
+    #[test]
+    fn a_pushed_tag_pops_to_the_same_bytes() {
+        let mut frame = frame();
+        let before = frame.head().to_vec();
+        frame.offload = Offload { needs_csum: true, csum_start: 34, ..Offload::default() };
+        assert!(frame.set_tag(Some(0x2005)));
+        assert_eq!(frame.head().len(), 64);
+        assert_eq!(&frame.head()[..12], &before[..12]);
+        assert_eq!(&frame.head()[12..16], &[0x81, 0, 0x20, 5]);
+        assert_eq!(&frame.head()[16..], &before[12..]);
+        assert_eq!(frame.offload.csum_start, 38);
+        assert!(frame.set_tag(Some(7)));
+        assert_eq!(frame.tag(), Some(7));
+        assert!(frame.set_tag(None));
+        assert_eq!(frame.head(), before);
+        assert_eq!(frame.offload.csum_start, 34);
+    }
+
+    #[test]
+    fn tags_stop_at_the_end_of_the_room() {
+        let mut frame = frame();
+        for _ in 0..4 {
+            assert!(frame.open_gap());
+        }
+        assert!(!frame.open_gap());
+        assert_eq!(frame.len(), 76);
+    }
+}

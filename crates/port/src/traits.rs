@@ -1,0 +1,120 @@
+//! The two halves of a queue pair as the switch sees them, and the switch as a port sees it.
+
+use std::fmt;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use virtq::ChainError;
+
+use crate::{Batch, FrameBuf, QueueCounters};
+
+/// A port of the switch; never reused while the process lives, unless the port is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PortId(pub u16);
+
+/// One queue pair of a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct QueueId {
+    /// The port.
+    pub port: PortId,
+    /// The pair: rings `2 * pair` and `2 * pair + 1` of a guest.
+    pub pair: u16,
+}
+
+/// What takes a queue out of service.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum QueueFault {
+    /// A guest fault: its driver broke the ring.
+    #[error("the driver broke the ring: {0}")]
+    Ring(#[from] ChainError),
+    /// A host fault: a system call of an uplink failed for good.
+    #[error("{what}: {error}")]
+    Host {
+        /// What was tried on what.
+        what: String,
+        /// The kernel's answer.
+        error: String,
+    },
+}
+
+/// Where frames come from: a guest's transmitq, an uplink's receive side. One worker owns it.
+pub trait Ingress: Send {
+    /// Takes up to `BURST_MAX` frames. Counts them as received before it returns. The frames'
+    /// bodies stay where they are until [`Self::release`].
+    fn receive<'a>(&'a mut self, frames: &'a mut FrameBuf) -> Batch<'a>;
+
+    /// Gives the buffers of the last batch back and publishes that; does not notify.
+    fn release(&mut self);
+
+    /// Notifies the other side of what was released, if it wants that. The worker has executed a
+    /// full fence since.
+    fn notify(&mut self);
+
+    /// Arms the wake-up: from now on [`Self::wake_fd`] becomes readable when frames arrive.
+    /// Returns true if there are frames already: the caller must not sleep.
+    fn arm(&mut self) -> bool;
+
+    /// Ends [`Self::arm`] and clears a wake-up that has happened.
+    fn disarm(&mut self);
+
+    /// What becomes readable; none if this side can only be polled.
+    fn wake_fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Where drops on this way are counted.
+    fn counters(&self) -> &Arc<QueueCounters>;
+
+    /// Gives the concrete type back to who attached it.
+    fn into_any(self: Box<Self>) -> Box<dyn std::any::Any + Send>;
+}
+
+/// Where frames go: a guest's receiveq, an uplink's transmit side. Used under a short lock.
+pub trait Egress: Send {
+    /// Sends the frames `picked` (indexes into `batch`), in that order. Each one is counted as
+    /// sent or, with its reason, as dropped. Publishes; does not notify.
+    ///
+    /// # Errors
+    ///
+    /// A fault: the queue takes nothing more. Frames not sent are counted as dropped.
+    fn send(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault>;
+
+    /// Notifies the other side, if it wants that. The worker has executed a full fence since.
+    fn notify(&mut self);
+
+    /// Where this way is counted.
+    fn counters(&self) -> &Arc<QueueCounters>;
+
+    /// Gives the concrete type back to who attached it.
+    fn into_any(self: Box<Self>) -> Box<dyn std::any::Any + Send>;
+}
+
+impl fmt::Debug for dyn Ingress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Ingress")
+    }
+}
+
+impl fmt::Debug for dyn Egress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Egress")
+    }
+}
+
+/// What a port's owner (a vhost-user session, a tap, an embedding VMM) asks of the switch.
+pub trait Fabric: Send + Sync {
+    /// Hands an ingress to a worker. It must be disarmed; the worker looks at it at once, kick or
+    /// not.
+    fn attach_ingress(&self, at: QueueId, ingress: Box<dyn Ingress>);
+
+    /// Takes an ingress back. When this returns, no worker touches it, nor the memory that its
+    /// frames were in.
+    fn detach_ingress(&self, at: QueueId) -> Option<Box<dyn Ingress>>;
+
+    /// Opens a way out. From now on frames may be sent to this pair.
+    fn attach_egress(&self, at: QueueId, egress: Box<dyn Egress>);
+
+    /// Closes a way out. When this returns, no worker touches it, nor its memory.
+    fn detach_egress(&self, at: QueueId) -> Option<Box<dyn Egress>>;
+
+    /// Sends a frame of our own as if it had come from `from` (at most `HEAD_MAX` bytes).
+    fn originate(&self, from: PortId, frame: &[u8]);
+}
