@@ -13,10 +13,14 @@
 //! **Not supported.** Dirty bitmaps of `vm-memory` regions are not marked.
 #![expect(unsafe_code, reason = "the crate's only module that dereferences guest memory")]
 
+#[cfg(feature = "driver")]
+mod driver_words;
 mod map;
 mod segs;
 mod word;
 
+#[cfg(feature = "driver")]
+pub(crate) use driver_words::DriverWords;
 pub use map::{GuestMap, GuestPhysAddr, MAX_REGIONS, MapError};
 pub use segs::{ReadPiece, Readable, Reader, SegSpan, SegStore, Writable, Writer};
 pub(crate) use segs::RawSeg;

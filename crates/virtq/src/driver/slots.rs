@@ -1,0 +1,180 @@
+//! What the driver knows about each id: private state, against which used entries are checked.
+
+use super::{DriverError, Used};
+
+/// One id. For split rings the id of a chain is its head, and its other descriptors' slots are
+/// only links of the free list.
+#[derive(Debug, Clone, Copy, Default)]
+struct Slot {
+    cookie: u64,
+    /// Bytes that the device may write.
+    writable: u32,
+    /// Last id of the chain: what goes back to the free list is `id..=last`.
+    last: u16,
+    /// Ring entries of the chain; 0 while the device does not have it.
+    entries: u16,
+}
+
+/// A buffer to be given to the device.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Claim {
+    pub(super) id: u16,
+    pub(super) last: u16,
+    pub(super) entries: u16,
+    pub(super) writable: u32,
+    pub(super) cookie: u64,
+}
+
+/// All ids of a queue. Free ids form a FIFO, so that with `IN_ORDER` they are used in ring order.
+#[derive(Debug)]
+pub(super) struct Slots {
+    slots: Box<[Slot]>,
+    next: Box<[u16]>,
+    head: u16,
+    tail: u16,
+    /// Whether a chain takes an id for each of its entries (split) or one as a whole (packed).
+    id_per_entry: bool,
+    free_ids: u16,
+    free_entries: u16,
+    outstanding: u16,
+    /// The id that the device has had for longest; kept with `IN_ORDER` only.
+    oldest: u16,
+}
+
+impl Slots {
+    pub(super) fn new(size: u16, id_per_entry: bool) -> Self {
+        let last = size.wrapping_sub(1);
+        Self {
+            slots: vec![Slot::default(); usize::from(size)].into(),
+            next: (0..size).map(|id| if id == last { 0 } else { id.wrapping_add(1) }).collect(),
+            head: 0,
+            tail: last,
+            id_per_entry,
+            free_ids: size,
+            free_entries: size,
+            outstanding: 0,
+            oldest: 0,
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn free_entries(&self) -> u16 {
+        self.free_entries
+    }
+
+    #[inline(always)]
+    pub(super) fn outstanding(&self) -> u16 {
+        self.outstanding
+    }
+
+    pub(super) fn size(&self) -> u16 {
+        u16::try_from(self.slots.len()).unwrap_or(u16::MAX)
+    }
+
+    /// The free id that comes next.
+    #[inline(always)]
+    pub(super) fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// The free id after `id`.
+    #[inline(always)]
+    pub(super) fn after(&self, id: u16) -> u16 {
+        self.next.get(usize::from(id)).copied().unwrap_or(0)
+    }
+
+    /// Whether a chain of `entries` entries fits now.
+    #[inline(always)]
+    pub(super) fn check_room(&self, entries: usize) -> Result<(), DriverError> {
+        if entries == 0 {
+            return Err(DriverError::Empty);
+        }
+        if entries > usize::from(self.free_entries) {
+            return Err(DriverError::Full { needed: entries, free: self.free_entries });
+        }
+        Ok(())
+    }
+
+    /// Takes the ids `claim.id..=claim.last` from the head of the free list.
+    #[inline(always)]
+    pub(super) fn claim(&mut self, claim: Claim) {
+        self.head = self.after(claim.last);
+        let ids = if self.id_per_entry { claim.entries } else { 1 };
+        self.free_ids = self.free_ids.wrapping_sub(ids);
+        self.free_entries = self.free_entries.wrapping_sub(claim.entries);
+        self.outstanding = self.outstanding.wrapping_add(1);
+        if let Some(slot) = self.slots.get_mut(usize::from(claim.id)) {
+            *slot = Slot {
+                cookie: claim.cookie,
+                writable: claim.writable,
+                last: claim.last,
+                entries: claim.entries,
+            };
+        }
+    }
+
+    /// Whether the device has `id`.
+    #[inline(always)]
+    pub(super) fn check_outstanding(&self, id: u32) -> Result<u16, DriverError> {
+        let unknown = DriverError::UsedId { id, size: self.size() };
+        let Some(slot) = self.slots.get(id as usize) else { return Err(unknown) };
+        let id = u16::try_from(id).map_err(|_| unknown)?;
+        if slot.entries == 0 { Err(DriverError::NotOutstanding(id)) } else { Ok(id) }
+    }
+
+    /// Takes the buffer `id` back from the device, which wrote `len` bytes. Returns it with the
+    /// number of ring entries that it took.
+    #[inline(always)]
+    pub(super) fn release(&mut self, id: u16, len: u32) -> Result<(Used, u16), DriverError> {
+        let size = self.size();
+        let Some(slot) = self.slots.get_mut(usize::from(id)) else {
+            return Err(DriverError::UsedId { id: u32::from(id), size });
+        };
+        let Slot { cookie, writable, last, entries } = *slot;
+        if entries == 0 {
+            return Err(DriverError::NotOutstanding(id));
+        }
+        if len > writable {
+            return Err(DriverError::UsedLength { len, writable });
+        }
+        slot.entries = 0;
+        if self.free_ids == 0 {
+            self.head = id;
+        } else if let Some(next) = self.next.get_mut(usize::from(self.tail)) {
+            *next = id;
+        }
+        self.tail = last;
+        let ids = if self.id_per_entry { entries } else { 1 };
+        self.free_ids = self.free_ids.wrapping_add(ids);
+        self.free_entries = self.free_entries.wrapping_add(entries);
+        self.outstanding = self.outstanding.wrapping_sub(1);
+        Ok((Used { cookie, len }, entries))
+    }
+
+    /// With `IN_ORDER`: takes the oldest buffer back. `len` is what the device wrote if the buffer
+    /// is `id`; one before it counts as completely written (specification, "In-order use").
+    #[inline(always)]
+    pub(super) fn release_oldest(&mut self, id: u16, len: u32) -> Result<(Used, u16), DriverError> {
+        let oldest = self.oldest;
+        let Some(slot) = self.slots.get(usize::from(oldest)) else {
+            return Err(DriverError::NotOutstanding(oldest));
+        };
+        let last = slot.last;
+        let len = if oldest == id { len } else { slot.writable };
+        let released = self.release(oldest, len)?;
+        let next = last.wrapping_add(1);
+        self.oldest = if next >= self.size() { 0 } else { next };
+        Ok(released)
+    }
+
+    /// The id that `release_oldest` would take.
+    #[inline(always)]
+    pub(super) fn oldest(&self) -> u16 {
+        self.oldest
+    }
+
+    /// Cookies of all buffers that the device has, in no order.
+    pub(super) fn cookies(&self) -> impl Iterator<Item = u64> + '_ {
+        self.slots.iter().filter(|s| s.entries != 0).map(|s| s.cookie)
+    }
+}
