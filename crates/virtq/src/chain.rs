@@ -1,5 +1,8 @@
 //! Descriptor chains: they exist only if they are valid.
 
+use std::ops::Range;
+
+use crate::ChainError;
 use crate::mem::{RawSeg, Readable, SegSpan, SegStore, Writable};
 
 /// What gives a chain back to the ring it came from.
@@ -16,11 +19,25 @@ pub struct Token {
 pub struct Chain {
     pub(crate) token: Token,
     pub(crate) first: u32,
-    pub(crate) readable_segs: u16,
-    pub(crate) writable_segs: u16,
+    pub(crate) readable_segs: u32,
+    pub(crate) writable_segs: u32,
     pub(crate) readable_len: u32,
     pub(crate) writable_len: u32,
 }
+
+impl Chain {
+    /// A chain of one buffer, whose segments are `segs`.
+    #[inline(always)]
+    pub(crate) fn single(token: Token, writable: bool, segs: Range<u32>, len: u32) -> Self {
+        let count = segs.end.wrapping_sub(segs.start);
+        let (readable_segs, writable_segs) = if writable { (0, count) } else { (count, 0) };
+        let (readable_len, writable_len) = if writable { (0, len) } else { (len, 0) };
+        Self { token, first: segs.start, readable_segs, writable_segs, readable_len, writable_len }
+    }
+}
+
+/// A burst ends early when its chains have more segments than this. One chain can have more.
+pub(crate) const BURST_SEGS: usize = 1 << 16;
 
 /// Storage for the chains of one burst; allocated once, reused for every burst.
 #[derive(Debug, Default)]
@@ -35,6 +52,16 @@ impl ChainBuf {
         Self {
             chains: Vec::with_capacity(chains),
             segs: Vec::with_capacity(chains.saturating_mul(4)),
+        }
+    }
+
+    /// Empties it; what a guest's oversized chains took goes back to the allocator.
+    #[inline(always)]
+    pub(crate) fn clear(&mut self) {
+        self.chains.clear();
+        self.segs.clear();
+        if self.segs.capacity() > BURST_SEGS.saturating_mul(2) {
+            self.segs.shrink_to(BURST_SEGS);
         }
     }
 }
@@ -94,7 +121,7 @@ impl<'a> Chains<'a> {
         let Some(c) = self.buf.chains.get(index) else { return SegSpan::default() };
         SegSpan {
             first: c.first,
-            count: u32::from(c.readable_segs),
+            count: c.readable_segs,
             skip,
             len: c.readable_len.saturating_sub(skip),
         }
@@ -105,17 +132,4 @@ impl<'a> Chains<'a> {
     pub fn store(&self) -> SegStore<'a> {
         SegStore::new(&self.buf.segs)
     }
-}
-
-/// Each rule of the specification that a driver can break with a chain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum ChainError {
-    /// A head index outside of the queue.
-    #[error("head index {head} is outside of a queue of {size}")]
-    Head {
-        /// The index that the driver gave.
-        head: u16,
-        /// Entries of the queue.
-        size: u16,
-    },
 }

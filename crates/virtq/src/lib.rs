@@ -1,12 +1,21 @@
 //! The device side of split and packed virtqueues over guest memory.
 
-#[cfg(feature = "driver")]
-pub mod driver;
 mod chain;
 mod config;
+#[cfg(feature = "driver")]
+pub mod driver;
+mod error;
 pub mod mem;
+mod notify;
+mod packed;
 mod queue;
+mod shared;
+mod split;
+mod walk;
 
-pub use chain::{Chain, ChainBuf, ChainError, Chains, Token};
-pub use config::{Layout, QueueConfig, QueueError, RingFeatures, RingPosition};
+pub use chain::{Chain, ChainBuf, Chains, Token};
+pub use config::{Layout, QueueConfig, QueueError, RingArea, RingFeatures, RingPosition};
+pub use error::ChainError;
+pub use packed::Packed;
 pub use queue::Virtq;
+pub use split::Split;

@@ -16,15 +16,23 @@
 #[cfg(feature = "driver")]
 mod driver_words;
 mod map;
+mod pool;
+mod rings;
 mod segs;
 mod word;
 
 #[cfg(feature = "driver")]
 pub(crate) use driver_words::DriverWords;
 pub use map::{GuestMap, GuestPhysAddr, MAX_REGIONS, MapError};
-pub use segs::{ReadPiece, Readable, Reader, SegSpan, SegStore, Writable, Writer};
+pub(crate) use map::{Hit, HostRange};
+pub use pool::Pool;
+pub(crate) use rings::{PackedAreas, RawDesc, SplitAreas};
 pub(crate) use segs::RawSeg;
-pub(crate) use word::RingMem;
+pub use segs::{ReadPiece, Readable, Reader, SegSpan, SegStore, Writable, Writer};
+pub(crate) use word::Word;
+
+// Offsets into a region are cast from u64 to usize.
+const _: () = assert!(size_of::<usize>() == size_of::<u64>());
 
 /// Copies `len` bytes that may overlap, may be written concurrently and may live in two guests.
 ///

@@ -1,84 +1,128 @@
 //! A running virtqueue, device side.
 
+use crate::ChainError;
 use crate::chain::{ChainBuf, Chains, Token};
 use crate::config::{Layout, QueueConfig, RingPosition};
+use crate::packed::Packed;
+use crate::split::Split;
 
-/// A running virtqueue. An enum, not a trait object: one branch per burst.
+/// What the driver was told about kicks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kicks {
+    /// Nothing since the start: whatever a predecessor left in the ring.
+    Unknown,
+    /// To send them.
+    Enabled,
+    /// To save them.
+    Disabled,
+}
+
+/// A running virtqueue. An enum, not a trait object: one branch per burst. This branch is also
+/// where further variants of the hot loops are chosen.
 #[derive(Debug)]
-pub enum Virtq {}
+pub enum Virtq {
+    /// Descriptor table, available ring, used ring.
+    Split(Split),
+    /// One descriptor ring.
+    Packed(Packed),
+}
+
+/// Runs one expression on whichever queue it is.
+macro_rules! either {
+    ($self:expr, $queue:ident => $do:expr) => {
+        match $self {
+            Virtq::Split($queue) => $do,
+            Virtq::Packed($queue) => $do,
+        }
+    };
+}
 
 impl Virtq {
     /// Reads up to `max` chains with one look at the available ring. Chains before a broken one
-    /// are returned, the fault with them; a broken queue returns its fault and nothing else.
+    /// are returned, the fault with them; a broken queue returns its fault and nothing else, but
+    /// what was popped before can still be completed.
     pub fn pop<'a>(&'a mut self, buf: &'a mut ChainBuf, max: usize) -> Chains<'a> {
-        let _ = (buf, max);
-        todo!()
+        let fault = either!(self, queue => queue.pop(buf, max));
+        Chains { buf, fault }
     }
 
     /// Takes back the last `tokens` popped and not completed, newest last: they come again.
     pub fn unpop(&mut self, tokens: &[Token]) {
-        let _ = tokens;
-        todo!()
+        either!(self, queue => queue.unpop(tokens));
     }
 
     /// Writes the used entry of one chain; the driver sees it after [`Self::publish`].
+    #[inline]
     pub fn complete(&mut self, token: Token, written: u32) {
-        let _ = (token, written);
-        todo!()
+        either!(self, queue => queue.complete(token, written));
     }
 
     /// Completes chains that were popped in this order and that had nothing written
     /// (transmitq): one used entry for all of them with `VIRTIO_F_IN_ORDER`.
+    #[inline]
     pub fn complete_all(&mut self, tokens: &[Token]) {
-        let _ = tokens;
-        todo!()
+        either!(self, queue => queue.complete_all(tokens));
     }
 
     /// Publishes all completions with one store. Does not notify.
+    #[inline]
     pub fn publish(&mut self) {
-        todo!()
+        either!(self, queue => queue.publish());
     }
 
     /// Whether the driver wants a call for what was published since the last look.
     /// A full fence must stand between [`Self::publish`] and this: one fence serves many queues.
+    #[inline]
     pub fn needs_call(&mut self) -> bool {
-        todo!()
+        either!(self, queue => queue.needs_call())
     }
 
     /// Asks the driver for kicks, then looks once more: true if chains are already available
     /// (the caller must not sleep). Contains the full fence that makes this safe.
     pub fn enable_kicks(&mut self) -> bool {
-        todo!()
+        either!(self, queue => queue.enable_kicks())
     }
 
-    /// Tells the driver that kicks are not needed.
+    /// Tells the driver that kicks are not needed. Costs nothing when it was told already.
+    #[inline]
     pub fn disable_kicks(&mut self) {
-        todo!()
+        either!(self, queue => queue.disable_kicks());
     }
 
-    /// Whether at least one chain is available right now.
+    /// Whether at least one chain is available right now. A broken queue has none.
+    #[inline]
     pub fn has_available(&self) -> bool {
-        todo!()
+        either!(self, queue => queue.has_available())
+    }
+
+    /// The fault that broke the queue, if one did.
+    pub fn fault(&self) -> Option<ChainError> {
+        either!(self, queue => queue.fault())
     }
 
     /// The ring format.
     pub fn layout(&self) -> Layout {
-        todo!()
+        match self {
+            Self::Split(_) => Layout::Split,
+            Self::Packed(_) => Layout::Packed,
+        }
     }
 
     /// Number of entries.
     pub fn size(&self) -> u16 {
-        todo!()
+        either!(self, queue => queue.size())
     }
 
     /// Where the device is now: popped but uncompleted chains count as fetched.
     pub fn position(&self) -> RingPosition {
-        todo!()
+        either!(self, queue => queue.position())
     }
 
     /// Ends the queue and gives back its configuration with the position to go on from: chains
-    /// popped and not completed are handed back, so that avail equals used.
+    /// popped and not completed are handed back, so that avail equals used. Completions that were
+    /// not published are published. (If chains were completed in another order than popped, those
+    /// handed back are as many as were not completed, from the end: complete all of them first.)
     pub fn stop(self) -> QueueConfig {
-        todo!()
+        either!(self, queue => queue.stop())
     }
 }

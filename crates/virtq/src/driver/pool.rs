@@ -1,7 +1,7 @@
 //! Fixed-size buffers in guest memory, for who plays the guest.
 
 use super::{Buffer, DriverError};
-use crate::mem::{GuestMap, GuestPhysAddr, RawSeg, Readable, Writable};
+use crate::mem::{GuestMap, GuestPhysAddr, Hit, RawSeg, Readable, Writable};
 
 /// Buffers of one size, at consecutive addresses; their contents are read and written by index.
 #[derive(Debug)]
@@ -33,12 +33,12 @@ impl BufferPool {
             return Err(DriverError::Area(base));
         }
         let mut segs = Vec::new();
-        let mut hint = 0;
+        let mut hit = Hit::none();
         for index in 0..count {
             let offset = u64::from(index).wrapping_mul(u64::from(bytes));
             let at = GuestPhysAddr(base.0.wrapping_add(offset));
             let before = segs.len();
-            let mapped = map.resolve(&mut hint, at, bytes, &mut segs);
+            let mapped = map.resolve(&mut hit, at, bytes, &mut segs);
             if !mapped || segs.len() != before.wrapping_add(1) {
                 return Err(DriverError::Area(at));
             }

@@ -8,7 +8,7 @@ use vm_memory::{
     Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress,
 };
 
-use super::RawSeg;
+use super::{RawDesc, RawSeg, Reader};
 
 /// The most regions that one map may have: vhost-user's 509 slots fit.
 pub const MAX_REGIONS: usize = 1024;
@@ -29,6 +29,52 @@ struct Region {
     base: u64,
     len: u64,
     host: *mut u8,
+}
+
+/// The region that was used last, by value: most lookups end here. Belongs to one map, in whose
+/// owner it lives.
+#[derive(Clone, Copy)]
+pub(crate) struct Hit {
+    region: Region,
+}
+
+// SAFETY: the pointer is as good in every thread; see `Inner`.
+unsafe impl Send for Hit {}
+// SAFETY: as above; the struct itself is immutable behind a shared reference.
+unsafe impl Sync for Hit {}
+
+impl Hit {
+    /// A cache that holds nothing.
+    pub(crate) fn none() -> Self {
+        Self { region: Region { base: 0, len: 0, host: std::ptr::null_mut() } }
+    }
+
+    /// The segment `[addr, addr + len)` if it lies in the region.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "64-bit only, asserted in `mem`")]
+    pub(crate) fn resolve(&self, addr: GuestPhysAddr, len: u32) -> Option<RawSeg> {
+        let offset = addr.0.wrapping_sub(self.region.base);
+        let fits =
+            offset < self.region.len && self.region.len.wrapping_sub(offset) >= u64::from(len);
+        fits.then(|| RawSeg::new(self.region.host.wrapping_add(offset as usize), len))
+    }
+}
+
+impl fmt::Debug for Hit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Hit({:#x}, {:#x} B)", self.region.base, self.region.len)
+    }
+}
+
+/// Where a range of guest addresses is here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HostRange {
+    /// In one piece, from this address on.
+    Contiguous(*mut u8),
+    /// In several pieces.
+    Scattered,
+    /// Not all of it is mapped.
+    Unmapped,
 }
 
 struct Inner {
@@ -59,6 +105,9 @@ pub enum MapError {
     /// A region that has no host mapping (vm-memory gives none for it).
     #[error("the memory region at {0} has no host mapping")]
     NotMapped(GuestPhysAddr),
+    /// A region that ends above the highest address.
+    #[error("the memory region at {0} wraps around the address space")]
+    Wraps(GuestPhysAddr),
     /// Two regions overlap.
     #[error("the memory region at {0} overlaps the one before it")]
     Overlap(GuestPhysAddr),
@@ -87,6 +136,9 @@ impl GuestMap {
             let host = region
                 .get_host_address(MemoryRegionAddress(0))
                 .map_err(|_| MapError::NotMapped(base))?;
+            if region.len().checked_sub(1).and_then(|last| base.0.checked_add(last)).is_none() {
+                return Err(MapError::Wraps(base));
+            }
             regions.push(Region { base: base.0, len: region.len(), host });
         }
         regions.sort_by_key(|r| r.base);
@@ -107,8 +159,8 @@ impl GuestMap {
     /// [`MapError::Private`] if the kernel refuses the mapping.
     pub fn private(len: usize) -> Result<Self, MapError> {
         let ranges = [(vm_memory::GuestAddress(0), len)];
-        let memory = GuestMemoryMmap::<()>::from_ranges(&ranges)
-            .map_err(|_| MapError::Private(len))?;
+        let memory =
+            GuestMemoryMmap::<()>::from_ranges(&ranges).map_err(|_| MapError::Private(len))?;
         Self::new(Arc::new(memory))
     }
 
@@ -135,36 +187,56 @@ impl GuestMap {
         true
     }
 
-    /// The host pointer of `addr` if `[addr, addr + len)` lies in one region.
+    /// Where `[addr, addr + len)` is here. Adjacent regions count as one if they are adjacent here
+    /// too.
+    pub(crate) fn host_range(&self, addr: GuestPhysAddr, len: u64) -> HostRange {
+        if !self.contains(addr, len) {
+            return HostRange::Unmapped;
+        }
+        let Some((start, mut have)) = self.lookup(addr.0) else { return HostRange::Unmapped };
+        while have < len {
+            let here = usize::try_from(have).ok().map(|have| start.wrapping_add(have));
+            match self.lookup(addr.0.wrapping_add(have)) {
+                Some((host, more)) if Some(host) == here => have = have.saturating_add(more),
+                _ => return HostRange::Scattered,
+            }
+        }
+        HostRange::Contiguous(start)
+    }
+
+    /// The host pointer of `addr` if `[addr, addr + len)` is in one piece here.
+    #[cfg(feature = "driver")]
     pub(crate) fn contiguous(&self, addr: GuestPhysAddr, len: u64) -> Option<*mut u8> {
-        let (host, here) = self.lookup(addr.0)?;
-        (here >= len).then_some(host)
+        match self.host_range(addr, len) {
+            HostRange::Contiguous(ptr) => Some(ptr),
+            HostRange::Scattered | HostRange::Unmapped => None,
+        }
     }
 
     /// Appends the segments of `[addr, addr + len)`, split at region boundaries.
     /// Returns false, and may have appended some, if a byte is not mapped.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn resolve(
         &self,
-        hint: &mut usize,
+        hit: &mut Hit,
         addr: GuestPhysAddr,
         len: u32,
         out: &mut Vec<RawSeg>,
     ) -> bool {
-        if let Some(region) = self.inner.regions.get(*hint) {
-            let offset = addr.0.wrapping_sub(region.base);
-            if offset < region.len && region.len.wrapping_sub(offset) >= u64::from(len) {
-                out.push(RawSeg::new(region.host.wrapping_add(offset as usize), len));
-                return true;
+        match hit.resolve(addr, len) {
+            Some(seg) => {
+                out.push(seg);
+                true
             }
+            None => self.resolve_slow(hit, addr, len, out),
         }
-        self.resolve_slow(hint, addr, len, out)
     }
 
     #[cold]
+    #[inline(never)]
     fn resolve_slow(
         &self,
-        hint: &mut usize,
+        hit: &mut Hit,
         addr: GuestPhysAddr,
         len: u32,
         out: &mut Vec<RawSeg>,
@@ -172,8 +244,10 @@ impl GuestMap {
         let (mut at, mut left) = (addr.0, len);
         while left > 0 {
             let Some(index) = self.index_of(at) else { return false };
-            *hint = index;
             let Some((host, here)) = self.lookup(at) else { return false };
+            if let Some(region) = self.inner.regions.get(index) {
+                hit.region = *region;
+            }
             let step = u32::try_from(here).unwrap_or(u32::MAX).min(left);
             out.push(RawSeg::new(host, step));
             left = left.saturating_sub(step);
@@ -181,6 +255,21 @@ impl GuestMap {
             at = next;
         }
         true
+    }
+
+    /// Copies the 16 bytes of a descriptor in an indirect table; None if a byte is not mapped.
+    pub(crate) fn fetch_desc(&self, hit: &mut Hit, addr: GuestPhysAddr) -> Option<RawDesc> {
+        let mut bytes = [0u8; 16];
+        let mut done = 0usize;
+        let mut segs = Vec::new();
+        if let Some(seg) = hit.resolve(addr, 16) {
+            done = Reader::over(&[seg]).read(&mut bytes);
+        } else if self.resolve_slow(hit, addr, 16, &mut segs) {
+            done = Reader::over(&segs).read(&mut bytes);
+        }
+        let (first, second) = bytes.split_first_chunk::<8>()?;
+        let meta = u64::from_le_bytes(second.try_into().ok()?);
+        (done == 16).then_some(RawDesc { addr: u64::from_le_bytes(*first), meta })
     }
 
     fn index_of(&self, addr: u64) -> Option<usize> {

@@ -25,6 +25,11 @@ impl RawSeg {
     pub(crate) fn len(self) -> u32 {
         self.len
     }
+
+    #[inline(always)]
+    pub(crate) fn ptr(self) -> *mut u8 {
+        self.ptr
+    }
 }
 
 impl std::fmt::Debug for RawSeg {
@@ -247,6 +252,12 @@ pub struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
+    /// A reader over whole segments; `'a` must be a borrow that keeps their memory mapped.
+    pub(super) fn over(segs: &'a [RawSeg]) -> Self {
+        let len = segs.iter().fold(0u32, |sum, seg| sum.saturating_add(seg.len));
+        Self { cursor: Cursor::new(segs, 0, len) }
+    }
+
     /// Bytes not yet read.
     #[inline(always)]
     pub fn remaining(&self) -> u32 {

@@ -1,0 +1,279 @@
+//! The ring areas of both formats, with accessors that cannot leave them.
+//!
+//! Indexes are masked (split) or clamped (packed) to the checked size, so that no value that a
+//! guest or a bug produces reaches a byte outside of the area.
+
+use std::fmt;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+
+use super::word::RingMem;
+use super::{GuestMap, Word, prefetch_read, prefetch_write};
+use crate::config::{QueueConfig, QueueError, RingArea};
+use crate::shared::Shared;
+
+/// A descriptor's two words, as they were at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RawDesc {
+    pub(crate) addr: u64,
+    /// Split: length, flags, next. Packed: length, buffer id, flags. From the low bits up.
+    pub(crate) meta: u64,
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "picks bit fields")]
+impl RawDesc {
+    #[inline(always)]
+    pub(crate) fn len(self) -> u32 {
+        self.meta as u32
+    }
+
+    /// Bits 32 to 47: flags (split and indirect tables of split) or buffer id (packed).
+    #[inline(always)]
+    pub(crate) fn third(self) -> u16 {
+        (self.meta >> 32) as u16
+    }
+
+    /// Bits 48 to 63: next (split) or flags (packed).
+    #[inline(always)]
+    pub(crate) fn fourth(self) -> u16 {
+        (self.meta >> 48) as u16
+    }
+}
+
+/// Descriptor table, available ring and used ring of a split queue.
+///
+/// Invariants, kept by [`Self::new`]: each area is mapped while `map` lives, contiguous, aligned,
+/// and long enough for `mask + 1` entries (and the event word if `event_idx`).
+pub(crate) struct SplitAreas {
+    map: GuestMap,
+    desc: RingMem,
+    avail: RingMem,
+    used: RingMem,
+    mask: u16,
+    event_idx: bool,
+}
+
+// SAFETY: the pointers are as good in every thread, and are only accessed atomically.
+unsafe impl Send for SplitAreas {}
+// SAFETY: as above.
+unsafe impl Sync for SplitAreas {}
+
+impl SplitAreas {
+    /// Checks the three areas; `config.size` must be a power of two.
+    pub(crate) fn new(map: &GuestMap, config: &QueueConfig) -> Result<Self, QueueError> {
+        let Some(mask) = config.size.checked_sub(1).filter(|m| m & config.size == 0) else {
+            return Err(QueueError::Size(config.size));
+        };
+        let size = u64::from(config.size);
+        let event = if config.features.event_idx { 2 } else { 0 };
+        let bytes = |entry: u64, head: u64| size.saturating_mul(entry).saturating_add(head);
+        let avail = bytes(2, 4).saturating_add(event);
+        let used = bytes(8, 4).saturating_add(event);
+        Ok(Self {
+            desc: RingMem::new(map, RingArea::Descriptors, config.desc, (bytes(16, 0), 16))?,
+            avail: RingMem::new(map, RingArea::Driver, config.driver, (avail, 2))?,
+            used: RingMem::new(map, RingArea::Device, config.device, (used, 4))?,
+            map: map.clone(),
+            mask,
+            event_idx: config.features.event_idx,
+        })
+    }
+
+    #[inline(always)]
+    pub(crate) fn map(&self) -> &GuestMap {
+        &self.map
+    }
+
+    #[inline(always)]
+    pub(crate) fn mask(&self) -> u16 {
+        self.mask
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u16) -> usize {
+        usize::from(index & self.mask)
+    }
+
+    /// The offset behind the entries of a ring with a head of 4 bytes.
+    #[inline(always)]
+    fn behind(&self, entry: usize) -> usize {
+        usize::from(self.mask).wrapping_add(1).wrapping_mul(entry).wrapping_add(4)
+    }
+
+    #[inline(always)]
+    pub(crate) fn avail_flags(&self) -> Word<'_, u16> {
+        // SAFETY: offset 0 of an area of at least 4 bytes, aligned to 2.
+        unsafe { self.avail.word(0) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn avail_idx(&self) -> Word<'_, u16> {
+        // SAFETY: offset 2 of an area of at least 4 bytes, aligned to 2.
+        unsafe { self.avail.word(2) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn avail_entry(&self, index: u16) -> u16 {
+        let offset = self.slot(index).wrapping_mul(2).wrapping_add(4);
+        // SAFETY: the slot is masked to the entries that `new` checked.
+        let word: Word<'_, u16> = unsafe { self.avail.word(offset) };
+        word.load(Relaxed)
+    }
+
+    /// Where the driver says from which completion on it wants a call, with `EVENT_IDX`.
+    #[inline(always)]
+    pub(crate) fn used_event(&self) -> Option<Word<'_, u16>> {
+        // SAFETY: with `event_idx` the area was checked to have this word behind its entries.
+        self.event_idx.then(|| unsafe { self.avail.word(self.behind(2)) })
+    }
+
+    #[inline(always)]
+    pub(crate) fn used_flags(&self) -> Word<'_, u16> {
+        // SAFETY: offset 0 of an area of at least 4 bytes, aligned to 4.
+        unsafe { self.used.word(0) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn used_idx(&self) -> Word<'_, u16> {
+        // SAFETY: offset 2 of an area of at least 4 bytes, aligned to 4.
+        unsafe { self.used.word(2) }
+    }
+
+    /// Writes one used entry; it is the index's store that publishes it.
+    #[inline(always)]
+    pub(crate) fn write_used(&self, index: u16, id: u16, len: u32) {
+        let offset = self.slot(index).wrapping_mul(8).wrapping_add(4);
+        // SAFETY: the slot is masked to the entries that `new` checked.
+        let first: Word<'_, u32> = unsafe { self.used.word(offset) };
+        // SAFETY: as above, the second half of the same entry.
+        let second: Word<'_, u32> = unsafe { self.used.word(offset.wrapping_add(4)) };
+        first.store(u32::from(id), Relaxed);
+        second.store(len, Relaxed);
+    }
+
+    /// Where we say from which chain on we want a kick, with `EVENT_IDX`.
+    #[inline(always)]
+    pub(crate) fn avail_event(&self) -> Option<Word<'_, u16>> {
+        // SAFETY: with `event_idx` the area was checked to have this word behind its entries.
+        self.event_idx.then(|| unsafe { self.used.word(self.behind(8)) })
+    }
+
+    /// Copies one descriptor.
+    #[inline(always)]
+    pub(crate) fn desc(&self, index: u16) -> RawDesc {
+        let offset = self.slot(index).wrapping_mul(16);
+        // SAFETY: the slot is masked to the entries that `new` checked.
+        let addr: Word<'_, u64> = unsafe { self.desc.word(offset) };
+        // SAFETY: as above, the second half of the same descriptor.
+        let meta: Word<'_, u64> = unsafe { self.desc.word(offset.wrapping_add(8)) };
+        RawDesc { addr: addr.load(Relaxed), meta: meta.load(Relaxed) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn prefetch_desc(&self, index: u16) {
+        prefetch_read(self.desc.ptr.wrapping_add(self.slot(index).wrapping_mul(16)));
+    }
+
+    #[inline(always)]
+    pub(crate) fn prefetch_used(&self, index: u16) {
+        prefetch_write(self.used.ptr.wrapping_add(self.slot(index).wrapping_mul(8)));
+    }
+}
+
+impl fmt::Debug for SplitAreas {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SplitAreas").field("mask", &self.mask).finish_non_exhaustive()
+    }
+}
+
+/// Descriptor ring and the two event suppression areas of a packed queue.
+///
+/// Invariants, kept by [`Self::new`]: each area is mapped while `map` lives, contiguous and
+/// aligned; the ring has `size >= 1` descriptors, the other two have 4 bytes.
+pub(crate) struct PackedAreas {
+    map: GuestMap,
+    desc: RingMem,
+    driver: RingMem,
+    device: RingMem,
+    size: u16,
+}
+
+// SAFETY: the pointers are as good in every thread, and are only accessed atomically.
+unsafe impl Send for PackedAreas {}
+// SAFETY: as above.
+unsafe impl Sync for PackedAreas {}
+
+impl PackedAreas {
+    /// Checks the three areas.
+    pub(crate) fn new(map: &GuestMap, config: &QueueConfig) -> Result<Self, QueueError> {
+        if config.size == 0 {
+            return Err(QueueError::Size(config.size));
+        }
+        let ring = u64::from(config.size).saturating_mul(16);
+        Ok(Self {
+            desc: RingMem::new(map, RingArea::Descriptors, config.desc, (ring, 16))?,
+            driver: RingMem::new(map, RingArea::Driver, config.driver, (4, 4))?,
+            device: RingMem::new(map, RingArea::Device, config.device, (4, 4))?,
+            map: map.clone(),
+            size: config.size,
+        })
+    }
+
+    #[inline(always)]
+    pub(crate) fn map(&self) -> &GuestMap {
+        &self.map
+    }
+
+    #[inline(always)]
+    pub(crate) fn size(&self) -> u16 {
+        self.size
+    }
+
+    #[inline(always)]
+    fn offset(&self, index: u16) -> usize {
+        let slot = if index < self.size { index } else { 0 };
+        usize::from(slot).wrapping_mul(16)
+    }
+
+    /// Length, buffer id and flags of a descriptor in one word.
+    #[inline(always)]
+    pub(crate) fn meta(&self, index: u16) -> Word<'_, u64> {
+        // SAFETY: the offset is clamped to the descriptors that `new` checked.
+        unsafe { self.desc.word(self.offset(index).wrapping_add(8)) }
+    }
+
+    /// Copies one descriptor; what its driver wrote before its flags is in the copy.
+    #[inline(always)]
+    pub(crate) fn desc(&self, index: u16) -> RawDesc {
+        // ORDERING: acquire pairs with the driver's release of the flags, which are in this word:
+        // the address that is read next is the one that belongs to them.
+        let meta = self.meta(index).load(Acquire);
+        // SAFETY: the offset is clamped to the descriptors that `new` checked.
+        let addr: Word<'_, u64> = unsafe { self.desc.word(self.offset(index)) };
+        RawDesc { addr: addr.load(Relaxed), meta }
+    }
+
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, index: u16) {
+        prefetch_read(self.desc.ptr.wrapping_add(self.offset(index)));
+    }
+
+    /// What the driver wants to be told: offset and wrap in the low half, flags in the high one.
+    #[inline(always)]
+    pub(crate) fn driver_event(&self) -> Word<'_, u32> {
+        // SAFETY: offset 0 of an area of 4 bytes, aligned to 4.
+        unsafe { self.driver.word(0) }
+    }
+
+    /// What we want to be told, in the same form.
+    #[inline(always)]
+    pub(crate) fn device_event(&self) -> Word<'_, u32> {
+        // SAFETY: offset 0 of an area of 4 bytes, aligned to 4.
+        unsafe { self.device.word(0) }
+    }
+}
+
+impl fmt::Debug for PackedAreas {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PackedAreas").field("size", &self.size).finish_non_exhaustive()
+    }
+}

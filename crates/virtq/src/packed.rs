@@ -1,0 +1,182 @@
+//! The device side of a packed virtqueue: one descriptor ring that both sides write.
+//!
+//! ```text
+//!    used                             avail
+//!      │ popped, to be completed        │ available, to be popped
+//!   ───┴────────────────────────────────┴───────────────────────►  descriptor ring, then again
+//!      from its start with the wrap counter inverted
+//! ```
+//!
+//! **Trust.** Everything read from the ring is hostile: descriptors are copied once and checked on
+//! the copy. The slots that a chain takes are remembered in its token, never read again.
+
+mod complete;
+mod pop;
+
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+
+use crate::chain::{ChainBuf, Token};
+use crate::config::{QueueConfig, QueueError, RingPosition};
+use crate::mem::{GuestMap, Hit, PackedAreas};
+use crate::notify::{self, EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, packed_event};
+use crate::shared::Shared;
+use crate::{ChainError, queue::Kicks};
+
+/// Descriptor flags: made available, and used, in the lap whose wrap counter they equal.
+const AVAIL: u16 = 1 << 7;
+const USED: u16 = 1 << 15;
+
+/// A place in the ring, and the wrap counter of its lap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    index: u16,
+    wrap: bool,
+}
+
+impl Place {
+    /// The place `slots` (at most `size`) further on.
+    #[inline(always)]
+    fn forward(self, slots: u16, size: u16) -> Self {
+        let index = self.index.wrapping_add(slots);
+        if index >= size {
+            Self { index: index.wrapping_sub(size), wrap: !self.wrap }
+        } else {
+            Self { index, wrap: self.wrap }
+        }
+    }
+
+    /// The place `slots` (at most `size`) before this one.
+    fn back(self, slots: u16, size: u16) -> Self {
+        match self.index.checked_sub(slots) {
+            Some(index) => Self { index, wrap: self.wrap },
+            None => {
+                let index = self.index.wrapping_add(size).wrapping_sub(slots);
+                Self { index, wrap: !self.wrap }
+            }
+        }
+    }
+
+    /// The two flags of a descriptor here that the driver has made available.
+    #[inline(always)]
+    fn available(self) -> u16 {
+        if self.wrap { AVAIL } else { USED }
+    }
+
+    /// The two flags of a descriptor here that the device has used.
+    #[inline(always)]
+    fn used(self) -> u16 {
+        if self.wrap { AVAIL | USED } else { 0 }
+    }
+}
+
+/// A running packed virtqueue.
+#[derive(Debug)]
+pub struct Packed {
+    areas: PackedAreas,
+    /// The memory region of the last buffer.
+    hit: Hit,
+    /// What `stop` gives back, but for the position.
+    config: QueueConfig,
+    /// Set by the first broken chain; then nothing is popped any more.
+    fault: Option<ChainError>,
+    /// The next descriptor to read.
+    avail: Place,
+    /// The next descriptor to mark used.
+    used: Place,
+    /// Slots from `used` to `avail`; at most the size.
+    fetched: u16,
+    /// The first descriptor of the unpublished batch: its flags are what publishes all of it.
+    first: Option<(Place, u64)>,
+    /// Slots completed and not published.
+    unpublished: u32,
+    /// Slots published since the last look at what the driver wants.
+    unlooked: u32,
+    /// Whether the driver was called before: the first call does not trust the event area.
+    called: bool,
+    /// What the driver was told about kicks.
+    kicks: Kicks,
+}
+
+impl Packed {
+    pub(crate) fn new(memory: &GuestMap, config: QueueConfig) -> Result<Self, QueueError> {
+        let RingPosition::Packed { avail, avail_wrap, used, used_wrap } = config.position else {
+            return Err(QueueError::PositionLayout(config.layout));
+        };
+        Ok(Self {
+            fetched: config.outstanding()?,
+            areas: PackedAreas::new(memory, &config)?,
+            hit: Hit::none(),
+            config,
+            fault: None,
+            avail: Place { index: avail, wrap: avail_wrap },
+            used: Place { index: used, wrap: used_wrap },
+            first: None,
+            unpublished: 0,
+            unlooked: 0,
+            called: false,
+            kicks: Kicks::Unknown,
+        })
+    }
+
+    pub(crate) fn pop(&mut self, buf: &mut ChainBuf, max: usize) -> Option<ChainError> {
+        buf.clear();
+        if self.fault.is_none() {
+            self.fault = pop::burst(self, buf, max).err();
+        }
+        self.fault
+    }
+
+    pub(crate) fn unpop(&mut self, tokens: &[Token]) {
+        for token in tokens.iter().rev() {
+            let slots = token.slots.min(self.fetched);
+            self.avail = self.avail.back(slots, self.config.size);
+            self.fetched = self.fetched.wrapping_sub(slots);
+        }
+    }
+
+    pub(crate) fn enable_kicks(&mut self) -> bool {
+        self.kicks = Kicks::Enabled;
+        let flags = if self.config.features.event_idx { EVENT_DESC } else { EVENT_ENABLE };
+        let event = packed_event(self.avail.index, self.avail.wrap, flags);
+        notify::arm(&self.areas.device_event(), event, || self.has_available())
+    }
+
+    #[inline(always)]
+    pub(crate) fn disable_kicks(&mut self) {
+        if self.kicks != Kicks::Disabled {
+            self.kicks = Kicks::Disabled;
+            self.areas.device_event().store(packed_event(0, false, EVENT_DISABLE), Relaxed);
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn has_available(&self) -> bool {
+        // ORDERING: acquire, as in `pop`, although nothing but the flags is read here.
+        let flags = (self.areas.meta(self.avail.index).load(Acquire) >> 48) as u16;
+        self.fault.is_none()
+            && self.fetched < self.config.size
+            && flags & (AVAIL | USED) == self.avail.available()
+    }
+
+    pub(crate) fn fault(&self) -> Option<ChainError> {
+        self.fault
+    }
+
+    pub(crate) fn size(&self) -> u16 {
+        self.config.size
+    }
+
+    pub(crate) fn position(&self) -> RingPosition {
+        RingPosition::Packed {
+            avail: self.avail.index,
+            avail_wrap: self.avail.wrap,
+            used: self.used.index,
+            used_wrap: self.used.wrap,
+        }
+    }
+
+    pub(crate) fn stop(mut self) -> QueueConfig {
+        self.publish();
+        QueueConfig { position: self.position().refetch(), ..self.config }
+    }
+}

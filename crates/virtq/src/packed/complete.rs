@@ -1,0 +1,76 @@
+//! Completing chains of a packed ring, and calling the driver.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::Packed;
+use crate::chain::Token;
+use crate::notify::{self, PackedStep};
+use crate::shared::Shared;
+use crate::walk::WRITE;
+
+impl Packed {
+    #[inline(always)]
+    pub(crate) fn complete(&mut self, token: Token, written: u32) {
+        self.mark_used(token.id, written, token.slots);
+    }
+
+    #[inline(always)]
+    pub(crate) fn complete_all(&mut self, tokens: &[Token]) {
+        if self.config.features.in_order {
+            // One descriptor with the last id says that all before it are used too.
+            let Some(last) = tokens.last() else { return };
+            let slots = tokens.iter().fold(0u16, |sum, token| sum.saturating_add(token.slots));
+            self.mark_used(last.id, 0, slots);
+        } else {
+            for token in tokens {
+                self.complete(*token, 0);
+            }
+        }
+    }
+
+    /// Writes a used descriptor over the first of `slots`. The first one of a batch waits for
+    /// `publish`: the driver reads them in order, so it finds none of them before.
+    #[inline(always)]
+    fn mark_used(&mut self, id: u16, written: u32, slots: u16) {
+        let slots = slots.min(self.fetched);
+        if slots == 0 {
+            return;
+        }
+        let flags = self.used.used() | if written > 0 { WRITE } else { 0 };
+        let meta = u64::from(written) | u64::from(id) << 32 | u64::from(flags) << 48;
+        if self.first.is_none() {
+            self.first = Some((self.used, meta));
+        } else {
+            self.areas.meta(self.used.index).store(meta, Relaxed);
+        }
+        self.used = self.used.forward(slots, self.config.size);
+        self.fetched = self.fetched.wrapping_sub(slots);
+        self.unpublished = self.unpublished.saturating_add(u32::from(slots));
+    }
+
+    #[inline(always)]
+    pub(crate) fn publish(&mut self) {
+        if let Some((place, meta)) = self.first.take() {
+            notify::publish(&self.areas.meta(place.index), meta);
+            self.unlooked = self.unlooked.saturating_add(self.unpublished);
+            self.unpublished = 0;
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn needs_call(&mut self) -> bool {
+        let passed = std::mem::take(&mut self.unlooked);
+        if passed == 0 {
+            return false;
+        }
+        let step = PackedStep {
+            index: self.used.index,
+            wrap: self.used.wrap,
+            passed,
+            size: self.config.size,
+            event_idx: self.config.features.event_idx,
+        };
+        let first = !std::mem::replace(&mut self.called, true);
+        notify::packed_wants_call(&self.areas.driver_event(), step, first)
+    }
+}

@@ -1,0 +1,125 @@
+//! The device side of a split virtqueue: descriptor table, available ring, used ring.
+//!
+//! ```text
+//!   published            next_used            next_avail           avail.idx
+//!       │ completed, to be    │ popped, to be      │ available, to be   │
+//!       │ published           │ completed          │ popped             │
+//!   ────┴─────────────────────┴────────────────────┴────────────────────┴──►  (modulo 2^16)
+//! ```
+//!
+//! **Trust.** Everything read from the ring is hostile: indexes are compared with what this side
+//! knows, descriptors are copied once and checked on the copy.
+
+mod complete;
+mod pop;
+
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+
+use crate::chain::{ChainBuf, Token};
+use crate::config::{QueueConfig, QueueError, RingPosition};
+use crate::mem::{GuestMap, Hit, SplitAreas};
+use crate::notify::{self, NO_NOTIFICATION};
+use crate::shared::Shared;
+use crate::{ChainError, queue::Kicks};
+
+/// A running split virtqueue.
+#[derive(Debug)]
+pub struct Split {
+    areas: SplitAreas,
+    /// The memory region of the last buffer.
+    hit: Hit,
+    /// What `stop` gives back, but for the position.
+    config: QueueConfig,
+    /// Set by the first broken chain; then nothing is popped any more.
+    fault: Option<ChainError>,
+    /// The next available entry to read.
+    next_avail: u16,
+    /// The next used entry to write.
+    next_used: u16,
+    /// `used.idx` as the driver sees it.
+    published: u16,
+    /// Entries published since the last look at what the driver wants.
+    unlooked: u32,
+    /// Whether the driver was called before: the first call does not trust the event word.
+    called: bool,
+    /// What the driver was told about kicks.
+    kicks: Kicks,
+}
+
+impl Split {
+    pub(crate) fn new(memory: &GuestMap, config: QueueConfig) -> Result<Self, QueueError> {
+        let RingPosition::Split { avail, used } = config.position else {
+            return Err(QueueError::PositionLayout(config.layout));
+        };
+        let _ = config.outstanding()?;
+        Ok(Self {
+            areas: SplitAreas::new(memory, &config)?,
+            hit: Hit::none(),
+            config,
+            fault: None,
+            next_avail: avail,
+            next_used: used,
+            published: used,
+            unlooked: 0,
+            called: false,
+            kicks: Kicks::Unknown,
+        })
+    }
+
+    pub(crate) fn pop(&mut self, buf: &mut ChainBuf, max: usize) -> Option<ChainError> {
+        buf.clear();
+        if self.fault.is_none() {
+            self.fault = pop::burst(self, buf, max).err();
+        }
+        self.fault
+    }
+
+    pub(crate) fn unpop(&mut self, tokens: &[Token]) {
+        let back = u16::try_from(tokens.len()).unwrap_or(u16::MAX);
+        let fetched = self.next_avail.wrapping_sub(self.next_used);
+        self.next_avail = self.next_avail.wrapping_sub(back.min(fetched));
+    }
+
+    pub(crate) fn enable_kicks(&mut self) -> bool {
+        self.kicks = Kicks::Enabled;
+        let look = || self.has_available();
+        match self.areas.avail_event() {
+            Some(event) => notify::arm(&event, self.next_avail, look),
+            None => notify::arm(&self.areas.used_flags(), 0, look),
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn disable_kicks(&mut self) {
+        if self.kicks != Kicks::Disabled {
+            self.kicks = Kicks::Disabled;
+            // With EVENT_IDX the event word stays where it is: the driver passes it once.
+            if self.areas.avail_event().is_none() {
+                self.areas.used_flags().store(NO_NOTIFICATION, Relaxed);
+            }
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn has_available(&self) -> bool {
+        // ORDERING: acquire pairs with the driver's release of `avail.idx`.
+        self.fault.is_none() && self.areas.avail_idx().load(Acquire) != self.next_avail
+    }
+
+    pub(crate) fn fault(&self) -> Option<ChainError> {
+        self.fault
+    }
+
+    pub(crate) fn size(&self) -> u16 {
+        self.config.size
+    }
+
+    pub(crate) fn position(&self) -> RingPosition {
+        RingPosition::Split { avail: self.next_avail, used: self.next_used }
+    }
+
+    pub(crate) fn stop(mut self) -> QueueConfig {
+        self.publish();
+        QueueConfig { position: self.position().refetch(), ..self.config }
+    }
+}

@@ -1,0 +1,169 @@
+//! One chain under construction: every rule that both ring formats share is checked here, on
+//! private copies of the descriptors.
+
+use crate::ChainError;
+use crate::chain::{Chain, Token};
+use crate::mem::{GuestMap, GuestPhysAddr, Hit, RawDesc, RawSeg};
+
+/// The descriptor goes on in another one.
+pub(crate) const NEXT: u16 = 1;
+/// The device may write the buffer; without it, read.
+pub(crate) const WRITE: u16 = 2;
+/// The buffer is a table of descriptors.
+pub(crate) const INDIRECT: u16 = 4;
+
+const DESC_BYTES: u32 = 16;
+/// As many descriptors as a 16-bit `next` reaches.
+const TABLE_BYTES: u32 = DESC_BYTES << 16;
+
+/// Where buffers are looked up, and where their segments go.
+#[derive(Debug)]
+pub(crate) struct Sink<'a> {
+    pub(crate) map: &'a GuestMap,
+    pub(crate) hit: &'a mut Hit,
+    pub(crate) segs: &'a mut Vec<RawSeg>,
+}
+
+/// A chain whose descriptors are being read, in order.
+#[derive(Debug)]
+pub(crate) struct Walk<'s, 'a> {
+    sink: &'s mut Sink<'a>,
+    /// First segment of the chain, and first writable one if there is any.
+    first: usize,
+    writable_from: Option<usize>,
+    readable_len: u32,
+    total: u32,
+    count: u32,
+    limit: u16,
+}
+
+impl<'s, 'a> Walk<'s, 'a> {
+    /// A chain of at most `limit` descriptors.
+    pub(crate) fn new(sink: &'s mut Sink<'a>, limit: u16) -> Self {
+        let first = sink.segs.len();
+        Self { sink, first, writable_from: None, readable_len: 0, total: 0, count: 0, limit }
+    }
+
+    /// Adds one buffer; `index` is for the error's text.
+    pub(crate) fn add(&mut self, desc: RawDesc, flags: u16, index: u16) -> Result<(), ChainError> {
+        self.count = self.count.saturating_add(1);
+        if self.count > u32::from(self.limit) {
+            return Err(ChainError::TooLong { count: self.count, limit: self.limit });
+        }
+        let (addr, len) = (GuestPhysAddr(desc.addr), desc.len());
+        let total = u64::from(self.total).saturating_add(u64::from(len));
+        self.total = u32::try_from(total).map_err(|_| ChainError::TotalLength { total })?;
+        if flags & WRITE != 0 {
+            let _ = self.writable_from.get_or_insert(self.sink.segs.len());
+        } else if self.writable_from.is_some() {
+            return Err(ChainError::ReadableAfterWritable { index });
+        } else {
+            self.readable_len = self.total;
+        }
+        if self.sink.map.resolve(self.sink.hit, addr, len, self.sink.segs) {
+            return Ok(());
+        }
+        Err(unmapped(addr, len))
+    }
+
+    /// Adds the descriptors of the indirect table that `table` points to, linked by `next`.
+    pub(crate) fn add_linked_table(&mut self, table: RawDesc, head: u16) -> Result<(), ChainError> {
+        let entries = table_entries(table)?;
+        let (mut index, mut seen) = (0u16, 0u32);
+        loop {
+            seen = seen.saturating_add(1);
+            if seen > entries {
+                return Err(ChainError::Loop { head, table: entries });
+            }
+            let desc = self.fetch(table, index)?;
+            let (flags, next) = (desc.third(), desc.fourth());
+            if flags & INDIRECT != 0 {
+                return Err(ChainError::NestedIndirect { index });
+            }
+            self.add(desc, flags, index)?;
+            if flags & NEXT == 0 {
+                return Ok(());
+            }
+            if u32::from(next) >= entries {
+                return Err(ChainError::Next { next, table: entries });
+            }
+            index = next;
+        }
+    }
+
+    /// Adds the descriptors of the indirect table that `table` points to, one after the other.
+    pub(crate) fn add_flat_table(&mut self, table: RawDesc) -> Result<(), ChainError> {
+        let entries = table_entries(table)?;
+        for index in 0..=u16::try_from(entries.wrapping_sub(1)).unwrap_or(u16::MAX) {
+            let desc = self.fetch(table, index)?;
+            // NEXT means nothing in such a table, and real drivers set it.
+            let flags = desc.fourth();
+            if flags & INDIRECT != 0 {
+                return Err(ChainError::NestedIndirect { index });
+            }
+            self.add(desc, flags, index)?;
+        }
+        Ok(())
+    }
+
+    fn fetch(&mut self, table: RawDesc, index: u16) -> Result<RawDesc, ChainError> {
+        let offset = u64::from(index).wrapping_mul(u64::from(DESC_BYTES));
+        let addr = GuestPhysAddr(table.addr.wrapping_add(offset));
+        let desc = self.sink.map.fetch_desc(self.sink.hit, addr);
+        desc.ok_or(ChainError::Unmapped { addr, len: DESC_BYTES })
+    }
+
+    /// The chain, complete.
+    pub(crate) fn finish(self, token: Token) -> Chain {
+        let end = self.sink.segs.len();
+        let split = self.writable_from.unwrap_or(end);
+        Chain {
+            token,
+            first: narrow(self.first),
+            readable_segs: narrow(split.saturating_sub(self.first)),
+            writable_segs: narrow(end.saturating_sub(split)),
+            readable_len: self.readable_len,
+            writable_len: self.total.saturating_sub(self.readable_len),
+        }
+    }
+}
+
+/// Segments of one burst: 2^16 before its last chain, which has at most one for each of its
+/// (fewer than 2^32) bytes and of its descriptors of no bytes.
+#[inline(always)]
+pub(crate) fn narrow(segments: usize) -> u32 {
+    u32::try_from(segments).unwrap_or(u32::MAX)
+}
+
+#[cold]
+pub(crate) fn unmapped(addr: GuestPhysAddr, len: u32) -> ChainError {
+    match addr.0.checked_add(u64::from(len.saturating_sub(1))) {
+        Some(_) => ChainError::Unmapped { addr, len },
+        None => ChainError::AddressOverflow { addr, len },
+    }
+}
+
+/// Checks an indirect descriptor's own rules.
+pub(crate) fn check_indirect(allowed: bool, flags: u16, index: u16) -> Result<(), ChainError> {
+    if !allowed {
+        return Err(ChainError::IndirectNotNegotiated { index });
+    }
+    if flags & NEXT != 0 {
+        return Err(ChainError::IndirectNext { index });
+    }
+    Ok(())
+}
+
+fn table_entries(table: RawDesc) -> Result<u32, ChainError> {
+    let len = table.len();
+    if len == 0 || len % DESC_BYTES != 0 {
+        return Err(ChainError::IndirectLength { len });
+    }
+    if len > TABLE_BYTES {
+        return Err(ChainError::IndirectTooLarge { len, limit: TABLE_BYTES });
+    }
+    if table.addr.checked_add(u64::from(len).wrapping_sub(1)).is_none() {
+        return Err(ChainError::AddressOverflow { addr: GuestPhysAddr(table.addr), len });
+    }
+    Ok(len / DESC_BYTES)
+}
