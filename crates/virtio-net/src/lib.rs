@@ -1,1 +1,13 @@
 //! The virtio-net device model.
+#![forbid(unsafe_code)]
+
+pub mod features;
+pub mod header;
+mod notify;
+mod options;
+mod receiveq;
+mod transmitq;
+
+pub use options::{DEFAULT_RETRIES, HeaderLen, OffloadSet, QueueOptions};
+pub use receiveq::{Receiveq, ReceiveqParts};
+pub use transmitq::{Transmitq, TransmitqParts};

@@ -1,0 +1,133 @@
+//! `virtio_net_hdr` (virtio 1.3, section 5.1.6) from and to offload intent.
+//!
+//! ```text
+//!  0 flags │ 1 gso_type │ 2 hdr_len │ 4 gso_size │ 6 csum_start │ 8 csum_offset │ 10 num_buffers
+//! ```
+//!
+//! All fields are little-endian. `num_buffers` exists with `VERSION_1` or `MRG_RXBUF` only.
+//!
+//! **Trust.** The bytes come from the driver, copied once. Offsets are checked against the frame.
+//! **Limits.** Legacy drivers of big-endian guests are not supported.
+
+use port::{Gso, Offload};
+use virtio_bindings::virtio_net as net;
+
+use crate::OffloadSet;
+
+/// Bytes of the header without `num_buffers`.
+pub const LEGACY_LEN: usize = 10;
+/// Bytes of the header with `num_buffers`.
+pub const V1_LEN: usize = 12;
+
+/// Turns a constant of the bindings into the byte that the header has for it.
+#[expect(clippy::cast_possible_truncation, reason = "checked by the assertion")]
+const fn byte(constant: u32) -> u8 {
+    assert!(constant < 256, "header constants are bytes");
+    constant as u8
+}
+
+const NEEDS_CSUM: u8 = byte(net::VIRTIO_NET_HDR_F_NEEDS_CSUM);
+const DATA_VALID: u8 = byte(net::VIRTIO_NET_HDR_F_DATA_VALID);
+const GSO_NONE: u8 = byte(net::VIRTIO_NET_HDR_GSO_NONE);
+const GSO_TCPV4: u8 = byte(net::VIRTIO_NET_HDR_GSO_TCPV4);
+const GSO_TCPV6: u8 = byte(net::VIRTIO_NET_HDR_GSO_TCPV6);
+const GSO_UDP_L4: u8 = byte(net::VIRTIO_NET_HDR_GSO_UDP_L4);
+const GSO_ECN: u8 = byte(net::VIRTIO_NET_HDR_GSO_ECN);
+
+/// Reads the header of a frame of `frame_len` bytes. None if it contradicts the frame or what the
+/// driver may ask for. Flags that a driver does not set are ignored, as the specification says.
+#[inline(always)]
+pub fn parse(raw: &[u8; LEGACY_LEN], allowed: OffloadSet, frame_len: u32) -> Option<Offload> {
+    let [flags, gso_type, ..] = *raw;
+    if flags & NEEDS_CSUM == 0 && gso_type == GSO_NONE {
+        return Some(Offload::default());
+    }
+    parse_intent(raw, allowed, frame_len)
+}
+
+#[cold]
+fn parse_intent(raw: &[u8; LEGACY_LEN], allowed: OffloadSet, frame_len: u32) -> Option<Offload> {
+    let [flags, gso_type, h0, h1, g0, g1, s0, s1, o0, o1] = *raw;
+    let ecn = gso_type & GSO_ECN != 0;
+    let offload = Offload {
+        needs_csum: flags & NEEDS_CSUM != 0,
+        data_valid: false,
+        ecn,
+        gso: match gso_type & !GSO_ECN {
+            GSO_NONE => Gso::None,
+            GSO_TCPV4 => Gso::TcpV4,
+            GSO_TCPV6 => Gso::TcpV6,
+            GSO_UDP_L4 => Gso::UdpL4,
+            _ => return None,
+        },
+        hdr_len: u16::from_le_bytes([h0, h1]),
+        gso_size: u16::from_le_bytes([g0, g1]),
+        csum_start: u16::from_le_bytes([s0, s1]),
+        csum_offset: u16::from_le_bytes([o0, o1]),
+    };
+    (accepts(allowed, &offload) && fits(&offload, frame_len)).then_some(offload)
+}
+
+/// Whether the checksum lies in the frame and the segmentation makes sense.
+fn fits(offload: &Offload, frame_len: u32) -> bool {
+    // A frame of a sender that needs segmentation needs the checksums too.
+    let sum = u32::from(offload.csum_start)
+        .saturating_add(u32::from(offload.csum_offset))
+        .saturating_add(2);
+    let csum_fits = offload.needs_csum && sum <= frame_len;
+    let tcp = matches!(offload.gso, Gso::TcpV4 | Gso::TcpV6);
+    match offload.gso {
+        Gso::None => csum_fits && !offload.ecn,
+        Gso::TcpV4 | Gso::TcpV6 | Gso::UdpL4 => {
+            csum_fits && offload.gso_size > 0 && (tcp || !offload.ecn)
+        }
+    }
+}
+
+/// Whether a side that can do `allowed` can be left with `offload`.
+#[inline(always)]
+pub fn accepts(allowed: OffloadSet, offload: &Offload) -> bool {
+    if offload.is_none() {
+        return true;
+    }
+    let gso = match offload.gso {
+        Gso::None => true,
+        Gso::TcpV4 => allowed.tso4,
+        Gso::TcpV6 => allowed.tso6,
+        Gso::UdpL4 => allowed.uso,
+    };
+    gso && (allowed.csum || !offload.needs_csum) && (allowed.ecn || !offload.ecn)
+}
+
+/// Writes the header of a frame that takes `num_buffers` buffers for a driver that can do
+/// `allowed` (it takes [`Offload::data_valid`] only with checksums negotiated).
+#[inline(always)]
+pub fn encode(offload: &Offload, allowed: OffloadSet, num_buffers: u16) -> [u8; V1_LEN] {
+    let [n0, n1] = num_buffers.to_le_bytes();
+    if offload.is_none() {
+        let flags = if offload.data_valid && allowed.csum { DATA_VALID } else { 0 };
+        return [flags, GSO_NONE, 0, 0, 0, 0, 0, 0, 0, 0, n0, n1];
+    }
+    encode_intent(offload, num_buffers)
+}
+
+#[cold]
+fn encode_intent(offload: &Offload, num_buffers: u16) -> [u8; V1_LEN] {
+    let flags = if offload.needs_csum { NEEDS_CSUM } else { 0 };
+    let gso_type = match offload.gso {
+        Gso::None => GSO_NONE,
+        Gso::TcpV4 => GSO_TCPV4,
+        Gso::TcpV6 => GSO_TCPV6,
+        Gso::UdpL4 => GSO_UDP_L4,
+    };
+    let ecn = if offload.ecn { GSO_ECN } else { 0 };
+    let [h0, h1] = offload.hdr_len.to_le_bytes();
+    let [g0, g1] = offload.gso_size.to_le_bytes();
+    let [s0, s1] = offload.csum_start.to_le_bytes();
+    let [o0, o1] = offload.csum_offset.to_le_bytes();
+    let [n0, n1] = num_buffers.to_le_bytes();
+    [flags, gso_type | ecn, h0, h1, g0, g1, s0, s1, o0, o1, n0, n1]
+}
+
+#[cfg(test)]
+mod tests;

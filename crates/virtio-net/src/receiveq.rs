@@ -1,0 +1,219 @@
+//! A guest's receiveq: where the switch's frames go, with the one copy of their bodies.
+//!
+//! ```text
+//!  pop as many chains as frames ─► header │ head from the private copy │ body from the sender
+//!                               ─► used entries ─► publish once;  what was not used: unpop
+//! ```
+//!
+//! **Trust.** The source of a body is another guest, the destination this one: both hostile, only
+//! copied. The head is private.
+//! **Limits.** With `MRG_RXBUF` a frame takes as many buffers as it needs, all or nothing; without
+//! it one buffer, or it is dropped as `too_large`. A buffer that cannot hold the header breaks the
+//! specification and goes back with nothing written. Kicks stay suppressed.
+//! No room: the ring is looked at again [`QueueOptions::retries`] times per burst, then frames are
+//! dropped as `no_buffer`; a guest that gave nothing in the last burst gets no second look.
+
+mod deliver;
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use port::{BURST_MAX, Batch, DropReason, Egress, QueueCounters, QueueFault};
+use virtq::{ChainBuf, Token, Virtq};
+
+use crate::{HeaderLen, QueueOptions, notify};
+use deliver::{Job, Turn, deliver_mergeable, deliver_single};
+
+/// The most chains that are popped for a burst at first; one frame may then take more.
+const POP_MAX: usize = 4 * BURST_MAX;
+
+/// What a [`Receiveq`] is made of.
+#[derive(Debug)]
+pub struct ReceiveqParts {
+    /// The ring.
+    pub queue: Virtq,
+    /// The eventfd that the driver writes; kept only to be given back.
+    pub kick: Option<Arc<OwnedFd>>,
+    /// The eventfd that the device writes when it filled buffers.
+    pub call: Option<Arc<OwnedFd>>,
+    /// Where frames and drops are counted.
+    pub counters: Arc<QueueCounters>,
+    /// What was negotiated.
+    pub options: QueueOptions,
+}
+
+/// The device side of a receiveq: an [`Egress`] of the switch.
+#[derive(Debug)]
+pub struct Receiveq {
+    parts: ReceiveqParts,
+    chains: ChainBuf,
+    turn: Turn,
+    /// Chains that were popped and go back.
+    spare: Vec<Token>,
+    /// Chains that a frame took on average in the last burst, rounded up.
+    chains_per_frame: usize,
+    /// The last burst found no room: no second look until there is some.
+    starved: bool,
+}
+
+/// How a look at the ring ended.
+enum Look {
+    /// All frames are done.
+    Done,
+    /// The ring gave all chains that it was asked for, and the next frame needs more.
+    Short,
+    /// The ring has no more chains. The number of those that are left.
+    Dry(usize),
+    /// The ring is broken.
+    Broken(QueueFault),
+}
+
+impl Receiveq {
+    /// Starts with kicks suppressed. The eventfds become non-blocking.
+    pub fn new(mut parts: ReceiveqParts) -> Self {
+        notify::prepare(parts.kick.as_ref());
+        notify::prepare(parts.call.as_ref());
+        parts.queue.disable_kicks();
+        Self {
+            parts,
+            chains: ChainBuf::with_capacity(POP_MAX),
+            turn: Turn::with_capacity(POP_MAX),
+            spare: Vec::with_capacity(POP_MAX),
+            chains_per_frame: 1,
+            starved: false,
+        }
+    }
+
+    /// What was negotiated.
+    pub fn options(&self) -> &QueueOptions {
+        &self.parts.options
+    }
+
+    /// The ring.
+    pub fn queue(&self) -> &Virtq {
+        &self.parts.queue
+    }
+
+    /// Tells whether the driver enabled the queue.
+    pub fn set_enabled(&mut self, enabled: bool) {
+        self.parts.options.enabled = enabled;
+    }
+
+    /// Replaces the call eventfd.
+    pub fn set_call(&mut self, call: Option<Arc<OwnedFd>>) {
+        notify::prepare(call.as_ref());
+        self.parts.call = call;
+    }
+
+    /// Gives everything back.
+    pub fn into_parts(self) -> ReceiveqParts {
+        self.parts
+    }
+
+    /// Pops up to `want` chains and delivers the first of `picked` into them. Returns how many
+    /// frames are done (delivered or dropped for a reason of their own).
+    #[inline]
+    fn look(&mut self, batch: &Batch<'_>, picked: &[u16], want: usize) -> (usize, Look) {
+        let parts = &mut self.parts;
+        let chains = parts.queue.pop(&mut self.chains, want);
+        let fault = chains.fault();
+        let count = chains.len();
+        self.turn.start();
+        let job = Job { chains, batch, to_driver: parts.options.to_driver };
+        let turn = &mut self.turn;
+        let frames = match (parts.options.mergeable, parts.options.header_len) {
+            (true, _) => deliver_mergeable(&job, picked, turn),
+            (false, HeaderLen::V1) => deliver_single::<12>(&job, picked, turn),
+            (false, HeaderLen::Legacy) => deliver_single::<10>(&job, picked, turn),
+        };
+        let used = turn.used();
+        self.spare.clear();
+        self.spare.extend((used..count).map(|index| chains.token(index)));
+        for (token, written) in turn.completions() {
+            parts.queue.complete(*token, *written);
+        }
+        if !self.spare.is_empty() {
+            parts.queue.unpop(&self.spare);
+        }
+        let look = if frames == picked.len() {
+            Look::Done
+        } else if let Some(fault) = fault {
+            Look::Broken(QueueFault::Ring(fault))
+        } else if count == want {
+            Look::Short
+        } else {
+            Look::Dry(count.saturating_sub(used))
+        };
+        (frames, look)
+    }
+
+    /// What to do with `left`, for which the ring has no room: the frames that are left after.
+    #[cold]
+    fn starve<'p>(&mut self, left: &'p [u16], available: usize, retries: &mut u32) -> &'p [u16] {
+        if *retries > 0 && !self.starved {
+            *retries = retries.saturating_sub(1);
+            // The driver may wait for what was filled before it gives more.
+            self.parts.queue.publish();
+            std::hint::spin_loop();
+            return left;
+        }
+        // Some chains are there, but not enough for this frame: a smaller one may fit.
+        let drop = if available == 0 { left.len() } else { 1 };
+        self.starved |= available == 0;
+        self.parts.counters.egress.dropped(DropReason::NoBuffer, drop as u64);
+        left.get(drop..).unwrap_or_default()
+    }
+}
+
+impl Egress for Receiveq {
+    fn send(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
+        if !self.parts.options.enabled {
+            self.parts.counters.egress.dropped(DropReason::PortDown, picked.len() as u64);
+            return Ok(());
+        }
+        self.turn.clear();
+        let mut left = picked;
+        let mut retries = self.parts.options.retries;
+        let mut want = left.len().saturating_mul(self.chains_per_frame).min(POP_MAX);
+        let mut result = Ok(());
+        while !left.is_empty() {
+            let (frames, look) = self.look(batch, left, want);
+            left = left.get(frames..).unwrap_or_default();
+            match look {
+                Look::Done => break,
+                Look::Short => want = want.saturating_mul(2).max(BURST_MAX),
+                Look::Dry(available) => left = self.starve(left, available, &mut retries),
+                Look::Broken(fault) => {
+                    let lost = left.len() as u64;
+                    self.parts.counters.egress.dropped(DropReason::PortDown, lost);
+                    left = &[];
+                    result = Err(fault);
+                }
+            }
+        }
+        self.parts.queue.publish();
+        self.turn.count(&self.parts.counters.egress);
+        if let Some(average) = self.turn.chains_per_frame() {
+            self.chains_per_frame = average;
+            self.starved = false;
+        }
+        result
+    }
+
+    fn notify(&mut self) {
+        if self.parts.queue.needs_call() {
+            notify::signal(self.parts.call.as_ref());
+        }
+    }
+
+    fn counters(&self) -> &Arc<QueueCounters> {
+        &self.parts.counters
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn std::any::Any + Send> {
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,226 @@
+//! A guest's transmitq: where the switch's frames come from.
+//!
+//! ```text
+//!  pop ≤ 64 chains ─► header ─► Offload        ┐
+//!                  └► 128 B  ─► Frame's head   ├─► Batch ─► (switch) ─► release: complete, publish
+//!                     rest   ─► SegSpan        ┘
+//! ```
+//!
+//! **Trust.** Header and head are copied once and used from the copy.
+//! **Limits.** Frames of 14 bytes (an Ethernet header) to [`QueueOptions::max_frame`]. Every chain
+//! is a frame and is counted, even one that is shorter than its header (`runt`).
+//! A writable part, which no driver should add, is left alone.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use port::{BURST_MAX, Batch, DropReason, FrameBuf, Ingress, QueueCounters, QueueFault};
+use virtq::{ChainBuf, Chains, Token, Virtq};
+
+use crate::header::{self, LEGACY_LEN, V1_LEN};
+use crate::{HeaderLen, QueueOptions, notify};
+
+/// Chains whose first lines are asked for before the first one is read.
+const AHEAD: usize = 8;
+/// Bytes of an Ethernet header.
+const ETHERNET: u32 = 14;
+
+/// What a [`Transmitq`] is made of.
+#[derive(Debug)]
+pub struct TransmitqParts {
+    /// The ring.
+    pub queue: Virtq,
+    /// The eventfd that the driver writes when it wants the device to look.
+    pub kick: Option<Arc<OwnedFd>>,
+    /// The eventfd that the device writes when it gave buffers back.
+    pub call: Option<Arc<OwnedFd>>,
+    /// Where frames and drops are counted.
+    pub counters: Arc<QueueCounters>,
+    /// What was negotiated.
+    pub options: QueueOptions,
+}
+
+/// The device side of a transmitq: an [`Ingress`] of the switch.
+#[derive(Debug)]
+pub struct Transmitq {
+    parts: TransmitqParts,
+    chains: ChainBuf,
+    /// Chains that [`Ingress::release`] gives back.
+    taken: Vec<Token>,
+}
+
+impl Transmitq {
+    /// Starts with kicks suppressed. The eventfds become non-blocking.
+    pub fn new(mut parts: TransmitqParts) -> Self {
+        notify::prepare(parts.kick.as_ref());
+        notify::prepare(parts.call.as_ref());
+        parts.queue.disable_kicks();
+        Self {
+            parts,
+            chains: ChainBuf::with_capacity(BURST_MAX),
+            taken: Vec::with_capacity(BURST_MAX),
+        }
+    }
+
+    /// What was negotiated.
+    pub fn options(&self) -> &QueueOptions {
+        &self.parts.options
+    }
+
+    /// The ring.
+    pub fn queue(&self) -> &Virtq {
+        &self.parts.queue
+    }
+
+    /// Tells whether the driver enabled the queue.
+    pub fn set_enabled(&mut self, enabled: bool) {
+        self.parts.options.enabled = enabled;
+    }
+
+    /// Replaces the call eventfd.
+    pub fn set_call(&mut self, call: Option<Arc<OwnedFd>>) {
+        notify::prepare(call.as_ref());
+        self.parts.call = call;
+    }
+
+    /// Gives everything back; chains of a batch that was not released are completed.
+    pub fn into_parts(mut self) -> TransmitqParts {
+        self.release();
+        self.parts
+    }
+}
+
+/// Sums of one burst.
+#[derive(Debug, Default)]
+struct Burst {
+    bytes: u64,
+    runt: u64,
+    oversize: u64,
+    bad_offload: u64,
+}
+
+impl Burst {
+    #[inline(always)]
+    fn count(&self, counters: &QueueCounters, frames: u64) {
+        let ingress = &counters.ingress;
+        ingress.received(frames, self.bytes);
+        if self.runt | self.oversize | self.bad_offload != 0 {
+            for (reason, count) in [
+                (DropReason::Runt, self.runt),
+                (DropReason::Oversize, self.oversize),
+                (DropReason::BadOffload, self.bad_offload),
+            ] {
+                ingress.dropped(reason, count);
+            }
+        }
+    }
+}
+
+impl Ingress for Transmitq {
+    fn receive<'a>(&'a mut self, frames: &'a mut FrameBuf) -> Batch<'a> {
+        frames.clear();
+        let parts = &mut self.parts;
+        let chains = parts.queue.pop(&mut self.chains, BURST_MAX);
+        let fault = chains.fault().map(QueueFault::Ring);
+        if chains.is_empty() {
+            return frames.batch(chains.store(), fault);
+        }
+        let mut burst = Burst::default();
+        match parts.options.header_len {
+            HeaderLen::V1 => take::<V1_LEN>(&chains, &parts.options, frames, &mut burst),
+            HeaderLen::Legacy => take::<LEGACY_LEN>(&chains, &parts.options, frames, &mut burst),
+        }
+        let count = chains.len();
+        self.taken.extend((0..count).map(|index| chains.token(index)));
+        if parts.options.enabled {
+            burst.count(&parts.counters, count as u64);
+        } else {
+            frames.clear();
+            parts.counters.ingress.received(count as u64, burst.bytes);
+            parts.counters.ingress.dropped(DropReason::RingDisabled, count as u64);
+        }
+        frames.batch(chains.store(), fault)
+    }
+
+    fn release(&mut self) {
+        if !self.taken.is_empty() {
+            self.parts.queue.complete_all(&self.taken);
+            self.parts.queue.publish();
+            self.taken.clear();
+        }
+    }
+
+    fn notify(&mut self) {
+        if self.parts.queue.needs_call() {
+            notify::signal(self.parts.call.as_ref());
+        }
+    }
+
+    fn arm(&mut self) -> bool {
+        self.parts.queue.enable_kicks()
+    }
+
+    fn disarm(&mut self) {
+        self.parts.queue.disable_kicks();
+        notify::drain(self.parts.kick.as_ref());
+    }
+
+    fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.parts.kick.as_ref().map(|fd| fd.as_fd())
+    }
+
+    fn counters(&self) -> &Arc<QueueCounters> {
+        &self.parts.counters
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn std::any::Any + Send> {
+        self
+    }
+}
+
+/// Turns chains with a header of `H` bytes into frames.
+#[inline(always)]
+fn take<const H: usize>(
+    chains: &Chains<'_>,
+    options: &QueueOptions,
+    frames: &mut FrameBuf,
+    burst: &mut Burst,
+) {
+    const { assert!(H == LEGACY_LEN || H == V1_LEN) }
+    for index in 0..AHEAD {
+        chains.readable(index).prefetch();
+    }
+    for index in 0..chains.len() {
+        chains.readable(index.wrapping_add(AHEAD)).prefetch();
+        let readable = chains.readable(index);
+        let header_len = H as u32;
+        let len = readable.len().saturating_sub(header_len);
+        burst.bytes = burst.bytes.wrapping_add(u64::from(len));
+        if len < ETHERNET {
+            burst.runt = burst.runt.wrapping_add(1);
+            continue;
+        }
+        if len > options.max_frame {
+            burst.oversize = burst.oversize.wrapping_add(1);
+            continue;
+        }
+        let mut reader = readable.reader();
+        let mut raw = [0u8; H];
+        let _ = reader.read(&mut raw);
+        let parsed = raw
+            .first_chunk::<LEGACY_LEN>()
+            .and_then(|raw| header::parse(raw, options.from_driver, len));
+        let (Some(offload), Some(frame)) = (parsed, frames.slot()) else {
+            burst.bad_offload = burst.bad_offload.wrapping_add(1);
+            continue;
+        };
+        if frame.fill(reader, chains.span(index, header_len), offload) {
+            frames.keep();
+        } else {
+            burst.runt = burst.runt.wrapping_add(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
