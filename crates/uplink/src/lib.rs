@@ -1,1 +1,5 @@
-//! Ports over tap, AF_XDP and packet_mmap.
+#![doc = include_str!("../README.md")]
+
+mod sys;
+pub mod tap;
+mod vnet;

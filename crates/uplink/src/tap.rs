@@ -1,0 +1,177 @@
+//! A tap interface as a port: how guests reach the host.
+//!
+//! **Limits.** At most [`QUEUES_MAX`] queues (the kernel's own limit).
+//! **Not supported.** Offloads are not offered to the kernel yet: it segments and checksums what
+//! it gives us. What guests leave undone is passed on to the kernel, which takes all of it.
+
+mod error;
+mod link;
+mod queue;
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use port::QueueCounters;
+use rustix::fs::{Mode, OFlags};
+
+use crate::sys::{self, InterfaceSocket};
+use crate::vnet::HEADER;
+
+pub use error::TapError;
+pub use link::{Link, LinkState};
+pub use queue::{TapEgress, TapIngress};
+
+/// The most queues of an interface.
+pub const QUEUES_MAX: u16 = 256;
+
+/// Which interface to open, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TapSettings {
+    /// The interface: opened if it exists, else made (and gone when it is closed).
+    pub ifname: String,
+    /// Queue pairs.
+    pub queues: u16,
+    /// A network namespace: a name as `ip netns` knows it, or a path.
+    pub netns: Option<String>,
+}
+
+/// An open tap. Dropping the link before the queues restores what was changed.
+#[derive(Debug)]
+pub struct Tap {
+    /// The interface.
+    pub link: Link,
+    /// Both halves of each queue pair.
+    pub queues: Vec<(TapIngress, TapEgress)>,
+}
+
+/// Opens or makes the interface and brings it up. Each queue pair counts in its own `counters`.
+///
+/// # Errors
+///
+/// [`TapError`] says what is missing.
+pub fn open(settings: &TapSettings, counters: &[Arc<QueueCounters>]) -> Result<Tap, TapError> {
+    check(settings)?;
+    if counters.len() != usize::from(settings.queues) {
+        return Err(TapError::Queues(settings.queues));
+    }
+    let (fds, link) = match &settings.netns {
+        None => open_here(settings),
+        Some(name) => {
+            let failed = |error| TapError::Namespace { name: name.clone(), error };
+            let namespace = File::open(namespace_path(name)).map_err(failed)?;
+            sys::in_namespace(&namespace, || open_here(settings))
+                .map_err(|e| TapError::system(format!("enter network namespace {name}"), e))?
+        }
+    }?;
+    let name: Arc<str> = settings.ifname.as_str().into();
+    let mut queues = Vec::with_capacity(fds.len());
+    for (fd, counters) in fds.into_iter().zip(counters) {
+        let queue = queue::Queue {
+            fd: Arc::new(fd),
+            name: Arc::clone(&name),
+            mtu: Arc::clone(link.mtu()),
+            counters: Arc::clone(counters),
+        };
+        let ingress = TapIngress::new(queue.clone()).map_err(|error| TapError::System {
+            what: format!("open interface {name}"),
+            error: std::io::Error::other(error),
+        })?;
+        queues.push((ingress, TapEgress::new(queue)));
+    }
+    Ok(Tap { link, queues })
+}
+
+fn check(settings: &TapSettings) -> Result<(), TapError> {
+    let name = settings.ifname.as_str();
+    let bad = |b: u8| b == b'/' || b == b':' || b == b'%' || b == 0 || b.is_ascii_whitespace();
+    if name.is_empty() || name.len() > 15 || matches!(name, "." | "..") || name.bytes().any(bad) {
+        return Err(TapError::Name(name.to_owned()));
+    }
+    if settings.queues == 0 || settings.queues > QUEUES_MAX {
+        return Err(TapError::Queues(settings.queues));
+    }
+    Ok(())
+}
+
+fn namespace_path(name: &str) -> std::path::PathBuf {
+    // An absolute path replaces the folder.
+    Path::new("/run/netns").join(name)
+}
+
+/// Opens the queues in the namespace of the calling thread.
+fn open_here(settings: &TapSettings) -> Result<(Vec<OwnedFd>, Link), TapError> {
+    let name = settings.ifname.as_str();
+    let socket = InterfaceSocket::new().map_err(|e| TapError::system("open a socket", e))?;
+    let existed = socket
+        .exists(name)
+        .map_err(|e| TapError::system(format!("look for interface {name}"), e))?;
+    let mut fds = Vec::with_capacity(usize::from(settings.queues));
+    for _ in 0..settings.queues {
+        fds.push(open_queue(settings, &socket)?);
+    }
+    let link = Link::bring_up(name, socket, existed)?;
+    Ok((fds, link))
+}
+
+fn open_queue(settings: &TapSettings, socket: &InterfaceSocket) -> Result<OwnedFd, TapError> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let open = || rustix::fs::open("/dev/net/tun", flags, Mode::empty());
+    let fd = open().map_err(|e| TapError::device(e.into()))?;
+    let name = settings.ifname.as_str();
+    let attached = if settings.queues > 1 {
+        sys::tun_attach(fd.as_fd(), name, MULTI_QUEUE)
+    } else {
+        // An existing interface that was made for several queues takes one of them too.
+        sys::tun_attach(fd.as_fd(), name, SINGLE_QUEUE).or_else(|error| {
+            let again = error.raw_os_error() == Some(libc::EINVAL);
+            if again { sys::tun_attach(fd.as_fd(), name, MULTI_QUEUE) } else { Err(error) }
+        })
+    };
+    attached.map_err(|error| TapError::attach(settings, socket, error))?;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "12 fits")]
+    const HEADER_BYTES: i32 = HEADER as i32;
+    sys::tun_set_header(fd.as_fd(), HEADER_BYTES, 0)
+        .map_err(|e| TapError::system(format!("set the frame header of interface {name}"), e))?;
+    Ok(fd)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the kernel's field has 16 bits")]
+const SINGLE_QUEUE: i16 = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
+#[expect(clippy::cast_possible_truncation, reason = "the kernel's field has 16 bits")]
+const MULTI_QUEUE: i16 = SINGLE_QUEUE | libc::IFF_MULTI_QUEUE as i16;
+
+#[cfg(test)]
+mod tests {
+    use super::{TapSettings, open};
+
+    fn message(ifname: &str, queues: u16) -> String {
+        let settings = TapSettings { ifname: ifname.to_owned(), queues, netns: None };
+        open(&settings, &[]).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn wrong_settings_are_named() {
+        let text = "must have 1 to 15 bytes without '/', ':' and white space";
+        assert_eq!(message("", 1), format!("interface name \"\" {text}"));
+        assert_eq!(
+            message("sixteen-bytes-xx", 1),
+            format!("interface name \"sixteen-bytes-xx\" {text}")
+        );
+        assert_eq!(message("a/b", 1), format!("interface name \"a/b\" {text}"));
+        assert_eq!(message("t0", 0), "queues 0 must be 1 to 256");
+        assert_eq!(message("t0", 257), "queues 257 must be 1 to 256");
+    }
+
+    #[test]
+    fn a_missing_namespace_is_named() {
+        let netns = Some("cw-none".to_owned());
+        let settings = TapSettings { ifname: "t0".to_owned(), queues: 1, netns };
+        let counters = [std::sync::Arc::default()];
+        assert_eq!(
+            open(&settings, &counters).unwrap_err().to_string(),
+            "network namespace cw-none cannot be opened: No such file or directory (os error 2)"
+        );
+    }
+}

@@ -1,0 +1,97 @@
+//! Why a tap could not be opened, in words that say what to do.
+
+use std::io;
+
+use crate::sys::InterfaceSocket;
+
+use super::TapSettings;
+
+/// Why a tap could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum TapError {
+    /// The kernel has no tun driver, or the container hides it.
+    #[error("/dev/net/tun is missing: load the tun module or pass the device to the container")]
+    NoDevice,
+    /// The process lacks a right.
+    #[error("no permission to {what}: CAP_NET_ADMIN is needed (root has it)")]
+    Permission {
+        /// What was tried.
+        what: String,
+    },
+    /// A name that the kernel cannot take.
+    #[error("interface name {0:?} must have 1 to 15 bytes without '/', ':' and white space")]
+    Name(String),
+    /// Somebody else has the interface open.
+    #[error("interface {0} is in use by another process")]
+    Busy(String),
+    /// The interface has another number of queues than asked for.
+    #[error(
+        "interface {name} exists with one queue, {queues} were asked for: \
+        use queues=1 or create it with `ip tuntap add mode tap multi_queue`"
+    )]
+    SingleQueue {
+        /// The interface.
+        name: String,
+        /// What was asked for.
+        queues: u16,
+    },
+    /// No queue at all, or more than the kernel has.
+    #[error("queues {0} must be 1 to {max}", max = super::QUEUES_MAX)]
+    Queues(u16),
+    /// The interface exists, but as another kind.
+    #[error("interface {0} exists and is not a tap")]
+    NotTap(String),
+    /// The namespace does not exist.
+    #[error("network namespace {name} cannot be opened: {error}")]
+    Namespace {
+        /// The namespace.
+        name: String,
+        /// The kernel's answer.
+        error: io::Error,
+    },
+    /// Anything else.
+    #[error("cannot {what}: {error}")]
+    System {
+        /// What was tried on what.
+        what: String,
+        /// The kernel's answer.
+        error: io::Error,
+    },
+}
+
+impl TapError {
+    pub(super) fn system(what: impl Into<String>, error: io::Error) -> Self {
+        let what = what.into();
+        match error.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => Self::Permission { what },
+            _ => Self::System { what, error },
+        }
+    }
+
+    /// What `/dev/net/tun` answered when it was opened.
+    pub(super) fn device(error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => Self::NoDevice,
+            _ => Self::system("open /dev/net/tun", error),
+        }
+    }
+
+    /// What TUNSETIFF answered.
+    pub(super) fn attach(
+        settings: &TapSettings,
+        sockets: &InterfaceSocket,
+        error: io::Error,
+    ) -> Self {
+        let name = settings.ifname.clone();
+        match error.raw_os_error() {
+            Some(libc::EPERM) => Self::Permission { what: format!("attach to interface {name}") },
+            Some(libc::EBUSY) => Self::Busy(name),
+            Some(libc::E2BIG) => Self::Queues(settings.queues),
+            Some(libc::EINVAL) if sockets.is_tap(&name) && settings.queues > 1 => {
+                Self::SingleQueue { name, queues: settings.queues }
+            }
+            Some(libc::EINVAL) if sockets.exists(&name).unwrap_or(false) => Self::NotTap(name),
+            _ => Self::system(format!("attach to interface {name}"), error),
+        }
+    }
+}

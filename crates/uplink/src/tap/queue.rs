@@ -1,0 +1,253 @@
+//! One queue of a tap as the two halves of a queue pair.
+//!
+//! ```text
+//!  kernel ── read ──► slot of a private pool ──► Frame (head copied, body stays in the slot)
+//!  kernel ◄─ writev ─ vnet header | private head | body, straight from the sender's memory
+//! ```
+//!
+//! **Trust.** What the kernel gives came from the network. Bodies that are written may belong to a
+//! hostile guest: only their addresses are handed on.
+//! **Limits.** A frame has at most [`FRAME_MAX`] bytes, and at most 62 pieces of body.
+
+use std::any::Any;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use port::{
+    BURST_MAX, Batch, DropReason, Egress, Frame, FrameBuf, Gso, Ingress, QueueCounters, QueueFault,
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use virtq::mem::{MapError, Pool};
+
+use crate::sys::Pieces;
+use crate::vnet::{self, HEADER};
+
+/// The most bytes of a frame: the largest MTU, an Ethernet header and two tags.
+const FRAME_MAX: u32 = 65_535 + 14 + 8;
+/// Bytes of a buffer: a header and a frame, in whole pages.
+const SLOT_BYTES: u32 = 17 * 4096;
+const _: () = assert!(FRAME_MAX as usize + HEADER <= SLOT_BYTES as usize);
+/// Buffers of a queue.
+#[expect(clippy::cast_possible_truncation, reason = "64 fits")]
+const SLOTS: u32 = BURST_MAX as u32;
+/// How often a frame is offered to a kernel whose queue is full.
+const TRIES: u32 = 4;
+/// Bytes before the payload that an MTU counts.
+const ETHERNET: u32 = 14;
+const TAG: u32 = 4;
+
+/// What both halves share.
+#[derive(Debug, Clone)]
+pub(super) struct Queue {
+    pub(super) fd: Arc<OwnedFd>,
+    pub(super) name: Arc<str>,
+    pub(super) mtu: Arc<AtomicU32>,
+    pub(super) counters: Arc<QueueCounters>,
+}
+
+impl Queue {
+    fn fault(&self, what: &str, error: &io::Error) -> QueueFault {
+        QueueFault::Host { what: format!("{what} {}", self.name), error: error.to_string() }
+    }
+}
+
+/// Frames from the host.
+#[derive(Debug)]
+pub struct TapIngress {
+    queue: Queue,
+    pool: Pool,
+}
+
+impl TapIngress {
+    pub(super) fn new(queue: Queue) -> Result<Self, MapError> {
+        Ok(Self { queue, pool: Pool::new(SLOTS, SLOT_BYTES)? })
+    }
+
+    /// Reads one frame into `slot`; its length with the header, or `None` if there is none now.
+    #[inline]
+    fn read(&mut self, slot: u32) -> Result<Option<usize>, QueueFault> {
+        let Some(buffer) = self.pool.slot_mut(slot) else { return Ok(None) };
+        loop {
+            match rustix::io::read(&self.queue.fd, &mut *buffer) {
+                Ok(len) => return Ok(Some(len)),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(errno) => return Err(self.queue.fault("read from interface", &errno.into())),
+            }
+        }
+    }
+
+    /// Makes a frame of `len` bytes that were read into `slot`.
+    #[inline]
+    fn parse(&self, slot: u32, len: usize, frame: &mut Frame) -> Result<(), DropReason> {
+        let len = u32::try_from(len.saturating_sub(HEADER)).unwrap_or(0);
+        let mut header = [0; HEADER];
+        #[expect(clippy::cast_possible_truncation, reason = "12 fits")]
+        const SKIP: u32 = HEADER as u32;
+        let _ = self.pool.store().reader(Pool::span(slot, 0, SKIP)).read(&mut header);
+        let offload = vnet::decode(&header).ok_or(DropReason::BadOffload)?;
+        let span = Pool::span(slot, SKIP, len);
+        if frame.fill(self.pool.store().reader(span), span, offload) {
+            Ok(())
+        } else {
+            Err(DropReason::Runt)
+        }
+    }
+}
+
+impl Ingress for TapIngress {
+    fn receive<'a>(&'a mut self, frames: &'a mut FrameBuf) -> Batch<'a> {
+        frames.clear();
+        let mut fault = None;
+        let (mut count, mut bytes) = (0u64, 0u64);
+        for slot in 0..SLOTS {
+            let len = match self.read(slot) {
+                Ok(Some(len)) => len,
+                Ok(None) => break,
+                Err(error) => {
+                    fault = Some(error);
+                    break;
+                }
+            };
+            count = count.wrapping_add(1);
+            bytes = bytes.wrapping_add(len.saturating_sub(HEADER) as u64);
+            let Some(frame) = frames.slot() else { break };
+            match self.parse(slot, len, frame) {
+                Ok(()) => frames.keep(),
+                Err(reason) => self.queue.counters.ingress.dropped(reason, 1),
+            }
+        }
+        if count > 0 {
+            self.queue.counters.ingress.received(count, bytes);
+        }
+        frames.batch(self.pool.store(), fault)
+    }
+
+    fn release(&mut self) {}
+
+    fn notify(&mut self) {}
+
+    fn arm(&mut self) -> bool {
+        let mut fds = [PollFd::new(&self.queue.fd, PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        // An interrupted or failed look counts as "maybe": the next burst tells.
+        poll(&mut fds, Some(&now)).map_or(true, |ready| ready > 0)
+    }
+
+    fn disarm(&mut self) {}
+
+    fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.queue.fd.as_fd())
+    }
+
+    fn counters(&self) -> &Arc<QueueCounters> {
+        &self.queue.counters
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any + Send> {
+        self
+    }
+}
+
+/// Frames to the host.
+#[derive(Debug)]
+pub struct TapEgress {
+    queue: Queue,
+}
+
+impl TapEgress {
+    pub(super) fn new(queue: Queue) -> Self {
+        Self { queue }
+    }
+
+    /// Sends one frame; what became of it.
+    #[inline]
+    fn send_one(&self, batch: &Batch<'_>, frame: &Frame, mtu: u32) -> Outcome {
+        let room = mtu.saturating_add(ETHERNET);
+        let room = if frame.tag().is_some() { room.saturating_add(TAG) } else { room };
+        if frame.offload.gso == Gso::None && frame.len() > room {
+            return Outcome::Dropped(DropReason::Oversize);
+        }
+        let header = vnet::encode(&frame.offload);
+        let mut pieces = Pieces::new();
+        let mut fits = pieces.private(&header) && pieces.private(frame.head());
+        let mut body = batch.body(frame);
+        while let Some(piece) = body.next_piece(u32::MAX) {
+            fits &= pieces.guest(piece);
+        }
+        if !fits {
+            return Outcome::Dropped(DropReason::UplinkError);
+        }
+        self.write(&pieces)
+    }
+
+    fn write(&self, pieces: &Pieces<'_>) -> Outcome {
+        let mut tries = TRIES;
+        loop {
+            let Err(error) = pieces.write(self.queue.fd.as_fd()) else { return Outcome::Sent };
+            match error.raw_os_error() {
+                Some(libc::EINTR) => {}
+                Some(libc::EAGAIN | libc::ENOBUFS) if tries > 1 => {
+                    tries = tries.wrapping_sub(1);
+                    std::hint::spin_loop();
+                }
+                Some(libc::EAGAIN | libc::ENOBUFS) => {
+                    return Outcome::Dropped(DropReason::UplinkBusy);
+                }
+                Some(libc::EBADFD | libc::EBADF) => return Outcome::Gone(error),
+                _ => return Outcome::Dropped(DropReason::UplinkError),
+            }
+        }
+    }
+}
+
+/// What became of a frame.
+enum Outcome {
+    Sent,
+    Dropped(DropReason),
+    /// The interface does not exist any more.
+    Gone(io::Error),
+}
+
+impl Egress for TapEgress {
+    fn send(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
+        // ORDERING: a number of its own; a frame beside a change of the MTU may see either.
+        let mtu = self.queue.mtu.load(Ordering::Relaxed);
+        let egress = &self.queue.counters.egress;
+        let (mut count, mut bytes) = (0u64, 0u64);
+        let mut result = Ok(());
+        for (done, index) in picked.iter().enumerate() {
+            let Some(frame) = batch.frames().get(usize::from(*index)) else { continue };
+            match self.send_one(batch, frame, mtu) {
+                Outcome::Sent => {
+                    count = count.wrapping_add(1);
+                    bytes = bytes.wrapping_add(u64::from(frame.len()));
+                }
+                Outcome::Dropped(reason) => egress.dropped(reason, 1),
+                Outcome::Gone(error) => {
+                    let left = picked.len().saturating_sub(done) as u64;
+                    egress.dropped(DropReason::UplinkError, left);
+                    result = Err(self.queue.fault("write to interface", &error));
+                    break;
+                }
+            }
+        }
+        if count > 0 {
+            egress.sent(count, bytes);
+        }
+        result
+    }
+
+    fn notify(&mut self) {}
+
+    fn counters(&self) -> &Arc<QueueCounters> {
+        &self.queue.counters
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any + Send> {
+        self
+    }
+}

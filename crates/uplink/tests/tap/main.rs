@@ -1,0 +1,248 @@
+//! Real taps in network namespaces of their own. Needs root; says so if it is missing.
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "test code"
+)]
+
+mod namespace;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use namespace::Namespace;
+use port::{DropReason, Egress, FrameBuf, Ingress, QueueCounters, QueueFault, QueueTotals};
+use uplink::tap::{LinkState, Tap, TapSettings, open};
+
+const HOST_MAC: &str = "02:00:00:00:00:01";
+const PEER_MAC: &str = "02:00:00:00:00:02";
+
+fn totals(counters: &QueueCounters) -> QueueTotals {
+    let mut totals = counters.read_ends();
+    counters.read_rx(&mut totals);
+    totals
+}
+
+/// Carries what arrives at `from` to `to` until it carried a frame.
+fn carry(from: &mut Tap, to: &mut Tap) -> usize {
+    let mut frames = FrameBuf::default();
+    let start = Instant::now();
+    let (ingress, egress) = (&mut from.queues[0].0, &mut to.queues[0].1);
+    loop {
+        let batch = ingress.receive(&mut frames);
+        assert_eq!(batch.fault(), None);
+        let count = batch.len();
+        let picked: Vec<u16> = (0..count as u16).collect();
+        egress.send(&batch, &picked).unwrap();
+        ingress.release();
+        if count > 0 {
+            return count;
+        }
+        assert!(start.elapsed() < Duration::from_secs(5), "no frame arrived");
+    }
+}
+
+#[test]
+fn a_made_interface_is_up_while_it_is_open_and_gone_afterwards() {
+    let namespace = Namespace::new();
+    let tap = namespace.open("made0", 1).unwrap();
+    assert!(tap.link.was_made());
+    assert_eq!(tap.link.check(), LinkState::Up);
+    let _ = namespace.ip(&["link", "set", "made0", "down"]);
+    assert_eq!(tap.link.check(), LinkState::Down);
+    drop(tap);
+    assert!(!namespace.has("made0"));
+}
+
+#[test]
+fn a_persistent_interface_is_left_as_it_was_found() {
+    let namespace = Namespace::new();
+    let _ = namespace.ip(&["tuntap", "add", "kept0", "mode", "tap"]);
+    let tap = namespace.open("kept0", 1).unwrap();
+    assert!(!tap.link.was_made());
+    assert!(namespace.ip(&["link", "show", "kept0"]).contains(",UP"));
+    drop(tap);
+    assert!(!namespace.ip(&["link", "show", "kept0"]).contains(",UP"));
+    let _ = namespace.ip(&["link", "set", "kept0", "up"]);
+    drop(namespace.open("kept0", 1).unwrap());
+    assert!(namespace.ip(&["link", "show", "kept0"]).contains(",UP"));
+}
+
+#[test]
+fn frames_of_all_sizes_cross_two_taps_unchanged() {
+    let (left, right) = (Namespace::new(), Namespace::new());
+    let mut from = left.open("left0", 1).unwrap();
+    let mut to = right.open("right0", 1).unwrap();
+    left.address("left0", HOST_MAC, "10.9.0.1/24", 9000);
+    right.address("right0", PEER_MAC, "10.9.0.2/24", 9000);
+    left.neighbour("left0", "10.9.0.2", PEER_MAC);
+    assert_eq!((from.link.check(), to.link.check()), (LinkState::Up, LinkState::Up));
+    let sender = left.udp("10.9.0.1:7");
+    let receiver = right.udp("10.9.0.2:7");
+    let mut got = [0; 9000];
+    for len in (0..200u32).chain([1458, 1472, 4000, 8972]) {
+        let sent: Vec<u8> = (0..len).map(|i| (i * 7 + len) as u8).collect();
+        let _ = sender.send_to(&sent, "10.9.0.2:7").unwrap();
+        loop {
+            let _ = carry(&mut from, &mut to);
+            // Router solicitations of the interface may be on the way too.
+            if let Ok(count) = receiver.recv(&mut got) {
+                assert_eq!(&got[..count], &sent[..], "{len} bytes");
+                break;
+            }
+        }
+    }
+    let (rx, tx) = (totals(from.queues[0].0.counters()), totals(to.queues[0].1.counters()));
+    assert_eq!((rx.rx_frames, rx.rx_bytes), (tx.tx_frames, tx.tx_bytes));
+    assert!(rx.rx_frames >= 204);
+    assert_eq!(rx.dropped() + tx.dropped(), 0);
+}
+
+#[test]
+fn a_frame_above_the_mtu_is_dropped() {
+    let (left, right) = (Namespace::new(), Namespace::new());
+    let mut from = left.open("left0", 1).unwrap();
+    let mut to = right.open("right0", 1).unwrap();
+    left.address("left0", HOST_MAC, "10.9.0.1/24", 2000);
+    left.neighbour("left0", "10.9.0.2", PEER_MAC);
+    let sender = left.udp("10.9.0.1:7");
+    for (payload, oversize) in [(1472, 0), (1473, 1)] {
+        let before = totals(to.queues[0].1.counters()).tx_frames;
+        let _ = sender.send_to(&vec![1; payload], "10.9.0.2:7").unwrap();
+        let large = |t: &QueueTotals| t.tx_frames - before + t.drops[DropReason::Oversize as usize];
+        while large(&totals(to.queues[0].1.counters())) == 0 {
+            let _ = carry(&mut from, &mut to);
+        }
+        let drops = totals(to.queues[0].1.counters()).drops;
+        assert_eq!(drops[DropReason::Oversize as usize], oversize);
+    }
+    let _ = right.ip(&["link", "set", "right0", "mtu", "2000"]);
+    assert_eq!(to.link.check(), LinkState::Up);
+    let _ = sender.send_to(&[1; 1473], "10.9.0.2:7").unwrap();
+    let _ = carry(&mut from, &mut to);
+    assert_eq!(totals(to.queues[0].1.counters()).drops[DropReason::Oversize as usize], 1);
+}
+
+#[test]
+fn an_interface_that_is_down_drops_with_its_reason() {
+    let (left, right) = (Namespace::new(), Namespace::new());
+    let mut from = left.open("left0", 1).unwrap();
+    let mut to = right.open("right0", 1).unwrap();
+    left.address("left0", HOST_MAC, "10.9.0.1/24", 1500);
+    left.neighbour("left0", "10.9.0.2", PEER_MAC);
+    let _ = right.ip(&["link", "set", "right0", "down"]);
+    let _ = left.udp("10.9.0.1:7").send_to(b"x", "10.9.0.2:7").unwrap();
+    let count = carry(&mut from, &mut to) as u64;
+    let drops = totals(to.queues[0].1.counters()).drops;
+    assert_eq!(drops[DropReason::UplinkError as usize], count);
+}
+
+#[test]
+fn the_wake_up_says_whether_frames_are_there() {
+    let namespace = Namespace::new();
+    namespace.quiet();
+    let mut tap = namespace.open("wake0", 1).unwrap();
+    namespace.address("wake0", HOST_MAC, "10.9.0.1/24", 1500);
+    namespace.neighbour("wake0", "10.9.0.2", PEER_MAC);
+    let ingress = &mut tap.queues[0].0;
+    let mut frames = FrameBuf::default();
+    while ingress.arm() {
+        assert_eq!(ingress.receive(&mut frames).fault(), None);
+    }
+    let sender = namespace.udp("10.9.0.1:7");
+    for _ in 0..70 {
+        let _ = sender.send_to(b"hello", "10.9.0.2:7").unwrap();
+    }
+    assert!(ingress.arm());
+    assert_eq!(ingress.receive(&mut frames).len(), 64);
+    assert!(ingress.arm());
+    assert_eq!(ingress.receive(&mut frames).len(), 6);
+    assert!(!ingress.arm());
+}
+
+#[test]
+fn a_deleted_interface_is_a_host_fault_on_both_ways() {
+    let namespace = Namespace::new();
+    let mut tap = namespace.open("lost0", 1).unwrap();
+    let _ = namespace.ip(&["link", "del", "lost0"]);
+    assert_eq!(tap.link.check(), LinkState::Gone);
+    assert!(!tap.link.exists());
+    let mut frames = FrameBuf::default();
+    let (ingress, egress) = &mut tap.queues[0];
+    let fault = ingress.receive(&mut frames).fault().cloned().unwrap();
+    assert!(matches!(&fault, QueueFault::Host { what, .. } if what == "read from interface lost0"));
+    frames.clear();
+    frames.slot().unwrap().fill_private(&[1; 60]);
+    frames.keep();
+    let fault = egress.send(&frames.batch(virtq::mem::SegStore::empty(), None), &[0]).unwrap_err();
+    assert!(matches!(&fault, QueueFault::Host { what, .. } if what == "write to interface lost0"));
+    assert_eq!(totals(egress.counters()).drops[DropReason::UplinkError as usize], 1);
+}
+
+#[test]
+fn what_cannot_be_opened_is_named() {
+    let namespace = Namespace::new();
+    let _ = namespace.ip(&["tuntap", "add", "one0", "mode", "tap"]);
+    let _ = namespace.ip(&["tuntap", "add", "tun0", "mode", "tun"]);
+    let _ = namespace.ip(&["link", "add", "br0", "type", "bridge"]);
+    let error = |name, queues| namespace.open(name, queues).unwrap_err().to_string();
+    assert_eq!(
+        error("one0", 2),
+        "interface one0 exists with one queue, 2 were asked for: use queues=1 or create it with \
+         `ip tuntap add mode tap multi_queue`"
+    );
+    assert_eq!(error("tun0", 1), "interface tun0 exists and is not a tap");
+    assert_eq!(error("br0", 2), "interface br0 exists and is not a tap");
+    let _held = namespace.open("one0", 1).unwrap();
+    assert_eq!(error("one0", 1), "interface one0 is in use by another process");
+}
+
+#[test]
+fn queues_are_those_that_were_asked_for() {
+    let namespace = Namespace::new();
+    let _ = namespace.ip(&["tuntap", "add", "many0", "mode", "tap", "multi_queue"]);
+    for queues in [1, 4] {
+        let tap = namespace.open("many0", queues).unwrap();
+        assert_eq!(tap.queues.len(), usize::from(queues));
+        let shown = namespace.ip(&["-d", "link", "show", "many0"]);
+        assert!(shown.contains(&format!("numqueues {queues} ")), "{shown}");
+    }
+}
+
+#[test]
+fn flows_arrive_on_several_queues() {
+    let namespace = Namespace::new();
+    namespace.quiet();
+    let mut tap = namespace.open("many0", 4).unwrap();
+    namespace.address("many0", HOST_MAC, "10.9.0.1/24", 1500);
+    namespace.neighbour("many0", "10.9.0.2", PEER_MAC);
+    for port in 2000..2064 {
+        let sender = namespace.udp(&format!("10.9.0.1:{port}"));
+        let _ = sender.send_to(b"hello", "10.9.0.2:7").unwrap();
+    }
+    let mut frames = FrameBuf::default();
+    let counts: Vec<usize> =
+        tap.queues.iter_mut().map(|(ingress, _)| ingress.receive(&mut frames).len()).collect();
+    assert!(counts.iter().sum::<usize>() >= 64, "{counts:?}");
+    assert!(counts.iter().filter(|n| **n > 0).count() >= 2, "{counts:?}");
+}
+
+#[test]
+fn a_missing_right_is_named() {
+    let namespace = Namespace::new();
+    let settings: TapSettings = namespace.settings("none0", 1);
+    let error = namespace.inside(move || {
+        use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+        let none = CapabilitySet::empty();
+        let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
+        set_capabilities(None, sets).unwrap();
+        let settings = TapSettings { netns: None, ..settings };
+        open(&settings, &[Arc::default()]).unwrap_err().to_string()
+    });
+    assert_eq!(
+        error,
+        "no permission to attach to interface none0: CAP_NET_ADMIN is needed (root has it)"
+    );
+}
