@@ -1,1 +1,30 @@
-//! Conformance with QEMU and DPDK.
+//! Runners of the real peers that Causeway must agree with, for the conformance tests and the demo.
+//!
+//! ```text
+//!  Environment ── finds or fetches ──► QEMU 10, QEMU 7.2, guest image, DPDK, hugepages
+//!       │
+//!       ├──► Guest        a QEMU virtual machine with a shell on its console
+//!       ├──► VirtioUser   dpdk-testpmd, a vhost-user front end without a VM
+//!       └──► Switch       `causeway run`, asked through `causeway ctl --json`
+//! ```
+//!
+//! **Limits** Every wait has a time-out, every process ends with the value that started it, and
+//! every test works in a folder of its own.
+#![forbid(unsafe_code)]
+
+pub mod environment;
+pub mod guest;
+pub mod pairwise;
+pub mod process;
+pub mod scratch;
+pub mod switch;
+pub mod tap;
+pub mod virtio_user;
+
+pub use environment::{Environment, QemuVersion};
+pub use guest::{Guest, GuestSpec, Side};
+pub use process::Process;
+pub use scratch::Scratch;
+pub use switch::{Ledger, Switch};
+pub use tap::HostTap;
+pub use virtio_user::{Topology, VirtioUser, VirtioUserSpec};

@@ -1,0 +1,193 @@
+//! What a test needs besides our own code: finds it, or fetches and builds it once into a cache.
+//!
+//! Both QEMUs, DPDK, the guest kernel and the guest's programs are Debian packages that are
+//! unpacked into the cache and never installed, so they need no right and change nothing on the
+//! machine. Only hugepages do: [`Environment::testpmd`] says that it raises them.
+//!
+//! **Limits** One process works on the cache at a time (a file lock); a finished part is known by
+//! its stamp and never built again.
+
+mod apt;
+mod cpio;
+mod elf;
+pub mod host;
+pub(crate) mod image;
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::process::tied_command;
+use crate::scratch::target_folder;
+
+/// Raised when the contents of the cache change, so that an old cache is built again.
+const RECIPE: &str = "1";
+const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
+const TESTPMD: &str = "dpdk-testpmd";
+
+/// The QEMU releases that we promise to work with.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum QemuVersion {
+    /// 10.0, of Debian 13 and the backports of Debian 12.
+    V10,
+    /// 7.2, of Debian 12. It crashes with vhost-user, TCG and MSI-X: guests get `vectors=0`.
+    V7,
+}
+
+/// A Linux guest: its kernel and its first file system.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// The bzImage.
+    pub kernel: PathBuf,
+    /// The initramfs, whose `init` offers a shell on the console.
+    pub initrd: PathBuf,
+}
+
+/// The cache and what has been found in it.
+#[derive(Clone, Debug)]
+pub struct Environment {
+    cache: PathBuf,
+}
+
+impl QemuVersion {
+    /// The name for case names and messages.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::V10 => "qemu10",
+            Self::V7 => "qemu7.2",
+        }
+    }
+
+    fn suites(self) -> &'static [&'static str] {
+        match self {
+            Self::V10 => &["bookworm", "bookworm-backports"],
+            Self::V7 => &["bookworm"],
+        }
+    }
+}
+
+impl Environment {
+    /// Opens the cache: `$CAUSEWAY_CACHE`, or `guest-env` in cargo's target folder, or
+    /// `~/.cache/causeway` if that cannot be written.
+    ///
+    /// # Errors
+    /// None of them can be written.
+    pub fn open() -> Result<Self> {
+        let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache/causeway"));
+        let chosen = std::env::var_os("CAUSEWAY_CACHE").map(PathBuf::from);
+        let places = match chosen {
+            Some(place) => vec![place],
+            None => [Some(target_folder().join("guest-env")), home].into_iter().flatten().collect(),
+        };
+        for place in &places {
+            if fs::create_dir_all(place).is_ok() && File::create(place.join(".lock")).is_ok() {
+                return Ok(Self { cache: place.canonicalize()? });
+            }
+        }
+        anyhow::bail!("none of {places:?} can be written: set CAUSEWAY_CACHE to a folder that can")
+    }
+
+    /// A command that runs that QEMU; the first call fetches it.
+    ///
+    /// # Errors
+    /// It is not in the cache and cannot be fetched.
+    pub fn qemu(&self, version: QemuVersion) -> Result<Command> {
+        let root = self.part(version.name(), |root| {
+            say(&format!("fetching {} (unpacked into the cache, not installed)", version.name()));
+            apt::unpack_closure(&self.cache, version.suites(), &["qemu-system-x86"], root)
+        })?;
+        let libraries = root.join("usr/lib/x86_64-linux-gnu");
+        let mut command = tied_command(root.join("usr/bin/qemu-system-x86_64"));
+        let search: Vec<PathBuf> = vec![libraries.clone(), root.join("lib/x86_64-linux-gnu")];
+        let search: OsString = std::env::join_paths(search)?;
+        let _ =
+            command.env("LD_LIBRARY_PATH", search).env("QEMU_MODULE_DIR", libraries.join("qemu"));
+        for data in ["usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"] {
+            let _ = command.arg("-L").arg(root.join(data));
+        }
+        Ok(command)
+    }
+
+    /// The Linux guest; the first call builds it.
+    ///
+    /// # Errors
+    /// It is not in the cache and a part of it cannot be fetched.
+    pub fn image(&self) -> Result<Image> {
+        let root = self.part("guest", |root| {
+            say("building the guest image (kernel, busybox, iperf3, ethtool)");
+            image::build(&self.cache, root)
+        })?;
+        Ok(Image { kernel: root.join("vmlinuz"), initrd: root.join("initrd") })
+    }
+
+    /// A command that runs DPDK's testpmd (up to its EAL options) on hugepages that exist: the
+    /// machine's own testpmd, or one that the first call fetches.
+    ///
+    /// # Errors
+    /// There is none and it cannot be fetched, or there are too few hugepages.
+    pub fn testpmd(&self) -> Result<Command> {
+        {
+            let _lock = self.lock()?;
+            host::hugepages()?;
+        }
+        if let Some(installed) = host::find(TESTPMD) {
+            return Ok(line_by_line(&installed));
+        }
+        let root = self.part("dpdk", |root| {
+            say("fetching DPDK (unpacked into the cache, not installed)");
+            apt::unpack_closure(&self.cache, &["bookworm"], &["dpdk-dev"], root)
+        })?;
+        let mut command = line_by_line(&root.join("usr/bin").join(TESTPMD));
+        let _ = command.env("LD_LIBRARY_PATH", library_path(&root)?);
+        // By name: DPDK refuses a path that has a folder like `/tmp` in it.
+        for driver in ["mempool_ring", "net_virtio", "net_vhost"] {
+            let _ = command.arg("-d").arg(format!("librte_{driver}.so.23"));
+        }
+        Ok(command)
+    }
+
+    /// Builds a part of the cache once: into a temporary folder that gets its name when complete.
+    fn part(&self, name: &str, build: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+        let done = self.cache.join(format!("{name}-{RECIPE}"));
+        if done.exists() {
+            return Ok(done);
+        }
+        let _lock = self.lock()?;
+        if !done.exists() {
+            let half = self.cache.join(format!("{name}.part"));
+            let _ = fs::remove_dir_all(&half);
+            fs::create_dir_all(&half)?;
+            build(&half).with_context(|| format!("cannot prepare {name}"))?;
+            fs::rename(&half, &done)?;
+        }
+        Ok(done)
+    }
+
+    fn lock(&self) -> Result<File> {
+        let file = File::create(self.cache.join(".lock"))?;
+        file.lock().context("cannot lock the cache")?;
+        Ok(file)
+    }
+}
+
+/// A command whose printed lines come out at once although they go to a file.
+fn line_by_line(program: &Path) -> Command {
+    let mut command = tied_command("stdbuf");
+    let _ = command.arg("-oL").arg(program);
+    command
+}
+
+fn library_path(root: &Path) -> Result<OsString> {
+    let drivers = "usr/lib/x86_64-linux-gnu/dpdk/pmds-23.0";
+    let folders = [LIBRARIES, "lib/x86_64-linux-gnu", drivers].map(|folder| root.join(folder));
+    Ok(std::env::join_paths(folders)?)
+}
+
+/// Tells the user what is going on, on standard error.
+pub(crate) fn say(what: &str) {
+    eprintln!("environment: {what}");
+}
