@@ -1,1 +1,30 @@
-//! Views and values of the protocols that a virtual switch reads and writes.
+#![doc = include_str!("../README.md")]
+#![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+extern crate std;
+
+mod arp;
+mod checksum;
+mod ethernet;
+mod flow;
+mod icmp;
+mod ipv4;
+mod ipv6;
+mod mac;
+mod tcp;
+mod udp;
+mod vlan;
+
+pub use arp::{Arp, RARP_FRAME_LEN, rarp_announce};
+pub use checksum::{Checksum, checksum};
+pub use ethernet::{Ethernet, ethertype};
+pub use flow::flow_hash;
+pub use icmp::Icmp;
+pub use ipv4::{Ipv4, ip_protocol};
+pub use ipv6::{EXTENSIONS_MAX, Ipv6, Upper};
+pub use mac::{MacAddr, MacParseError};
+pub use tcp::Tcp;
+pub use udp::Udp;
+pub use vlan::{VlanId, VlanTag};
