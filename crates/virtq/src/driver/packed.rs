@@ -221,17 +221,15 @@ impl PackedDriver {
 
     /// Whether the last `added` published entries contain the one that the device asked for.
     fn crossed(&self, event: u16, added: u32) -> bool {
-        let size = i64::from(self.size);
-        let added = i64::from(added);
-        if added >= size {
-            return true;
-        }
-        // Counted from the start of the turn in which we are: the turn before is negative.
-        let new = i64::from(self.published.index);
-        let wrap = event & WRAP_BIT != 0;
-        let index = i64::from(event & !WRAP_BIT);
-        let index = if wrap == self.published.wrap { index } else { index.wrapping_sub(size) };
-        (new.wrapping_sub(added)..new).contains(&index)
+        let turns = u32::from(self.size).wrapping_mul(2);
+        // Places of two turns have different numbers, and come again after that.
+        let number = |index: u16, wrap: bool| {
+            u32::from(index).wrapping_add(if wrap { 0 } else { u32::from(self.size) })
+        };
+        let new = number(self.published.index, self.published.wrap).wrapping_add(turns);
+        let event = number(event & !WRAP_BIT, event & WRAP_BIT != 0);
+        let behind = new.saturating_sub(event).checked_rem(turns).unwrap_or(0);
+        (1..=added).contains(&behind) || added >= turns
     }
 
     #[inline(always)]
