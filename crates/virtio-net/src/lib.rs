@@ -6,6 +6,8 @@ pub mod header;
 mod notify;
 mod options;
 mod receiveq;
+#[cfg(test)]
+mod rig;
 mod transmitq;
 
 pub use options::{DEFAULT_RETRIES, HeaderLen, OffloadSet, QueueOptions};
