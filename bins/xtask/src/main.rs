@@ -1,3 +1,8 @@
-//! Developer commands of the Causeway tree.
+//! Developer commands of the Causeway tree: `cargo xtask help` lists them.
+#![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    xtask::run()
+}

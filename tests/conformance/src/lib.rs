@@ -28,3 +28,11 @@ pub use scratch::Scratch;
 pub use switch::{Ledger, Switch};
 pub use tap::HostTap;
 pub use virtio_user::{Topology, VirtioUser, VirtioUserSpec};
+
+/// Whether a conformance test configures the machine (hugepages, taps) and so needs root.
+#[must_use]
+pub fn needs_root(test: &str) -> bool {
+    let hugepages = ["runners/", "virtio-user/", "configs/hugepages"];
+    let taps = ["switch/guest-reaches-host", "switch/ports-come-and-go"];
+    hugepages.iter().chain(&taps).any(|prefix| test.starts_with(prefix))
+}

@@ -1,4 +1,4 @@
-//! The few things that the machine itself must have: hugepages, `ip` for taps.
+//! The few things that the machine itself must have: some programs, and hugepages.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use crate::process::output;
 const HUGEPAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
 /// 2 GiB: 512 MiB for each of up to two DPDK processes, the rest for a guest on hugepages.
 const HUGEPAGES_NEEDED: u32 = 1024;
+const INSTALL_TIMEOUT: Duration = Duration::from_secs(600);
 const HUGETLBFS: &str = "/dev/hugepages";
 
 /// Whether this process may configure the machine.
@@ -28,6 +29,29 @@ pub fn find(program: &str) -> Option<PathBuf> {
     let system = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from);
     let places = std::env::split_paths(&path).chain(system);
     places.map(|folder| folder.join(program)).find(|file| file.is_file())
+}
+
+/// Makes sure of a program, by installing its Debian package if it is missing.
+///
+/// # Errors
+/// It is missing, and either we are not root or apt fails.
+pub fn install(program: &str, package: &str) -> Result<PathBuf> {
+    if let Some(found) = find(program) {
+        return Ok(found);
+    }
+    if !is_root() {
+        bail!("{program} not found; as root: apt-get install {package}");
+    }
+    say(&format!("{program} not found: installing {package}"));
+    let apt = |arguments: &[&str]| {
+        let mut command = Command::new("apt-get");
+        let _ = command.args(["-qq", "-o", "DPkg::Lock::Timeout=300"]).args(arguments);
+        output(command.env("DEBIAN_FRONTEND", "noninteractive"), INSTALL_TIMEOUT)
+    };
+    let _ = apt(&["update"])?;
+    let _ = apt(&["install", "--yes", "--no-install-recommends", package])
+        .with_context(|| format!("cannot install {package}"))?;
+    find(program).with_context(|| format!("{package} is installed but has no {program}"))
 }
 
 /// Makes sure that 1024 hugepages of 2 MiB exist and that their file system is mounted.
@@ -72,11 +96,11 @@ fn mount_hugetlbfs() -> Result<()> {
     output(mount.args(["-t", "hugetlbfs", "none", HUGETLBFS]), Duration::from_secs(10)).map(drop)
 }
 
-/// Runs `ip` with these arguments.
+/// Runs `ip` with these arguments; the first call installs it where it is missing.
 ///
 /// # Errors
-/// It is missing or fails.
+/// It cannot be had or fails.
 pub fn ip(arguments: &[&str]) -> Result<String> {
-    let program = find("ip").context("ip not found; as root: apt-get install iproute2")?;
+    let program = install("ip", "iproute2")?;
     output(Command::new(program).args(arguments), Duration::from_secs(10))
 }

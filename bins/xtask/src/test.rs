@@ -1,0 +1,111 @@
+//! Runs every test that this machine and user can run, and names each that it did not run.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+use conformance::environment::host::is_root;
+use conformance::process::output;
+use conformance::scratch::target_folder;
+
+use crate::steps::{Steps, build, cargo};
+
+const LIST_TIMEOUT: Duration = Duration::from_secs(600);
+const WHY_ROOT: &str = "needs root, for hugepages or a tap";
+
+/// Options of `cargo xtask test`.
+#[derive(Args, Debug)]
+pub(crate) struct Options {
+    /// Run every combination of the conformance matrices instead of all pairs
+    #[arg(long)]
+    full: bool,
+    /// Leave out what needs root, and do not count that as a failure
+    #[arg(long)]
+    unprivileged: bool,
+    /// Run only the tests whose name contains this
+    #[arg(long, value_name = "SUBSTR")]
+    filter: Option<String>,
+}
+
+impl Options {
+    /// What CI runs: everything, all pairs of the matrices.
+    pub(crate) fn for_ci() -> Self {
+        Self { full: false, unprivileged: false, filter: None }
+    }
+
+    /// Proofs under loom are built another way; a filter runs them only by their name.
+    fn wants_loom(&self) -> bool {
+        self.filter.as_ref().is_none_or(|filter| filter.contains("loom"))
+    }
+
+    fn filter(&self) -> &str {
+        self.filter.as_deref().unwrap_or_default()
+    }
+}
+
+pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
+    // The tests of the programs and the conformance tests start them.
+    build(&["--release", "-p", "causeway", "-p", "causeway-guest"])?;
+    let workspace = ["test", "--workspace", "--no-fail-fast"];
+    let mut command = with_program(cargo(), options);
+    let _ = command.args(workspace).args(["--exclude", "conformance", "--", options.filter()]);
+    steps.command("unit, model, integration and doc tests, examples", &mut command)?;
+    let runners = ["test", "-p", "conformance", "--lib", "--", options.filter()];
+    steps.cargo("unit tests of the runners", &runners)?;
+    if options.wants_loom() {
+        loom(steps)?;
+    }
+    conformance(steps, options)
+}
+
+/// The proofs on the orderings, with loom's words in place of the guest's memory.
+fn loom(steps: &mut Steps) -> Result<()> {
+    let mut command = cargo();
+    let _ = command
+        .args(["test", "--release", "-p", "virtq", "--all-features", "loom"])
+        .env("RUSTFLAGS", "--cfg loom")
+        .env("CARGO_TARGET_DIR", target_folder().join("loom"));
+    steps.command("loom", &mut command)
+}
+
+fn conformance(steps: &mut Steps, options: &Options) -> Result<()> {
+    let skipped = if may_use_root(options) { Vec::new() } else { rooted_tests(options)? };
+    let mut command = with_program(cargo(), options);
+    let _ = command.args(CONFORMANCE).arg("--").arg(options.filter());
+    for name in &skipped {
+        let _ = command.args(["--skip", name]);
+    }
+    steps.command("conformance with QEMU and DPDK", &mut command)?;
+    for name in &skipped {
+        steps.not_run(name, WHY_ROOT, !options.unprivileged);
+    }
+    Ok(())
+}
+
+const CONFORMANCE: [&str; 5] = ["test", "-p", "conformance", "--test", "conformance"];
+
+fn may_use_root(options: &Options) -> bool {
+    is_root() && !options.unprivileged
+}
+
+fn rooted_tests(options: &Options) -> Result<Vec<String>> {
+    let mut command = with_program(cargo(), options);
+    let _ = command.args(CONFORMANCE).args(["--", "--list", options.filter()]);
+    let shown = output(&mut command, LIST_TIMEOUT)?;
+    let names = shown.lines().filter_map(|line| line.strip_suffix(": test"));
+    Ok(names.filter(|name| conformance::needs_root(name)).map(str::to_owned).collect())
+}
+
+/// Tells tests which program to start, whether every combination is wanted, and whether tests
+/// that configure the machine may run.
+fn with_program(mut command: Command, options: &Options) -> Command {
+    let _ = command.env("CAUSEWAY_BIN", target_folder().join("release/causeway"));
+    if options.full {
+        let _ = command.env("CAUSEWAY_FULL", "1");
+    }
+    if !may_use_root(options) {
+        let _ = command.env("CAUSEWAY_UNPRIVILEGED", "1");
+    }
+    command
+}
