@@ -153,14 +153,9 @@ impl QueueConfig {
     /// [`QueueError`] if size, alignment, position or an address is wrong.
     pub fn activate(self, memory: &GuestMap) -> Result<Virtq, QueueError> {
         self.check_size()?;
-        match (self.layout, self.position) {
-            (Layout::Split, RingPosition::Split { .. }) => {
-                Split::new(memory, self).map(Virtq::Split)
-            }
-            (Layout::Packed, RingPosition::Packed { .. }) => {
-                Packed::new(memory, self).map(Virtq::Packed)
-            }
-            (layout, _) => Err(QueueError::PositionLayout(layout)),
+        match self.layout {
+            Layout::Split => Split::new(memory, self).map(Virtq::Split),
+            Layout::Packed => Packed::new(memory, self).map(Virtq::Packed),
         }
     }
 
@@ -174,7 +169,8 @@ impl QueueConfig {
     /// be in.
     pub fn resume_at_used(mut self, memory: &GuestMap) -> Result<Self, QueueError> {
         self.check_size()?;
-        if let (Layout::Split, RingPosition::Split { avail, .. }) = (self.layout, self.position) {
+        self.check_position()?;
+        if let RingPosition::Split { avail, .. } = self.position {
             // ORDERING: relaxed; whoever wrote it has stopped, and the message that told us so
             // orders its stores before this.
             let used = SplitAreas::new(memory, &self)?.used_idx().load(Ordering::Relaxed);
@@ -191,6 +187,14 @@ impl QueueConfig {
             Layout::Packed => self.size > 0,
         };
         if allowed && self.size <= MAX_SIZE { Ok(()) } else { Err(QueueError::Size(self.size)) }
+    }
+
+    fn check_position(&self) -> Result<(), QueueError> {
+        match (self.layout, self.position) {
+            (Layout::Split, RingPosition::Split { .. })
+            | (Layout::Packed, RingPosition::Packed { .. }) => Ok(()),
+            (layout, _) => Err(QueueError::PositionLayout(layout)),
+        }
     }
 
     /// The slots that are fetched and not completed.
@@ -283,3 +287,6 @@ pub enum QueueError {
         size: u16,
     },
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,8 @@ mod packed;
 mod queue;
 mod shared;
 mod split;
+#[cfg(test)]
+mod testing;
 mod walk;
 
 pub use chain::{Chain, ChainBuf, Chains, Token};

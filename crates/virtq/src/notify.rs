@@ -117,3 +117,6 @@ pub(crate) fn packed_event(index: u16, wrap: bool, flags: u16) -> u32 {
 pub(crate) fn split_event(word: u32) -> (u16, u16) {
     (word as u16, (word >> 16) as u16)
 }
+
+#[cfg(test)]
+mod tests;

@@ -180,3 +180,6 @@ impl Packed {
         QueueConfig { position: self.position().refetch(), ..self.config }
     }
 }
+
+#[cfg(test)]
+mod tests;

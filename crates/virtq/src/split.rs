@@ -123,3 +123,6 @@ impl Split {
         QueueConfig { position: self.position().refetch(), ..self.config }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -156,7 +156,7 @@ pub(crate) fn check_indirect(allowed: bool, flags: u16, index: u16) -> Result<()
 
 fn table_entries(table: RawDesc) -> Result<u32, ChainError> {
     let len = table.len();
-    if len == 0 || len % DESC_BYTES != 0 {
+    if len == 0 || !len.is_multiple_of(DESC_BYTES) {
         return Err(ChainError::IndirectLength { len });
     }
     if len > TABLE_BYTES {

@@ -258,18 +258,25 @@ impl GuestMap {
     }
 
     /// Copies the 16 bytes of a descriptor in an indirect table; None if a byte is not mapped.
+    #[inline]
     pub(crate) fn fetch_desc(&self, hit: &mut Hit, addr: GuestPhysAddr) -> Option<RawDesc> {
         let mut bytes = [0u8; 16];
-        let mut done = 0usize;
-        let mut segs = Vec::new();
-        if let Some(seg) = hit.resolve(addr, 16) {
-            done = Reader::over(&[seg]).read(&mut bytes);
-        } else if self.resolve_slow(hit, addr, 16, &mut segs) {
-            done = Reader::over(&segs).read(&mut bytes);
+        if hit.resolve(addr, 16).is_none()
+            && let Some(region) = self.index_of(addr.0).and_then(|i| self.inner.regions.get(i))
+        {
+            hit.region = *region;
         }
+        let done = match hit.resolve(addr, 16) {
+            Some(seg) => Reader::over(&[seg]).read(&mut bytes),
+            None => {
+                let mut segs = Vec::new();
+                let mapped = self.resolve_slow(hit, addr, 16, &mut segs);
+                if mapped { Reader::over(&segs).read(&mut bytes) } else { 0 }
+            }
+        };
         let (first, second) = bytes.split_first_chunk::<8>()?;
         let meta = u64::from_le_bytes(second.try_into().ok()?);
-        (done == 16).then_some(RawDesc { addr: u64::from_le_bytes(*first), meta })
+        (done == bytes.len()).then_some(RawDesc { addr: u64::from_le_bytes(*first), meta })
     }
 
     fn index_of(&self, addr: u64) -> Option<usize> {
@@ -293,3 +300,6 @@ impl fmt::Debug for GuestMap {
         f.debug_struct("GuestMap").field("regions", &self.inner.regions.len()).finish()
     }
 }
+
+#[cfg(test)]
+mod tests;

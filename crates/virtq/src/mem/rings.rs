@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use super::word::RingMem;
-use super::{GuestMap, Word, prefetch_read, prefetch_write};
+use super::{GuestMap, Word, prefetch_read};
 use crate::config::{QueueConfig, QueueError, RingArea};
 use crate::shared::Shared;
 
@@ -171,11 +171,6 @@ impl SplitAreas {
     #[inline(always)]
     pub(crate) fn prefetch_desc(&self, index: u16) {
         prefetch_read(self.desc.ptr.wrapping_add(self.slot(index).wrapping_mul(16)));
-    }
-
-    #[inline(always)]
-    pub(crate) fn prefetch_used(&self, index: u16) {
-        prefetch_write(self.used.ptr.wrapping_add(self.slot(index).wrapping_mul(8)));
     }
 }
 

@@ -386,3 +386,6 @@ impl Writer<'_> {
         done
     }
 }
+
+#[cfg(test)]
+mod tests;

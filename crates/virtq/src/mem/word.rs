@@ -44,7 +44,6 @@ impl RingMem {
     /// the size of `T`, and the map lives for `'a`.
     #[inline(always)]
     pub(super) unsafe fn word<'a, T>(self, offset: usize) -> Word<'a, T> {
-        #[expect(clippy::cast_ptr_alignment, reason = "the caller and `new` see to it")]
         let ptr = self.ptr.wrapping_add(offset).cast::<T>();
         Word { ptr, _mapped: PhantomData }
     }

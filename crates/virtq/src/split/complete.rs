@@ -7,8 +7,7 @@ use crate::notify;
 impl Split {
     #[inline(always)]
     pub(crate) fn complete(&mut self, token: Token, written: u32) {
-        self.areas.write_used(self.next_used, token.id, written);
-        self.next_used = self.next_used.wrapping_add(1);
+        self.use_entries(token.id, written, 1);
     }
 
     #[inline(always)]
@@ -16,13 +15,21 @@ impl Split {
         if self.config.features.in_order {
             // One entry with the last id says that all before it are used too.
             let Some(last) = tokens.last() else { return };
-            let count = u16::try_from(tokens.len()).unwrap_or(u16::MAX);
-            self.areas.write_used(self.next_used, last.id, 0);
-            self.next_used = self.next_used.wrapping_add(count);
+            self.use_entries(last.id, 0, u16::try_from(tokens.len()).unwrap_or(u16::MAX));
         } else {
             for token in tokens {
-                self.complete(*token, 0);
+                self.use_entries(token.id, 0, 1);
             }
+        }
+    }
+
+    /// Writes one used entry and passes `count`; never more than there are chains popped.
+    #[inline(always)]
+    fn use_entries(&mut self, id: u16, written: u32, count: u16) {
+        let fetched = self.next_avail.wrapping_sub(self.next_used);
+        if fetched > 0 {
+            self.areas.write_used(self.next_used, id, written);
+            self.next_used = self.next_used.wrapping_add(count.min(fetched));
         }
     }
 
