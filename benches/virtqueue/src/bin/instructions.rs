@@ -1,0 +1,73 @@
+//! Pops and completes 100 000 chains of one descriptor, for instruction counts that repeat.
+//!
+//! ```text
+//! cargo build --release -p virtqueue --bin instructions
+//! valgrind --tool=callgrind --toggle-collect='*::serve' target/release/instructions split 32
+//! ```
+//!
+//! `--toggle-collect` counts the device's part only (`virtqueue::Ours::serve`, or
+//! `virtqueue::Theirs::serve`); `*::offer` and `*::reclaim` are the driver's.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use virtq::Layout;
+use virtqueue::{Ours, SIZE, Theirs, Variant};
+
+/// Chains per run: divide callgrind's count by it.
+const CHAINS: u32 = 100_000;
+const KINDS: &str = "split, packed, split-indirect, packed-indirect, split-in-order, \
+                     packed-in-order, virtio-queue, virtio-queue-indirect";
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let kind = args.next().unwrap_or_else(|| "split".into());
+    let batch = args.next().unwrap_or_else(|| "32".into());
+    let batch = batch.parse::<usize>().ok().filter(|batch| (1..=256).contains(batch));
+    let (Some(batch), true) = (batch, KINDS.split(", ").any(|known| known == kind)) else {
+        eprintln!("usage: instructions KIND BATCH; KIND is one of {KINDS}; BATCH is 1 to 256");
+        return ExitCode::from(2);
+    };
+    match run(&kind, batch) {
+        Ok(bytes) => {
+            println!("{kind}, batches of {batch}: {CHAINS} chains, {bytes} bytes");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{kind}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(kind: &str, batch: usize) -> anyhow::Result<u64> {
+    let indirect = kind.ends_with("-indirect");
+    let mut bytes = 0u64;
+    if kind.starts_with("virtio-queue") {
+        let mut ring = Theirs::new(indirect, false)?;
+        for count in rounds() {
+            ring.offer(count)?;
+            bytes = bytes.wrapping_add(ring.serve(batch)?);
+            anyhow::ensure!(ring.reclaim()? == usize::from(count), "chains are missing");
+        }
+    } else {
+        let layout = if kind.starts_with("packed") { Layout::Packed } else { Layout::Split };
+        let in_order = kind.ends_with("-in-order");
+        let mut ring = Ours::new(Variant { layout, indirect, in_order })?;
+        for count in rounds() {
+            ring.offer(count)?;
+            bytes = bytes.wrapping_add(ring.serve(batch));
+            anyhow::ensure!(ring.reclaim()? == usize::from(count), "chains are missing");
+        }
+    }
+    Ok(bytes)
+}
+
+/// Whole rings, and what is left in the last one.
+fn rounds() -> impl Iterator<Item = u16> {
+    let size = u32::from(SIZE);
+    (0..CHAINS.div_ceil(size)).map(move |round| {
+        let left = CHAINS.wrapping_sub(round.wrapping_mul(size));
+        u16::try_from(left.min(size)).unwrap_or(SIZE)
+    })
+}
