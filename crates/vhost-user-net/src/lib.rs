@@ -1,1 +1,11 @@
-//! The vhost-user back end of a virtio-net device.
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+pub mod codec;
+pub mod memory;
+mod rarp;
+pub mod session;
+mod shell;
+
+pub use session::{RingIndex, Session, SessionError, SessionSettings};
+pub use shell::{CountersOf, OpenError, PortLinks, PortSettings, SocketMode, VhostUserPort};

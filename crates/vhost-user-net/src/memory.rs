@@ -1,0 +1,273 @@
+//! The front end's memory regions: checked, mapped, and looked up by front-end address.
+//!
+//! ```text
+//!   front-end address ──translate──► guest-physical address ──GuestMap──► host mapping
+//!   (rings' parts)                   (descriptors' buffers)
+//! ```
+//!
+//! **Trust.** Region descriptions and files come from the front end. A region is refused if its
+//! file is shorter than it claims; a file that shrinks later cannot be defended against here.
+//! **Limits.** [`SLOTS_MAX`] regions, [`BYTES_MAX`] bytes in total.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use virtq::mem::{GuestMap, GuestPhysAddr, MapError};
+use vm_memory::bitmap::BS;
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryRegion, GuestMemoryRegionBytes, GuestRegionCollection,
+    GuestUsize, MemoryRegionAddress, MmapRegion, VolatileMemory, VolatileSlice, guest_memory,
+};
+
+/// The most memory slots: what kernels' vhost offers, too.
+pub const SLOTS_MAX: usize = 509;
+/// The most bytes of all regions of a front end.
+pub const BYTES_MAX: u64 = 1 << 44;
+
+/// A virtual address of the front end's process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct FrontendAddr(pub u64);
+
+/// A region as the front end describes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RegionSpec {
+    /// Where the guest sees it.
+    pub guest: GuestPhysAddr,
+    /// Bytes.
+    pub size: u64,
+    /// Where the front end sees it.
+    pub user: FrontendAddr,
+    /// Where it starts in its file.
+    pub mmap_offset: u64,
+}
+
+impl RegionSpec {
+    /// Whether both stand for the same slot; the offset does not matter.
+    fn same_slot(&self, other: &Self) -> bool {
+        (self.guest, self.size, self.user) == (other.guest, other.size, other.user)
+    }
+
+    fn check(&self) -> Result<(), MemoryError> {
+        if self.size == 0 {
+            return Err(MemoryError::Empty(self.guest));
+        }
+        let ends = [self.guest.0, self.user.0, self.mmap_offset].map(|s| s.checked_add(self.size));
+        if ends.contains(&None) {
+            return Err(MemoryError::Wraps(self.guest, self.size));
+        }
+        Ok(())
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        let meet = |a: u64, b: u64| {
+            a < b.saturating_add(other.size) && b < a.saturating_add(self.size)
+        };
+        meet(self.guest.0, other.guest.0) || meet(self.user.0, other.user.0)
+    }
+}
+
+/// The regions of a session and the map that rings run on.
+#[derive(Debug, Clone, Default)]
+pub struct RegionTable {
+    slots: Vec<Arc<Region>>,
+    map: Option<GuestMap>,
+}
+
+impl RegionTable {
+    /// Maps all of `specs`, each from its fd.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError`] if a region is refused; nothing stays mapped then.
+    pub fn new(specs: &[RegionSpec], fds: Vec<OwnedFd>) -> Result<Self, MemoryError> {
+        let mut table = Self::default();
+        for (spec, fd) in specs.iter().zip(fds) {
+            table.insert(*spec, fd)?;
+        }
+        table.publish()
+    }
+
+    /// This table and one region more.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError`] if the region is refused.
+    pub fn with(&self, spec: RegionSpec, fd: OwnedFd) -> Result<Self, MemoryError> {
+        let mut table = self.clone();
+        table.insert(spec, fd)?;
+        table.publish()
+    }
+
+    /// This table without one region.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::NoSuchRegion`] if there is none with exactly these addresses and size.
+    pub fn without(&self, spec: &RegionSpec) -> Result<Self, MemoryError> {
+        let mut table = self.clone();
+        let at = table.slots.iter().position(|slot| slot.spec.same_slot(spec));
+        let at = at.ok_or(MemoryError::NoSuchRegion(spec.guest, spec.size))?;
+        drop(table.slots.remove(at));
+        table.publish()
+    }
+
+    /// The memory, if there is any.
+    pub fn map(&self) -> Option<&GuestMap> {
+        self.map.as_ref()
+    }
+
+    /// Where the guest sees what the front end has at `addr`.
+    pub fn translate(&self, addr: FrontendAddr) -> Option<GuestPhysAddr> {
+        self.slots.iter().find_map(|slot| {
+            let offset = addr.0.checked_sub(slot.spec.user.0)?;
+            let inside = offset < slot.spec.size;
+            inside.then(|| GuestPhysAddr(slot.spec.guest.0.wrapping_add(offset)))
+        })
+    }
+
+    /// Number of regions.
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether there are no regions.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    fn insert(&mut self, spec: RegionSpec, fd: OwnedFd) -> Result<(), MemoryError> {
+        spec.check()?;
+        if self.slots.len() >= SLOTS_MAX {
+            return Err(MemoryError::TooManyRegions);
+        }
+        let total = self.slots.iter().fold(spec.size, |sum, s| sum.saturating_add(s.spec.size));
+        if total > BYTES_MAX {
+            return Err(MemoryError::TooLarge(total));
+        }
+        if let Some(other) = self.slots.iter().find(|slot| slot.spec.overlaps(&spec)) {
+            return Err(MemoryError::Overlap(spec.guest, other.spec.guest));
+        }
+        self.slots.push(Arc::new(Region::map(spec, fd)?));
+        Ok(())
+    }
+
+    fn publish(mut self) -> Result<Self, MemoryError> {
+        self.map = None;
+        if !self.slots.is_empty() {
+            let mut slots = self.slots.clone();
+            slots.sort_by_key(|slot| slot.spec.guest);
+            let memory = GuestRegionCollection::from_arc_regions(slots)
+                .map_err(|_| MemoryError::TooManyRegions)?;
+            self.map = Some(GuestMap::new(Arc::new(memory))?);
+        }
+        Ok(self)
+    }
+}
+
+/// One mapped region. The mapping starts at a page of the file, so perhaps before the region.
+#[derive(Debug)]
+struct Region {
+    spec: RegionSpec,
+    mapping: MmapRegion,
+    /// Bytes of the mapping before the region.
+    skip: u64,
+}
+
+impl Region {
+    fn map(spec: RegionSpec, fd: OwnedFd) -> Result<Self, MemoryError> {
+        let stat = rustix::fs::fstat(&fd).map_err(|e| MemoryError::Stat(spec.guest, e.into()))?;
+        let needs = spec.mmap_offset.saturating_add(spec.size);
+        let has = u64::try_from(stat.st_size).unwrap_or(0);
+        if has < needs {
+            return Err(MemoryError::FileTooShort { guest: spec.guest, has, needs });
+        }
+        // On hugetlbfs the block size is that of the huge pages, which offset and length of a
+        // mapping must be multiples of.
+        let page = u64::try_from(stat.st_blksize).unwrap_or(0).max(4096);
+        let page = if page.is_power_of_two() { page } else { 4096 };
+        let mask = page.wrapping_sub(1);
+        let skip = spec.mmap_offset & mask;
+        let len = spec.size.saturating_add(skip).saturating_add(mask) & !mask;
+        // The file of an ordinary memfd may end inside of the last page: do not map beyond it.
+        let len = len.min(has.saturating_sub(spec.mmap_offset.wrapping_sub(skip)));
+        let len = usize::try_from(len).map_err(|_| MemoryError::TooLarge(spec.size))?;
+        let file = FileOffset::new(File::from(fd), spec.mmap_offset.wrapping_sub(skip));
+        let mapping = MmapRegion::from_file(file, len)
+            .map_err(|e| MemoryError::Map(spec.guest, io::Error::other(e)))?;
+        Ok(Self { spec, mapping, skip })
+    }
+}
+
+impl GuestMemoryRegion for Region {
+    type B = ();
+
+    fn len(&self) -> GuestUsize {
+        self.spec.size
+    }
+
+    fn start_addr(&self) -> GuestAddress {
+        GuestAddress(self.spec.guest.0)
+    }
+
+    fn bitmap(&self) -> BS<'_, ()> {}
+
+    fn get_host_address(&self, addr: MemoryRegionAddress) -> guest_memory::Result<*mut u8> {
+        self.get_slice(addr, 1).map(|slice| slice.ptr_guard_mut().as_ptr())
+    }
+
+    fn get_slice(
+        &self,
+        addr: MemoryRegionAddress,
+        count: usize,
+    ) -> guest_memory::Result<VolatileSlice<'_, BS<'_, ()>>> {
+        let offset = addr.0.saturating_add(self.skip);
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        Ok(self.mapping.get_slice(offset, count)?)
+    }
+}
+
+impl GuestMemoryRegionBytes for Region {}
+
+/// Why a memory region was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// No bytes.
+    #[error("the memory region at {0} is empty")]
+    Empty(GuestPhysAddr),
+    /// It goes beyond the end of an address space.
+    #[error("the memory region at {0} with {1:#x} bytes wraps around")]
+    Wraps(GuestPhysAddr, u64),
+    /// It shares addresses with another.
+    #[error("the memory region at {0} overlaps the one at {1}")]
+    Overlap(GuestPhysAddr, GuestPhysAddr),
+    /// All slots are taken.
+    #[error("more than {SLOTS_MAX} memory regions")]
+    TooManyRegions,
+    /// Too many bytes.
+    #[error("{0:#x} bytes of memory, at most {BYTES_MAX:#x} are allowed")]
+    TooLarge(u64),
+    /// The file ends before the region does.
+    #[error("the file of the memory region at {guest} has {has:#x} bytes, {needs:#x} are needed")]
+    FileTooShort {
+        /// The region.
+        guest: GuestPhysAddr,
+        /// Bytes of the file.
+        has: u64,
+        /// Where the region ends.
+        needs: u64,
+    },
+    /// None to remove.
+    #[error("there is no memory region at {0} with {1:#x} bytes")]
+    NoSuchRegion(GuestPhysAddr, u64),
+    /// The kernel does not tell the file's size.
+    #[error("cannot read the size of the file of the memory region at {0}: {1}")]
+    Stat(GuestPhysAddr, io::Error),
+    /// The kernel does not map it.
+    #[error("cannot map the memory region at {0}: {1}")]
+    Map(GuestPhysAddr, io::Error),
+    /// The regions make no map.
+    #[error(transparent)]
+    Layout(#[from] MapError),
+}

@@ -1,0 +1,423 @@
+//! One front end's session: a state machine that takes messages and does no I/O on its socket.
+//!
+//! ```text
+//!   Message ──► Session::handle ──► Outcome { reply, refused }
+//!                    │ start / stop / announce
+//!                    ▼
+//!                  Rings (the shell: queues go to the switch and come back)
+//! ```
+//!
+//! A ring has three independent properties. *Started*: from `SET_VRING_KICK` to `GET_VRING_BASE`.
+//! *Enabled*: by `SET_VRING_ENABLE`; rings of a front end without protocol features are enabled
+//! from the beginning. *Running*: the switch has it. The session runs a ring whenever it is
+//! started, everything that it needs is there and, for a receiveq, it is enabled. So messages may
+//! come in any order, and every change to a running ring is the same: stop, change, start at the
+//! position where it stopped.
+//!
+//! **Trust.** The front end is hostile. A refused message changes nothing; only a ring that its
+//! last parameter makes impossible is left as it is then, and stopped.
+//! **Limits.** See [`SessionSettings`] and [`crate::memory`].
+//! **Not supported.** Dirty log, in-flight region, IOTLB, postcopy, configuration space, device
+//! state, in-band notifications: not offered, and refused.
+
+mod error;
+mod ring;
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use vhost::vhost_user::message::{
+    FrontendReq, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+};
+use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
+use virtio_net::features::DEVICE_FEATURES;
+use virtq::mem::GuestMap;
+use virtq::{QueueConfig, QueueError, RingPosition};
+
+use crate::codec::{CodecError, Message, Reply, Request, VringFd, VringState};
+use crate::memory::{RegionTable, SLOTS_MAX};
+pub use error::{SessionError, Unready};
+use ring::Ring;
+
+/// The protocol features that a session offers.
+pub const PROTOCOL_FEATURES: u64 = VhostUserProtocolFeatures::MQ.bits()
+    | VhostUserProtocolFeatures::RARP.bits()
+    | VhostUserProtocolFeatures::REPLY_ACK.bits()
+    | VhostUserProtocolFeatures::MTU.bits()
+    | VhostUserProtocolFeatures::BACKEND_REQ.bits()
+    | VhostUserProtocolFeatures::RESET_DEVICE.bits()
+    | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS.bits()
+    | VhostUserProtocolFeatures::STATUS.bits();
+
+/// The feature bit that vhost-user adds to those of virtio.
+const F_PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+/// The device features that a session offers.
+pub const FEATURES: u64 = DEVICE_FEATURES | F_PROTOCOL_FEATURES;
+/// The smallest MTU that IPv4 allows a link to have.
+const MTU_MIN: u64 = 68;
+
+/// A ring of the device: `2 * pair` is a receiveq, `2 * pair + 1` a transmitq.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RingIndex(pub u16);
+
+impl RingIndex {
+    /// The queue pair.
+    pub fn pair(self) -> u16 {
+        self.0 / 2
+    }
+
+    /// Whether the guest transmits on it.
+    pub fn is_transmitq(self) -> bool {
+        self.0 % 2 == 1
+    }
+}
+
+/// What bounds a session.
+#[derive(Debug, Clone, Copy)]
+pub struct SessionSettings {
+    /// Queue pairs.
+    pub queues: u16,
+    /// The largest ring.
+    pub queue_size: u16,
+    /// The largest MTU that the front end may set, and the one before it does.
+    pub mtu: u16,
+}
+
+/// What a ring starts with.
+#[derive(Debug)]
+pub struct RingStart<'a> {
+    /// Format, size, addresses, position.
+    pub config: QueueConfig,
+    /// The memory that the addresses are in.
+    pub memory: &'a GuestMap,
+    /// What the driver writes to wake us; none if the ring is only polled.
+    pub kick: Option<Arc<OwnedFd>>,
+    /// What we write to interrupt the driver; none if it polls.
+    pub call: Option<Arc<OwnedFd>>,
+    /// Whether the front end enabled the ring.
+    pub enabled: bool,
+    /// The negotiated device features.
+    pub features: u64,
+    /// The MTU in force.
+    pub mtu: u16,
+    /// Whether the ring ran before: a call may have been lost on the way.
+    pub resumed: bool,
+}
+
+/// What a session runs its rings on.
+pub trait Rings {
+    /// Starts a ring that is not running.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError`] if the driver set it up wrongly.
+    fn start(&mut self, ring: RingIndex, start: RingStart<'_>) -> Result<(), QueueError>;
+
+    /// Stops a running ring and tells where. When this returns, nobody touches its memory.
+    /// None if the ring is lost: its worker had a bug.
+    fn stop(&mut self, ring: RingIndex) -> Option<RingPosition>;
+
+    /// Tells the network that `mac` is here now.
+    fn announce(&mut self, mac: [u8; 6]);
+}
+
+/// What becomes of a message.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// What to send back.
+    pub reply: Option<Vec<u8>>,
+    /// Why the request was refused, if the reply says so and the session goes on.
+    pub refused: Option<SessionError>,
+}
+
+/// What a request asks back.
+enum Answer {
+    /// Nothing but, if wanted, an acknowledgement.
+    Done,
+    /// A reply of its own.
+    Reply(Reply),
+}
+
+/// The state of one connection.
+#[derive(Debug)]
+pub struct Session {
+    settings: SessionSettings,
+    features: Option<u64>,
+    protocol_features: Option<u64>,
+    mtu: u16,
+    status: u8,
+    memory: RegionTable,
+    rings: BTreeMap<RingIndex, Ring>,
+    /// Where requests of the back end will go; held so that the front end sees it open.
+    backend_channel: Option<OwnedFd>,
+}
+
+impl Session {
+    /// A session that has heard nothing yet.
+    pub fn new(settings: SessionSettings) -> Self {
+        Self {
+            settings,
+            features: None,
+            protocol_features: None,
+            mtu: settings.mtu,
+            status: 0,
+            memory: RegionTable::default(),
+            rings: BTreeMap::new(),
+            backend_channel: None,
+        }
+    }
+
+    /// Handles one message.
+    ///
+    /// # Errors
+    ///
+    /// [`SessionError`] if the message is refused and the protocol has no way to say so: the
+    /// connection must be closed.
+    pub fn handle(
+        &mut self,
+        mut message: Message,
+        rings: &mut dyn Rings,
+    ) -> Result<Outcome, SessionError> {
+        let header = message.header;
+        let parsed = Request::parse(&message);
+        let result = match parsed {
+            Ok(request) => self.apply(request, std::mem::take(&mut message.fds), rings),
+            Err(error) => Err(error.into()),
+        };
+        // The features as they are now: SET_PROTOCOL_FEATURES itself may want to be acknowledged.
+        let ack = header.need_reply && self.has_protocol(VhostUserProtocolFeatures::REPLY_ACK);
+        let write = |reply: Reply| Some(reply.write(header.request));
+        match result {
+            Ok(Answer::Reply(reply)) => Ok(Outcome { reply: write(reply), refused: None }),
+            Ok(Answer::Done) if ack => {
+                Ok(Outcome { reply: write(Reply::U64(0)), refused: None })
+            }
+            Ok(Answer::Done) => Ok(Outcome::default()),
+            Err(error) if header.request == u32::from(FrontendReq::GET_CONFIG) => {
+                Ok(Outcome { reply: write(Reply::Empty), refused: Some(error) })
+            }
+            Err(error) if ack && !has_own_reply(header.request) => {
+                Ok(Outcome { reply: write(Reply::U64(1)), refused: Some(error) })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Stops all rings: the front end is gone.
+    pub fn close(&mut self, rings: &mut dyn Rings) {
+        for index in self.indexes() {
+            self.stop_ring(index, rings);
+        }
+    }
+
+    /// Takes a ring out of service that its driver broke: it is stopped, and the err eventfd is
+    /// given back to be raised. It starts again after `GET_VRING_BASE` or `RESET_DEVICE`.
+    pub fn ring_fault(
+        &mut self,
+        index: RingIndex,
+        rings: &mut dyn Rings,
+    ) -> Option<Arc<OwnedFd>> {
+        self.stop_ring(index, rings);
+        let ring = self.rings.get_mut(&index)?;
+        ring.broken = true;
+        ring.err.clone()
+    }
+
+    /// Why the port cannot carry frames yet: pair 0 decides.
+    ///
+    /// # Errors
+    ///
+    /// [`Unready`], to be shown to people.
+    pub fn ready(&self) -> Result<(), Unready> {
+        if let Some((index, _)) = self.rings.iter().find(|(_, ring)| ring.broken) {
+            return Err(Unready::Broken(*index));
+        }
+        for index in [RingIndex(0), RingIndex(1)] {
+            let ring = self.rings.get(&index).filter(|ring| ring.started);
+            let ring = ring.ok_or(Unready::NotSetUp)?;
+            let (Some(_), Some(_), Some(_)) = (self.features, ring.size, ring.addr) else {
+                return Err(Unready::NotSetUp);
+            };
+            if !ring.is_enabled(self.rings_start_enabled()) {
+                return Err(Unready::NotEnabled(index));
+            }
+            if !ring.running {
+                return Err(Unready::NoMemory(index));
+            }
+        }
+        Ok(())
+    }
+
+    /// The device features that were negotiated, if they were.
+    pub fn features(&self) -> Option<u64> {
+        self.features
+    }
+
+    fn apply(
+        &mut self,
+        request: Request,
+        mut fds: Vec<OwnedFd>,
+        rings: &mut dyn Rings,
+    ) -> Result<Answer, SessionError> {
+        type P = VhostUserProtocolFeatures;
+        let number = |n: u64| Ok(Answer::Reply(Reply::U64(n)));
+        match request {
+            Request::GetFeatures => return number(FEATURES),
+            Request::SetFeatures(bits) => self.set_features(bits, rings)?,
+            // Nothing depends on the owner, and back ends are advised to ignore the second one.
+            Request::SetOwner | Request::ResetOwner | Request::SetLogFd => {}
+            Request::GetProtocolFeatures => return number(PROTOCOL_FEATURES),
+            Request::SetProtocolFeatures(bits) => self.set_protocol_features(bits)?,
+            Request::GetQueueNum => return number(u64::from(self.settings.queues.max(2))),
+            Request::GetMaxMemSlots => {
+                self.needs(P::CONFIGURE_MEM_SLOTS, FrontendReq::GET_MAX_MEM_SLOTS)?;
+                return number(u64::try_from(SLOTS_MAX).unwrap_or(0));
+            }
+            Request::SetMemTable(specs) => {
+                let table = RegionTable::new(&specs, fds)?;
+                self.swap_memory(table, rings);
+            }
+            Request::AddMemReg(spec) => {
+                self.needs(P::CONFIGURE_MEM_SLOTS, FrontendReq::ADD_MEM_REG)?;
+                let fd = fds.pop().ok_or(CodecError::TooManyFds)?;
+                let table = self.memory.with(spec, fd)?;
+                self.swap_memory(table, rings);
+            }
+            Request::RemMemReg(spec) => {
+                self.needs(P::CONFIGURE_MEM_SLOTS, FrontendReq::REM_MEM_REG)?;
+                let table = self.memory.without(&spec)?;
+                self.swap_memory(table, rings);
+            }
+            Request::SetVringNum(_)
+            | Request::SetVringAddr(_)
+            | Request::SetVringBase(_)
+            | Request::GetVringBase { .. }
+            | Request::SetVringKick(_)
+            | Request::SetVringCall(_)
+            | Request::SetVringErr(_)
+            | Request::SetVringEnable { .. } => return self.apply_to_ring(request, fds, rings),
+            Request::SendRarp(mac) => {
+                self.needs(P::RARP, FrontendReq::SEND_RARP)?;
+                rings.announce(mac);
+            }
+            Request::NetSetMtu(mtu) => self.set_mtu(mtu, rings)?,
+            Request::SetBackendReqFd => {
+                self.needs(P::BACKEND_REQ, FrontendReq::SET_BACKEND_REQ_FD)?;
+                self.backend_channel = fds.pop();
+            }
+            Request::ResetDevice => {
+                self.needs(P::RESET_DEVICE, FrontendReq::RESET_DEVICE)?;
+                self.reset(rings);
+            }
+            Request::SetStatus(status) => {
+                self.needs(P::STATUS, FrontendReq::SET_STATUS)?;
+                self.status = status;
+            }
+            Request::GetStatus => {
+                self.needs(P::STATUS, FrontendReq::GET_STATUS)?;
+                return number(self.device_status());
+            }
+            Request::NotOffered(kind) => return Err(SessionError::NotOffered(kind)),
+        }
+        Ok(Answer::Done)
+    }
+
+    fn set_features(&mut self, bits: u64, rings: &mut dyn Rings) -> Result<(), SessionError> {
+        let unknown = bits & !FEATURES;
+        if unknown != 0 {
+            return Err(SessionError::Features(unknown));
+        }
+        if self.features == Some(bits) {
+            return Ok(());
+        }
+        if let Some(index) = self.indexes().into_iter().find(|i| self.is_running(*i)) {
+            return Err(SessionError::FeaturesWhileRunning(index));
+        }
+        self.features = Some(bits);
+        self.try_start_all(rings);
+        Ok(())
+    }
+
+    fn set_protocol_features(&mut self, bits: u64) -> Result<(), SessionError> {
+        let unknown = bits & !PROTOCOL_FEATURES;
+        if unknown != 0 {
+            return Err(SessionError::ProtocolFeatures(unknown));
+        }
+        self.protocol_features = Some(bits);
+        Ok(())
+    }
+
+    fn set_mtu(&mut self, mtu: u64, rings: &mut dyn Rings) -> Result<(), SessionError> {
+        self.needs(VhostUserProtocolFeatures::MTU, FrontendReq::NET_SET_MTU)?;
+        let limit = self.settings.mtu;
+        match u16::try_from(mtu) {
+            Ok(value) if mtu >= MTU_MIN && value <= limit => self.mtu = value,
+            _ => return Err(SessionError::Mtu { mtu, limit }),
+        }
+        for index in self.indexes() {
+            self.stop_ring(index, rings);
+        }
+        self.try_start_all(rings);
+        Ok(())
+    }
+
+    /// What is running stops, changes over, and goes on if its addresses are still mapped.
+    fn swap_memory(&mut self, table: RegionTable, rings: &mut dyn Rings) {
+        for index in self.indexes() {
+            self.stop_ring(index, rings);
+        }
+        self.memory = table;
+        self.try_start_all(rings);
+    }
+
+    fn reset(&mut self, rings: &mut dyn Rings) {
+        self.close(rings);
+        for ring in self.rings.values_mut() {
+            ring.reset();
+        }
+        self.features = None;
+        self.status = 0;
+    }
+
+    fn device_status(&self) -> u64 {
+        let broken = self.rings.values().any(|ring| ring.broken);
+        u64::from(self.status) | if broken { u64::from(VIRTIO_CONFIG_S_NEEDS_RESET) } else { 0 }
+    }
+
+    fn has_protocol(&self, feature: VhostUserProtocolFeatures) -> bool {
+        self.protocol_features.unwrap_or(0) & feature.bits() != 0
+    }
+
+    fn needs(
+        &self,
+        feature: VhostUserProtocolFeatures,
+        request: FrontendReq,
+    ) -> Result<(), SessionError> {
+        let negotiated = self.has_protocol(feature);
+        if negotiated { Ok(()) } else { Err(SessionError::NotNegotiated(request)) }
+    }
+}
+
+/// Whether the request is answered with something that is not an acknowledgement.
+fn has_own_reply(request: u32) -> bool {
+    let Ok(kind) = FrontendReq::try_from(request) else { return false };
+    matches!(
+        kind,
+        FrontendReq::GET_FEATURES
+            | FrontendReq::GET_PROTOCOL_FEATURES
+            | FrontendReq::GET_QUEUE_NUM
+            | FrontendReq::GET_VRING_BASE
+            | FrontendReq::GET_MAX_MEM_SLOTS
+            | FrontendReq::GET_STATUS
+            | FrontendReq::GET_INFLIGHT_FD
+            | FrontendReq::GET_SHARED_OBJECT
+            | FrontendReq::GET_SHMEM_CONFIG
+            | FrontendReq::CREATE_CRYPTO_SESSION
+            | FrontendReq::POSTCOPY_ADVISE
+            | FrontendReq::SET_DEVICE_STATE_FD
+    )
+}
+
+#[cfg(test)]
+mod tests;

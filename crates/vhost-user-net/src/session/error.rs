@@ -1,0 +1,109 @@
+//! Why a session refuses a message, and why its port is not up.
+
+use vhost::vhost_user::message::FrontendReq;
+use virtq::QueueError;
+
+use super::RingIndex;
+use crate::codec::CodecError;
+use crate::memory::MemoryError;
+
+/// Why a message was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The message is wrong by itself.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// A memory region is refused.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Features that were not offered.
+    #[error("SET_FEATURES with {0:#x}, which was not offered")]
+    Features(u64),
+    /// Other features while a ring runs.
+    #[error("SET_FEATURES with other features while ring {index} runs", index = .0.0)]
+    FeaturesWhileRunning(RingIndex),
+    /// Protocol features that were not offered.
+    #[error("SET_PROTOCOL_FEATURES with {0:#x}, which was not offered")]
+    ProtocolFeatures(u64),
+    /// A request of a feature that was offered, but not negotiated.
+    #[error("{0:?} without its protocol feature")]
+    NotNegotiated(FrontendReq),
+    /// A request of a feature that is not offered.
+    #[error("{0:?} belongs to a feature that is not offered")]
+    NotOffered(FrontendReq),
+    /// A ring that the port does not have.
+    #[error("ring {ring}, but the port has {limit} rings")]
+    NoSuchRing {
+        /// The ring.
+        ring: u32,
+        /// Rings of the port.
+        limit: u32,
+    },
+    /// A ring's size is out of bounds.
+    #[error("ring {ring} with {size} entries, 1 to {limit} are allowed")]
+    RingSize {
+        /// The ring.
+        ring: u32,
+        /// Entries wanted.
+        size: u32,
+        /// The port's limit.
+        limit: u16,
+    },
+    /// A position that a split ring cannot have.
+    #[error("ring {ring} at position {base:#x}, a split ring has 16 bits")]
+    RingBase {
+        /// The ring.
+        ring: u32,
+        /// The position.
+        base: u32,
+    },
+    /// Size or position of a running ring was to change.
+    #[error("{request:?} while ring {ring} runs")]
+    RingRuns {
+        /// What was asked.
+        request: FrontendReq,
+        /// The ring.
+        ring: u32,
+    },
+    /// An fd that is no eventfd.
+    #[error("{request:?} for ring {ring} with an fd that is no eventfd")]
+    NoEventFd {
+        /// What was asked.
+        request: FrontendReq,
+        /// The ring.
+        ring: u32,
+    },
+    /// The driver set the ring up wrongly.
+    #[error("ring {index}: {error}", index = .index.0)]
+    Queue {
+        /// The ring.
+        index: RingIndex,
+        /// The rule that is broken.
+        error: QueueError,
+    },
+    /// An MTU out of bounds.
+    #[error("MTU {mtu}, 68 to {limit} are allowed")]
+    Mtu {
+        /// What was asked.
+        mtu: u64,
+        /// The port's limit.
+        limit: u16,
+    },
+}
+
+/// Why a connected port carries no frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unready {
+    /// Rings were not started.
+    #[error("the driver has not set up its rings")]
+    NotSetUp,
+    /// A ring is started and not enabled.
+    #[error("ring {index} not enabled by the driver", index = .0.0)]
+    NotEnabled(RingIndex),
+    /// A ring's addresses are not usable in the memory that the front end shares.
+    #[error("ring {index} is not within the memory that the front end shares", index = .0.0)]
+    NoMemory(RingIndex),
+    /// The driver broke a ring.
+    #[error("ring {index} is broken until the driver resets it", index = .0.0)]
+    Broken(RingIndex),
+}

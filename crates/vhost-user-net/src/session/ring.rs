@@ -1,0 +1,303 @@
+//! One ring's state, and when it runs.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::{FileType, fstat};
+use virtio_net::features::{layout, ring_features};
+use virtq::{Layout, QueueConfig, RingPosition};
+
+use super::{
+    Answer, F_PROTOCOL_FEATURES, FrontendReq, Reply, Request, RingIndex, RingStart, Rings, Session,
+    SessionError, VringFd, VringState,
+};
+use crate::codec::VringAddr;
+
+/// The largest ring that virtio knows.
+const SIZE_MAX: u16 = 32768;
+
+/// What the front end said about a ring.
+#[derive(Debug, Default)]
+pub(super) struct Ring {
+    pub(super) size: Option<u16>,
+    pub(super) addr: Option<VringAddr>,
+    /// Where to go on, in the encoding of the messages; its meaning depends on the features.
+    base: Option<u32>,
+    /// None until the front end says so.
+    enabled: Option<bool>,
+    kick: Option<Arc<OwnedFd>>,
+    call: Option<Arc<OwnedFd>>,
+    pub(super) err: Option<Arc<OwnedFd>>,
+    pub(super) started: bool,
+    pub(super) running: bool,
+    /// The driver broke it; it does not run until it is started anew.
+    pub(super) broken: bool,
+    /// It ran since it was started.
+    resumed: bool,
+}
+
+impl Ring {
+    pub(super) fn is_enabled(&self, from_the_beginning: bool) -> bool {
+        self.enabled.unwrap_or(from_the_beginning)
+    }
+
+    /// As it was at first, but for call and err, which front ends set once.
+    pub(super) fn reset(&mut self) {
+        let (call, err) = (self.call.take(), self.err.take());
+        *self = Self { call, err, enabled: Some(false), ..Self::default() };
+    }
+
+    fn end(&mut self) {
+        self.kick = None;
+        self.started = false;
+        self.broken = false;
+        self.resumed = false;
+    }
+}
+
+impl Session {
+    pub(super) fn apply_to_ring(
+        &mut self,
+        request: Request,
+        fds: Vec<OwnedFd>,
+        rings: &mut dyn Rings,
+    ) -> Result<Answer, SessionError> {
+        match request {
+            Request::SetVringNum(state) => self.set_num(state, rings)?,
+            Request::SetVringAddr(addr) => self.set_addr(addr, rings)?,
+            Request::SetVringBase(state) => self.set_base(state, rings)?,
+            Request::GetVringBase { ring } => return self.get_base(ring, rings),
+            Request::SetVringEnable { ring, enable } => self.set_enable(ring, enable, rings)?,
+            Request::SetVringKick(v) => {
+                let (index, fd) = self.ring_fd(v, fds, FrontendReq::SET_VRING_KICK)?;
+                self.change(index, rings, |ring| {
+                    ring.kick = fd;
+                    ring.started = true;
+                })?;
+            }
+            Request::SetVringCall(v) => {
+                let (index, fd) = self.ring_fd(v, fds, FrontendReq::SET_VRING_CALL)?;
+                self.change(index, rings, |ring| ring.call = fd)?;
+            }
+            Request::SetVringErr(v) => {
+                let (index, fd) = self.ring_fd(v, fds, FrontendReq::SET_VRING_ERR)?;
+                self.ring_mut(index).err = fd;
+            }
+            Request::GetFeatures
+            | Request::SetFeatures(_)
+            | Request::SetOwner
+            | Request::ResetOwner
+            | Request::SetMemTable(_)
+            | Request::SetLogFd
+            | Request::GetProtocolFeatures
+            | Request::SetProtocolFeatures(_)
+            | Request::GetQueueNum
+            | Request::SendRarp(_)
+            | Request::NetSetMtu(_)
+            | Request::SetBackendReqFd
+            | Request::ResetDevice
+            | Request::GetMaxMemSlots
+            | Request::AddMemReg(_)
+            | Request::RemMemReg(_)
+            | Request::SetStatus(_)
+            | Request::GetStatus
+            | Request::NotOffered(_) => {}
+        }
+        Ok(Answer::Done)
+    }
+
+    fn set_num(&mut self, state: VringState, rings: &mut dyn Rings) -> Result<(), SessionError> {
+        let index = self.index(state.ring)?;
+        let limit = self.settings.queue_size.min(SIZE_MAX);
+        let size = u16::try_from(state.num).ok().filter(|size| (1..=limit).contains(size));
+        let error = SessionError::RingSize { ring: state.ring, size: state.num, limit };
+        let size = size.ok_or(error)?;
+        let ring = self.ring_mut(index);
+        if ring.size == Some(size) {
+            return Ok(());
+        }
+        if ring.running {
+            let request = FrontendReq::SET_VRING_NUM;
+            return Err(SessionError::RingRuns { request, ring: state.ring });
+        }
+        self.change(index, rings, |ring| ring.size = Some(size))
+    }
+
+    fn set_addr(&mut self, addr: VringAddr, rings: &mut dyn Rings) -> Result<(), SessionError> {
+        let index = self.index(addr.ring)?;
+        // The log flag means nothing: dirty logging is not offered.
+        let places = |a: &VringAddr| (a.desc, a.used, a.avail);
+        let same = self.ring_mut(index).addr.as_ref().map(places) == Some(places(&addr));
+        if same && self.is_running(index) {
+            return Ok(());
+        }
+        self.change(index, rings, |ring| ring.addr = Some(addr))
+    }
+
+    fn set_base(&mut self, state: VringState, rings: &mut dyn Rings) -> Result<(), SessionError> {
+        let index = self.index(state.ring)?;
+        if self.is_running(index) {
+            let request = FrontendReq::SET_VRING_BASE;
+            return Err(SessionError::RingRuns { request, ring: state.ring });
+        }
+        self.change(index, rings, |ring| ring.base = Some(state.num))
+    }
+
+    fn get_base(&mut self, ring: u32, rings: &mut dyn Rings) -> Result<Answer, SessionError> {
+        let index = self.index(ring)?;
+        self.stop_ring(index, rings);
+        let fresh = self.features.map_or(0, |f| RingPosition::start(layout(f)).to_vhost_base());
+        let state = self.ring_mut(index);
+        state.end();
+        let num = state.base.unwrap_or(fresh);
+        Ok(Answer::Reply(Reply::Vring(VringState { ring, num })))
+    }
+
+    fn set_enable(
+        &mut self,
+        ring: u32,
+        enable: bool,
+        rings: &mut dyn Rings,
+    ) -> Result<(), SessionError> {
+        let index = self.index(ring)?;
+        let negotiated = self.features.is_none_or(|f| f & F_PROTOCOL_FEATURES != 0);
+        if !negotiated && self.protocol_features.is_none() {
+            return Err(SessionError::NotNegotiated(FrontendReq::SET_VRING_ENABLE));
+        }
+        if self.ring_mut(index).enabled == Some(enable) {
+            return Ok(());
+        }
+        self.change(index, rings, |ring| ring.enabled = Some(enable))
+    }
+
+    /// Stops the ring if it runs, changes it, and starts it if it can run. If the driver set it up
+    /// wrongly the ring stays as it is now, and stopped.
+    fn change(
+        &mut self,
+        index: RingIndex,
+        rings: &mut dyn Rings,
+        change: impl FnOnce(&mut Ring),
+    ) -> Result<(), SessionError> {
+        self.stop_ring(index, rings);
+        change(self.ring_mut(index));
+        self.try_start(index, rings)
+    }
+
+    pub(super) fn stop_ring(&mut self, index: RingIndex, rings: &mut dyn Rings) {
+        let Some(ring) = self.rings.get_mut(&index) else { return };
+        if ring.running {
+            ring.running = false;
+            if let Some(position) = rings.stop(index) {
+                ring.base = Some(position.to_vhost_base());
+            }
+        }
+    }
+
+    /// After a change to all rings: those whose set-up does not fit (any more) wait.
+    pub(super) fn try_start_all(&mut self, rings: &mut dyn Rings) {
+        for index in self.indexes() {
+            if let Err(error) = self.try_start(index, rings) {
+                tracing::debug!("not started: {error}");
+            }
+        }
+    }
+
+    fn try_start(&mut self, index: RingIndex, rings: &mut dyn Rings) -> Result<(), SessionError> {
+        let from_the_beginning = self.rings_start_enabled();
+        let (Some(features), Some(memory)) = (self.features, self.memory.map()) else {
+            return Ok(());
+        };
+        let Some(ring) = self.rings.get(&index) else { return Ok(()) };
+        let enabled = ring.is_enabled(from_the_beginning);
+        // A disabled receiveq is never filled; a disabled transmitq is emptied and counted.
+        if !ring.started || ring.running || ring.broken || !(enabled || index.is_transmitq()) {
+            return Ok(());
+        }
+        let Some(config) = self.queue_config(index, ring, features)? else { return Ok(()) };
+        let start = RingStart {
+            config,
+            memory,
+            kick: ring.kick.clone(),
+            call: ring.call.clone(),
+            enabled,
+            features,
+            mtu: self.mtu,
+            resumed: ring.resumed,
+        };
+        rings.start(index, start).map_err(|error| SessionError::Queue { index, error })?;
+        let ring = self.ring_mut(index);
+        ring.running = true;
+        ring.resumed = true;
+        Ok(())
+    }
+
+    /// The ring's configuration, if all of it is known and in memory.
+    fn queue_config(
+        &self,
+        index: RingIndex,
+        ring: &Ring,
+        features: u64,
+    ) -> Result<Option<QueueConfig>, SessionError> {
+        let (Some(size), Some(addr)) = (ring.size, ring.addr) else { return Ok(None) };
+        let part = |addr| self.memory.translate(addr);
+        let (desc, driver, device) = (part(addr.desc), part(addr.avail), part(addr.used));
+        let (Some(desc), Some(driver), Some(device)) = (desc, driver, device) else {
+            return Ok(None);
+        };
+        let layout = layout(features);
+        let position = match ring.base {
+            None => RingPosition::start(layout),
+            Some(base) if layout == Layout::Split && base > u32::from(u16::MAX) => {
+                return Err(SessionError::RingBase { ring: u32::from(index.0), base });
+            }
+            Some(base) => RingPosition::from_vhost_base(layout, base),
+        };
+        let features = ring_features(features);
+        Ok(Some(QueueConfig { layout, size, desc, driver, device, features, position }))
+    }
+
+    /// Whether rings are enabled without being told: a front end without protocol features has
+    /// no way to tell.
+    pub(super) fn rings_start_enabled(&self) -> bool {
+        self.features.is_some_and(|f| f & F_PROTOCOL_FEATURES == 0)
+    }
+
+    pub(super) fn is_running(&self, index: RingIndex) -> bool {
+        self.rings.get(&index).is_some_and(|ring| ring.running)
+    }
+
+    pub(super) fn indexes(&self) -> Vec<RingIndex> {
+        self.rings.keys().copied().collect()
+    }
+
+    fn ring_mut(&mut self, index: RingIndex) -> &mut Ring {
+        self.rings.entry(index).or_default()
+    }
+
+    /// Checks a ring's number.
+    fn index(&self, ring: u32) -> Result<RingIndex, SessionError> {
+        let limit = u32::from(self.settings.queues).saturating_mul(2);
+        let number = u16::try_from(ring).ok().filter(|_| ring < limit);
+        number.map(RingIndex).ok_or(SessionError::NoSuchRing { ring, limit })
+    }
+
+    /// Checks the ring's number and its fd, if it has one.
+    fn ring_fd(
+        &self,
+        v: VringFd,
+        mut fds: Vec<OwnedFd>,
+        request: FrontendReq,
+    ) -> Result<(RingIndex, Option<Arc<OwnedFd>>), SessionError> {
+        let index = self.index(v.ring)?;
+        let fd = fds.pop();
+        // Eventfds have no file type. Anything else is kept away from the workers: it could block
+        // them or fail in their poll set.
+        let odd = |fd: &OwnedFd| {
+            fstat(fd).map_or(true, |s| FileType::from_raw_mode(s.st_mode) != FileType::Unknown)
+        };
+        if fd.as_ref().is_some_and(odd) {
+            return Err(SessionError::NoEventFd { request, ring: v.ring });
+        }
+        Ok((index, fd.map(Arc::new)))
+    }
+}

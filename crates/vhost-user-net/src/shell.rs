@@ -1,0 +1,368 @@
+//! A vhost-user session on a socket, as a port of the switch.
+//!
+//! ```text
+//!  listener / connect timer ──► Connection ──Message──► Session ──► FabricRings ──► port::Fabric
+//!            (event-manager)        ▲                      │
+//!                                   └──────── reply ───────┘
+//! ```
+//!
+//! One front end at a time. Whatever goes wrong with it ends that connection only: its queues are
+//! taken back, its memory unmapped, its fds closed, and the port waits for the next one.
+
+mod connection;
+mod listener;
+mod reconnect;
+mod rings;
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use port::{Fabric, PortId, PortState, QueueCounters, QueueFault, StatusCell};
+
+use crate::session::{RingIndex, Session, SessionSettings, Unready};
+use connection::{Connection, Disconnect};
+pub use listener::OpenError;
+use listener::Listener;
+use reconnect::Reconnect;
+use rings::FabricRings;
+
+/// Messages handled before others get their turn; the socket stays readable meanwhile.
+const TURN_MESSAGES: usize = 64;
+
+/// Who makes the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SocketMode {
+    /// We listen, front ends come.
+    #[default]
+    Server,
+    /// The front end listens; we connect, for ever.
+    Client,
+}
+
+/// What a port is made from.
+#[derive(Debug, Clone)]
+pub struct PortSettings {
+    /// Name in the log.
+    pub name: String,
+    /// The socket's path.
+    pub socket: PathBuf,
+    /// Who listens.
+    pub mode: SocketMode,
+    /// Permissions of the socket that we make.
+    pub socket_mode: u32,
+    /// Group of the socket that we make: a name from /etc/group or a number.
+    pub socket_group: Option<String>,
+    /// The most queue pairs.
+    pub queues: u16,
+    /// The largest ring.
+    pub queue_size: u16,
+    /// The largest MTU, without Ethernet header.
+    pub mtu: u16,
+}
+
+impl PortSettings {
+    /// A server on `socket` with the defaults of the command line.
+    pub fn server(name: impl Into<String>, socket: impl Into<PathBuf>) -> Self {
+        Self {
+            name: name.into(),
+            socket: socket.into(),
+            mode: SocketMode::Server,
+            socket_mode: 0o660,
+            socket_group: None,
+            queues: 128,
+            queue_size: 32768,
+            mtu: u16::MAX,
+        }
+    }
+}
+
+/// Gives the counters of a queue pair.
+pub type CountersOf = Box<dyn Fn(u16) -> Arc<QueueCounters> + Send>;
+
+/// What connects a port to the switch.
+pub struct PortLinks {
+    /// The port's number in the switch.
+    pub id: PortId,
+    /// The switch.
+    pub fabric: Arc<dyn Fabric>,
+    /// Where the port says how it is.
+    pub status: StatusCell,
+    /// Where its queues are counted.
+    pub counters: CountersOf,
+}
+
+impl std::fmt::Debug for PortLinks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PortLinks").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// A port whose other side is a vhost-user front end.
+#[derive(Debug)]
+pub struct VhostUserPort {
+    settings: PortSettings,
+    status: StatusCell,
+    rings: FabricRings,
+    way: Way,
+    link: Option<Link>,
+}
+
+/// How connections come about.
+#[derive(Debug)]
+enum Way {
+    Listen(Listener),
+    Connect(Reconnect),
+}
+
+/// A connection and what was agreed on it.
+#[derive(Debug)]
+struct Link {
+    connection: Connection,
+    session: Session,
+    /// What the event manager is asked for at present.
+    interest: EventSet,
+}
+
+impl VhostUserPort {
+    /// Opens the port: as a server it listens when this returns, as a client it will connect as
+    /// soon as it is added to an event manager.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] if the socket cannot be made or somebody else serves it.
+    pub fn new(settings: PortSettings, links: PortLinks) -> Result<Self, OpenError> {
+        let way = match settings.mode {
+            SocketMode::Server => Way::Listen(Listener::open(&settings)?),
+            SocketMode::Client => {
+                let error = |e| OpenError::io("cannot make a timer for", &settings.socket, e);
+                Way::Connect(Reconnect::new().map_err(error)?)
+            }
+        };
+        let status = links.status.clone();
+        let port = Self { settings, status, rings: FabricRings::new(links), way, link: None };
+        port.show();
+        Ok(port)
+    }
+
+    /// A worker met a ring that its driver broke: the ring is taken out of service until the
+    /// driver resets it, and the front end is told by the ring's err eventfd.
+    pub fn ring_fault(&mut self, ring: RingIndex, fault: &QueueFault) {
+        let Some(link) = &mut self.link else { return };
+        let err = link.session.ring_fault(ring, &mut self.rings);
+        if let Some(err) = err {
+            let _ = rustix::io::ioctl_fionbio(err.as_fd(), true);
+            let _ = rustix::io::write(err.as_fd(), &1u64.to_ne_bytes());
+        }
+        tracing::warn!(port = %self.settings.name, ring = ring.0, "{fault}");
+        self.status.error(format!("ring {}: {fault}", ring.0));
+        self.show();
+    }
+
+    /// Ends the present connection, if there is one; the front end may come again.
+    pub fn disconnect(&mut self, reason: &str, ops: &mut EventOps<'_>) {
+        self.unlink(&Disconnect::Asked(reason.to_owned()), ops);
+    }
+
+    /// Whether a front end is connected.
+    pub fn is_connected(&self) -> bool {
+        self.link.is_some()
+    }
+
+    /// The settings.
+    pub fn settings(&self) -> &PortSettings {
+        &self.settings
+    }
+
+    fn accept(&mut self, ops: &mut EventOps<'_>) {
+        let Way::Listen(listener) = &self.way else { return };
+        match listener.accept() {
+            Ok(Some(stream)) if self.link.is_none() => self.open_link(stream, ops),
+            Ok(Some(stream)) => {
+                drop(stream);
+                tracing::warn!(port = %self.settings.name, "a second front end was sent away");
+                self.status.error("a second front end tried to connect and was sent away");
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(port = %self.settings.name, %error, "cannot accept");
+                self.status.error(format!("cannot accept a connection: {error}"));
+            }
+        }
+    }
+
+    fn connect(&mut self, ops: &mut EventOps<'_>) {
+        let Way::Connect(reconnect) = &mut self.way else { return };
+        reconnect.expired();
+        if self.link.is_some() {
+            return;
+        }
+        match reconnect::connect(&self.settings.socket) {
+            Ok(stream) => {
+                reconnect.succeeded();
+                self.open_link(stream, ops);
+            }
+            Err(error) => {
+                reconnect.failed();
+                self.status.error(format!("cannot connect: {error}"));
+            }
+        }
+    }
+
+    fn open_link(&mut self, stream: OwnedFd, ops: &mut EventOps<'_>) {
+        let interest = EventSet::IN;
+        if let Err(error) = ops.add(Events::new(&stream, interest)) {
+            self.status.error(format!("cannot watch the connection: {error}"));
+            self.retry();
+            return;
+        }
+        let settings = SessionSettings {
+            queues: self.settings.queues,
+            queue_size: self.settings.queue_size,
+            mtu: self.settings.mtu,
+        };
+        let session = Session::new(settings);
+        self.link = Some(Link { connection: Connection::new(stream), session, interest });
+        tracing::info!(port = %self.settings.name, "front end connected");
+        self.show();
+    }
+
+    /// Reads, handles and answers as much as is there, within a turn.
+    fn serve(&mut self, ops: &mut EventOps<'_>) {
+        let Some(link) = &mut self.link else { return };
+        let result = link.turn(&mut self.rings, &self.settings.name, &self.status);
+        if let Err(reason) = result {
+            self.unlink(&reason, ops);
+            return;
+        }
+        let interest =
+            if link.connection.has_output() { EventSet::OUT } else { EventSet::IN };
+        if interest != link.interest {
+            link.interest = interest;
+            if let Err(error) = ops.modify(Events::new(&link.connection.as_fd(), interest)) {
+                let reason = Disconnect::Io(io::Error::other(error.to_string()));
+                self.unlink(&reason, ops);
+                return;
+            }
+        }
+        self.show();
+    }
+
+    fn unlink(&mut self, reason: &Disconnect, ops: &mut EventOps<'_>) {
+        let Some(mut link) = self.link.take() else { return };
+        link.session.close(&mut self.rings);
+        if let Err(error) = ops.remove(Events::empty(&link.connection.as_fd())) {
+            tracing::warn!(port = %self.settings.name, %error, "cannot forget the connection");
+        }
+        drop(link);
+        match reason {
+            Disconnect::Left => {
+                tracing::info!(port = %self.settings.name, "front end disconnected");
+            }
+            reason => {
+                tracing::warn!(port = %self.settings.name, "front end sent away: {reason}");
+                self.status.error(reason.to_string());
+            }
+        }
+        self.retry();
+        self.show();
+    }
+
+    fn retry(&mut self) {
+        if let Way::Connect(reconnect) = &mut self.way {
+            reconnect.failed();
+        }
+    }
+
+    /// Says how the port is.
+    fn show(&self) {
+        let path = self.settings.socket.display();
+        let waiting = |text: String| self.status.set(PortState::Waiting, text);
+        match &self.link {
+            None => match self.settings.mode {
+                SocketMode::Server => {
+                    waiting(format!("waiting for the front end to connect to {path}"));
+                }
+                SocketMode::Client => {
+                    waiting(format!("waiting for the front end to listen on {path}"));
+                }
+            },
+            Some(link) => match link.session.ready() {
+                Ok(()) => self.status.set(PortState::Up, ""),
+                Err(broken @ Unready::Broken(_)) => {
+                    self.status.set(PortState::Broken, broken.to_string());
+                }
+                Err(reason) => waiting(format!("connected, {reason}")),
+            },
+        }
+    }
+}
+
+impl Link {
+    fn turn(
+        &mut self,
+        rings: &mut FabricRings,
+        name: &str,
+        status: &StatusCell,
+    ) -> Result<(), Disconnect> {
+        self.connection.flush()?;
+        for _ in 0..TURN_MESSAGES {
+            // A front end that does not read its replies is not listened to.
+            if self.connection.has_output() {
+                break;
+            }
+            let Some(message) = self.connection.receive()? else { break };
+            let outcome = self.session.handle(message, rings)?;
+            if let Some(error) = outcome.refused {
+                tracing::warn!(port = name, "refused: {error}");
+                status.error(error.to_string());
+            }
+            if let Some(reply) = outcome.reply {
+                self.connection.send(&reply)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl MutEventSubscriber for VhostUserPort {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        let added = match &mut self.way {
+            Way::Listen(listener) => ops.add(Events::new(&listener.as_fd(), EventSet::IN)),
+            Way::Connect(reconnect) => {
+                reconnect.now();
+                ops.add(Events::new(&reconnect.as_fd(), EventSet::IN))
+            }
+        };
+        if let Err(error) = added {
+            self.status.set(PortState::Down, format!("cannot watch the socket: {error}"));
+        }
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        let fd = events.fd();
+        let of_link = |link: &Link| link.connection.as_fd().as_raw_fd() == fd;
+        if self.link.as_ref().is_some_and(of_link) {
+            self.serve(ops);
+            return;
+        }
+        match &self.way {
+            Way::Listen(listener) if listener.as_fd().as_raw_fd() == fd => self.accept(ops),
+            Way::Connect(reconnect) if reconnect.as_fd().as_raw_fd() == fd => self.connect(ops),
+            Way::Listen(_) | Way::Connect(_) => {}
+        }
+    }
+}
+
+impl Drop for VhostUserPort {
+    fn drop(&mut self) {
+        if let Some(link) = &mut self.link {
+            link.session.close(&mut self.rings);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,125 @@
+//! One stream socket that never blocks: half messages in, half replies out.
+
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recvmsg, send,
+};
+
+use crate::codec::{CodecError, Decoder, FDS_MAX, Message};
+use crate::session::SessionError;
+
+/// Why a connection ends.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Disconnect {
+    /// The front end closed it between two messages.
+    #[error("the front end disconnected")]
+    Left,
+    /// The front end closed it in the middle of a message.
+    #[error("the front end disconnected in the middle of a message")]
+    Torn,
+    /// Somebody wants it to end.
+    #[error("{0}")]
+    Asked(String),
+    /// A message that cannot be answered with an error.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The kernel's answer.
+    #[error("the connection failed: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl From<CodecError> for Disconnect {
+    fn from(error: CodecError) -> Self {
+        Self::Session(error.into())
+    }
+}
+
+/// A connection to a front end.
+#[derive(Debug)]
+pub(super) struct Connection {
+    stream: OwnedFd,
+    decoder: Decoder,
+    output: Vec<u8>,
+}
+
+impl Connection {
+    /// Takes a non-blocking stream.
+    pub(super) fn new(stream: OwnedFd) -> Self {
+        Self { stream, decoder: Decoder::default(), output: Vec::new() }
+    }
+
+    /// The next message if all of it has arrived.
+    pub(super) fn receive(&mut self) -> Result<Option<Message>, Disconnect> {
+        loop {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+            let mut parts = [IoSliceMut::new(self.decoder.space())];
+            let got = match recvmsg(&self.stream, &mut parts, &mut control, flags) {
+                Ok(got) => got,
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(Errno::INTR) => continue,
+                Err(Errno::CONNRESET) => return Err(self.end()),
+                Err(error) => return Err(Disconnect::Io(error.into())),
+            };
+            let fds: Vec<OwnedFd> = control
+                .drain()
+                .filter_map(|message| match message {
+                    RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+                    _ => None,
+                })
+                .flatten()
+                .collect();
+            // The kernel has closed the fds for which there was no space.
+            if got.flags.contains(ReturnFlags::CTRUNC) {
+                return Err(CodecError::TooManyFds.into());
+            }
+            if got.bytes == 0 {
+                return Err(self.end());
+            }
+            if let Some(message) = self.decoder.advance(got.bytes, fds)? {
+                return Ok(Some(message));
+            }
+        }
+    }
+
+    /// Sends `bytes` after what still waits to be sent.
+    pub(super) fn send(&mut self, bytes: &[u8]) -> Result<(), Disconnect> {
+        self.output.extend_from_slice(bytes);
+        self.flush()
+    }
+
+    /// Sends what the socket takes.
+    pub(super) fn flush(&mut self) -> Result<(), Disconnect> {
+        while !self.output.is_empty() {
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            match send(&self.stream, &self.output, flags) {
+                Ok(count) => drop(self.output.drain(..count.min(self.output.len()))),
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => {}
+                Err(Errno::PIPE | Errno::CONNRESET) => return Err(self.end()),
+                Err(error) => return Err(Disconnect::Io(error.into())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether something waits to be sent.
+    pub(super) fn has_output(&self) -> bool {
+        !self.output.is_empty()
+    }
+
+    fn end(&self) -> Disconnect {
+        if self.decoder.is_partial() { Disconnect::Torn } else { Disconnect::Left }
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}

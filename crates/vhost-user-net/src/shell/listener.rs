@@ -1,0 +1,167 @@
+//! The server's socket file: made with its final permissions, replaced only if nobody serves it.
+//!
+//! The socket is bound under a temporary name, gets owner, permissions and backlog there, and is
+//! then renamed: whoever finds it under its name may connect at once, and nobody else ever could.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Gid, Mode, chmod, chown, lstat, rename, unlink};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with,
+};
+
+use super::PortSettings;
+use super::reconnect::connect;
+
+/// One front end is served at a time; others wait here until they are sent away.
+const BACKLOG: i32 = 8;
+
+/// Why a port cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process serves the socket.
+    #[error("{0} is served by another process")]
+    Live(PathBuf),
+    /// Something else has the socket's name.
+    #[error("{0} exists and is not a socket")]
+    NotASocket(PathBuf),
+    /// No such group.
+    #[error("there is no group {0:?}")]
+    NoSuchGroup(String),
+    /// The kernel's answer.
+    #[error("{what} {path}: {error}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The answer.
+        error: io::Error,
+    },
+}
+
+impl OpenError {
+    pub(super) fn io(what: &'static str, path: &Path, error: impl Into<io::Error>) -> Self {
+        Self::Io { what, path: path.to_owned(), error: error.into() }
+    }
+}
+
+/// A listening socket and its file.
+#[derive(Debug)]
+pub(super) struct Listener {
+    socket: OwnedFd,
+    path: PathBuf,
+    /// Device and inode of the file: whether it is still ours.
+    file: (u64, u64),
+}
+
+impl Listener {
+    pub(super) fn open(settings: &PortSettings) -> Result<Self, OpenError> {
+        let path = &settings.socket;
+        let group = settings.socket_group.as_deref().map(find_group).transpose()?;
+        make_way(path)?;
+        let temporary = temporary_name(path);
+        let made = Self::make(settings, &temporary, group);
+        if made.is_err() {
+            let _ = unlink(&temporary);
+        }
+        made
+    }
+
+    fn make(
+        settings: &PortSettings,
+        temporary: &Path,
+        group: Option<Gid>,
+    ) -> Result<Self, OpenError> {
+        let path = &settings.socket;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+            .map_err(|e| OpenError::io("cannot make a socket for", path, e))?;
+        let address = SocketAddrUnix::new(temporary)
+            .map_err(|e| OpenError::io("the name is too long:", temporary, e))?;
+        let _ = unlink(temporary);
+        bind(&socket, &address).map_err(|e| OpenError::io("cannot make", temporary, e))?;
+        if group.is_some() {
+            chown(temporary, None, group)
+                .map_err(|e| OpenError::io("cannot set the group of", path, e))?;
+        }
+        chmod(temporary, Mode::from_raw_mode(settings.socket_mode))
+            .map_err(|e| OpenError::io("cannot set the permissions of", path, e))?;
+        listen(&socket, BACKLOG).map_err(|e| OpenError::io("cannot listen on", path, e))?;
+        let stat = lstat(temporary).map_err(|e| OpenError::io("cannot look at", temporary, e))?;
+        rename(temporary, path).map_err(|e| OpenError::io("cannot make", path, e))?;
+        Ok(Self { socket, path: path.clone(), file: (stat.st_dev, stat.st_ino) })
+    }
+
+    /// The next connection, if one waits.
+    pub(super) fn accept(&self) -> io::Result<Option<OwnedFd>> {
+        match accept_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            Ok(stream) => Ok(Some(stream)),
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        // Somebody may have replaced the file by one of its own.
+        if lstat(&self.path).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.file) {
+            let _ = unlink(&self.path);
+        }
+    }
+}
+
+/// Checks that nobody serves the socket; a stale file may be replaced.
+fn make_way(path: &Path) -> Result<(), OpenError> {
+    let stat = match lstat(path) {
+        Ok(stat) => stat,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(error) => return Err(OpenError::io("cannot look at", path, error)),
+    };
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
+        return Err(OpenError::NotASocket(path.to_owned()));
+    }
+    match connect(path) {
+        Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(()),
+        // A full backlog is one of somebody who is there.
+        Ok(_) | Err(Errno::AGAIN) => Err(OpenError::Live(path.to_owned())),
+        Err(error) => Err(OpenError::io("cannot find out who serves", path, error)),
+    }
+}
+
+/// A short name in the same directory, so that a path that fits as a socket's still fits.
+fn temporary_name(path: &Path) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(std::process::id().to_string());
+    name.push("~");
+    path.with_file_name(name)
+}
+
+/// Looks a group up in /etc/group; numbers stand for themselves.
+fn find_group(name: &str) -> Result<Gid, OpenError> {
+    if let Ok(number) = name.parse() {
+        return Ok(Gid::from_raw(number));
+    }
+    let file = Path::new("/etc/group");
+    let text =
+        std::fs::read_to_string(file).map_err(|e| OpenError::io("cannot read", file, e))?;
+    let found = text.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok()).flatten()
+    });
+    found.map(Gid::from_raw).ok_or_else(|| OpenError::NoSuchGroup(name.to_owned()))
+}
+
+#[cfg(test)]
+mod tests;
