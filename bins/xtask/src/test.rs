@@ -12,6 +12,8 @@ use conformance::scratch::target_folder;
 use crate::steps::{Steps, build, cargo};
 
 const LIST_TIMEOUT: Duration = Duration::from_secs(600);
+/// Test targets of the workspace that configure the machine, by package.
+const ROOTED: [(&str, &str); 1] = [("uplink", "tap")];
 const WHY_ROOT: &str = "needs root, for hugepages or a tap";
 
 /// Options of `cargo xtask test`.
@@ -47,16 +49,35 @@ impl Options {
 pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
     // The tests of the programs and the conformance tests start them.
     build(&["--release", "-p", "causeway", "-p", "causeway-guest"])?;
-    let workspace = ["test", "--workspace", "--no-fail-fast"];
-    let mut command = with_program(cargo(), options);
-    let _ = command.args(workspace).args(["--exclude", "conformance", "--", options.filter()]);
-    steps.command("unit, model, integration and doc tests, examples", &mut command)?;
+    workspace(steps, options)?;
     let runners = ["test", "-p", "conformance", "--lib", "--", options.filter()];
     steps.cargo("unit tests of the runners", &runners)?;
     if options.wants_loom() {
         loom(steps)?;
     }
     conformance(steps, options)
+}
+
+fn workspace(steps: &mut Steps, options: &Options) -> Result<()> {
+    let name = "unit, model, integration and doc tests, examples";
+    let mut command = with_program(cargo(), options);
+    let _ = command.args(["test", "--workspace", "--no-fail-fast", "--exclude", "conformance"]);
+    if may_use_root(options) {
+        return steps.command(name, command.args(["--", options.filter()]));
+    }
+    for (package, _) in ROOTED {
+        let _ = command.args(["--exclude", package]);
+    }
+    steps.command(name, command.args(["--", options.filter()]))?;
+    for (package, target) in ROOTED {
+        let unit = ["test", "-p", package, "--lib", "--", options.filter()];
+        steps.cargo(&format!("unit tests of {package}"), &unit)?;
+        let tests = ["test", "-p", package, "--test", target];
+        for test in list(options, &tests)? {
+            steps.not_run(&format!("{package} {target} {test}"), WHY_ROOT, !options.unprivileged);
+        }
+    }
+    Ok(())
 }
 
 /// The proofs on the orderings, with loom's words in place of the guest's memory.
@@ -90,11 +111,16 @@ fn may_use_root(options: &Options) -> bool {
 }
 
 fn rooted_tests(options: &Options) -> Result<Vec<String>> {
+    let tests = list(options, &CONFORMANCE)?;
+    Ok(tests.into_iter().filter(|name| conformance::needs_root(name)).collect())
+}
+
+/// The names of the tests that `cargo` with these arguments would run.
+fn list(options: &Options, arguments: &[&str]) -> Result<Vec<String>> {
     let mut command = with_program(cargo(), options);
-    let _ = command.args(CONFORMANCE).args(["--", "--list", options.filter()]);
+    let _ = command.args(arguments).args(["--", "--list", options.filter()]);
     let shown = output(&mut command, LIST_TIMEOUT)?;
-    let names = shown.lines().filter_map(|line| line.strip_suffix(": test"));
-    Ok(names.filter(|name| conformance::needs_root(name)).map(str::to_owned).collect())
+    Ok(shown.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
 }
 
 /// Tells tests which program to start, whether every combination is wanted, and whether tests

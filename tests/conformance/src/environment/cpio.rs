@@ -1,7 +1,7 @@
 //! Writes a cpio archive in the "newc" form that the Linux kernel unpacks as its initramfs.
 //!
 //! ```text
-//!  header: 6 magic bytes, 13 fields of 8 hexadecimal digits │ name, NUL │ pad to 4 │ data │ pad to 4
+//!  header: magic (6 bytes), 13 fields of 8 hexadecimal digits │ name, NUL │ pad │ data │ pad
 //! ```
 
 use std::io::Write;
