@@ -84,7 +84,7 @@ fn workspace(steps: &mut Steps, options: &Options) -> Result<()> {
 fn loom(steps: &mut Steps) -> Result<()> {
     let mut command = cargo();
     let _ = command
-        .args(["test", "--release", "-p", "virtq", "--all-features", "loom"])
+        .args(["test", "--release", "-p", "virtq", "--all-features", "--lib", "loom"])
         .env("RUSTFLAGS", "--cfg loom")
         .env("CARGO_TARGET_DIR", target_folder().join("loom"));
     steps.command("loom", &mut command)
