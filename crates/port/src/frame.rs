@@ -23,7 +23,7 @@ pub const HEAD_ROOM: usize = 16;
 /// Bytes of the two addresses that stand before a tag.
 const ADDRESSES: usize = 12;
 const TAG: usize = 4;
-/// EtherType of an 802.1Q tag.
+/// `EtherType` of an 802.1Q tag.
 const TPID: [u8; 2] = [0x81, 0x00];
 
 /// One frame of a [`crate::Batch`].
@@ -62,7 +62,7 @@ impl Frame {
         let len = reader.remaining();
         // A constant length lets the compiler copy with a few wide moves instead of a call.
         let got = match space.first_chunk_mut::<64>() {
-            Some(line) if len >= 64 && len < 96 => reader.read(line),
+            Some(line) if (64..96).contains(&len) => reader.read(line),
             _ => reader.read(space),
         };
         let got16 = u16::try_from(got).unwrap_or(0);

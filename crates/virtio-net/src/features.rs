@@ -34,15 +34,15 @@ bits! {
     MTU = net::VIRTIO_NET_F_MTU;
     /// The device has a MAC address.
     MAC = net::VIRTIO_NET_F_MAC;
-    /// Driver can receive TSOv4.
+    /// Driver can receive `TSOv4`.
     GUEST_TSO4 = net::VIRTIO_NET_F_GUEST_TSO4;
-    /// Driver can receive TSOv6.
+    /// Driver can receive `TSOv6`.
     GUEST_TSO6 = net::VIRTIO_NET_F_GUEST_TSO6;
     /// Driver can receive TSO with ECN.
     GUEST_ECN = net::VIRTIO_NET_F_GUEST_ECN;
-    /// Device can receive TSOv4.
+    /// Device can receive `TSOv4`.
     HOST_TSO4 = net::VIRTIO_NET_F_HOST_TSO4;
-    /// Device can receive TSOv6.
+    /// Device can receive `TSOv6`.
     HOST_TSO6 = net::VIRTIO_NET_F_HOST_TSO6;
     /// Device can receive TSO with ECN.
     HOST_ECN = net::VIRTIO_NET_F_HOST_ECN;

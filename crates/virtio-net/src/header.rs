@@ -26,6 +26,13 @@ const fn byte(constant: u32) -> u8 {
     constant as u8
 }
 
+/// The length of a header in the type that lengths of chains have.
+#[expect(clippy::cast_possible_truncation, reason = "checked by the assertion")]
+pub(crate) const fn len_u32(len: usize) -> u32 {
+    assert!(len == LEGACY_LEN || len == V1_LEN, "there are two headers");
+    len as u32
+}
+
 const NEEDS_CSUM: u8 = byte(net::VIRTIO_NET_HDR_F_NEEDS_CSUM);
 const DATA_VALID: u8 = byte(net::VIRTIO_NET_HDR_F_DATA_VALID);
 const GSO_NONE: u8 = byte(net::VIRTIO_NET_HDR_GSO_NONE);

@@ -1,6 +1,7 @@
 //! The virtio-net device model.
 #![forbid(unsafe_code)]
 
+pub mod device;
 pub mod features;
 pub mod header;
 mod notify;
@@ -10,6 +11,7 @@ mod receiveq;
 mod rig;
 mod transmitq;
 
+pub use device::{Device, DeviceSettings};
 pub use options::{DEFAULT_RETRIES, HeaderLen, OffloadSet, QueueOptions};
 pub use receiveq::{Receiveq, ReceiveqParts};
 pub use transmitq::{Transmitq, TransmitqParts};

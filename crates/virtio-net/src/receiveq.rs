@@ -21,6 +21,7 @@ use std::sync::Arc;
 use port::{BURST_MAX, Batch, DropReason, Egress, QueueCounters, QueueFault};
 use virtq::{ChainBuf, Token, Virtq};
 
+use crate::device::SharedFilter;
 use crate::{HeaderLen, QueueOptions, notify};
 use deliver::{Job, Turn, deliver_mergeable, deliver_single};
 
@@ -54,6 +55,10 @@ pub struct Receiveq {
     chains_per_frame: usize,
     /// The last burst found no room: no second look until there is some.
     starved: bool,
+    /// What the driver of an embedded device wants; none over vhost-user.
+    filter: Option<SharedFilter>,
+    /// Frames of a burst that pass the filter.
+    wanted: Vec<u16>,
 }
 
 /// How a look at the ring ended.
@@ -81,7 +86,14 @@ impl Receiveq {
             spare: Vec::with_capacity(POP_MAX),
             chains_per_frame: 1,
             starved: false,
+            filter: None,
+            wanted: Vec::new(),
         }
+    }
+
+    /// Sets what the driver wants to receive.
+    pub fn set_filter(&mut self, filter: Option<SharedFilter>) {
+        self.filter = filter;
     }
 
     /// What was negotiated.
@@ -108,6 +120,51 @@ impl Receiveq {
     /// Gives everything back.
     pub fn into_parts(self) -> ReceiveqParts {
         self.parts
+    }
+
+    fn deliver(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
+        self.turn.clear();
+        let mut left = picked;
+        let mut retries = self.parts.options.retries;
+        let mut want = left.len().saturating_mul(self.chains_per_frame).min(POP_MAX);
+        let mut result = Ok(());
+        while !left.is_empty() {
+            let (frames, look) = self.look(batch, left, want);
+            left = left.get(frames..).unwrap_or_default();
+            match look {
+                Look::Done => break,
+                Look::Short => want = want.saturating_mul(2).max(BURST_MAX),
+                Look::Dry(available) => left = self.starve(left, available, &mut retries),
+                Look::Broken(fault) => {
+                    let lost = left.len() as u64;
+                    self.parts.counters.egress.dropped(DropReason::PortDown, lost);
+                    left = &[];
+                    result = Err(fault);
+                }
+            }
+        }
+        self.parts.queue.publish();
+        self.turn.count(&self.parts.counters.egress);
+        if let Some(average) = self.turn.chains_per_frame() {
+            self.chains_per_frame = average;
+            self.starved = false;
+        }
+        result
+    }
+
+    /// Leaves in `wanted` what the driver's filter lets pass.
+    fn keep_wanted(&mut self, batch: &Batch<'_>, picked: &[u16], wanted: &mut Vec<u16>) {
+        wanted.clear();
+        let Some(filter) = &self.filter else { return };
+        let frame = |index: &u16| batch.frames().get(usize::from(*index));
+        filter.read(|filter| {
+            let passes = |index: &&u16| frame(index).is_some_and(|f| filter.passes(f.head()));
+            wanted.extend(picked.iter().filter(passes));
+        });
+        let unwanted = picked.len().saturating_sub(wanted.len());
+        if unwanted > 0 {
+            self.parts.counters.egress.dropped(DropReason::RxFiltered, unwanted as u64);
+        }
     }
 
     /// Pops up to `want` chains and delivers the first of `picked` into them. Returns how many
@@ -171,32 +228,13 @@ impl Egress for Receiveq {
             self.parts.counters.egress.dropped(DropReason::PortDown, picked.len() as u64);
             return Ok(());
         }
-        self.turn.clear();
-        let mut left = picked;
-        let mut retries = self.parts.options.retries;
-        let mut want = left.len().saturating_mul(self.chains_per_frame).min(POP_MAX);
-        let mut result = Ok(());
-        while !left.is_empty() {
-            let (frames, look) = self.look(batch, left, want);
-            left = left.get(frames..).unwrap_or_default();
-            match look {
-                Look::Done => break,
-                Look::Short => want = want.saturating_mul(2).max(BURST_MAX),
-                Look::Dry(available) => left = self.starve(left, available, &mut retries),
-                Look::Broken(fault) => {
-                    let lost = left.len() as u64;
-                    self.parts.counters.egress.dropped(DropReason::PortDown, lost);
-                    left = &[];
-                    result = Err(fault);
-                }
-            }
+        if self.filter.is_none() {
+            return self.deliver(batch, picked);
         }
-        self.parts.queue.publish();
-        self.turn.count(&self.parts.counters.egress);
-        if let Some(average) = self.turn.chains_per_frame() {
-            self.chains_per_frame = average;
-            self.starved = false;
-        }
+        let mut wanted = std::mem::take(&mut self.wanted);
+        self.keep_wanted(batch, picked, &mut wanted);
+        let result = self.deliver(batch, &wanted);
+        self.wanted = wanted;
         result
     }
 

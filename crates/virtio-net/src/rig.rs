@@ -1,4 +1,4 @@
-//! A guest for the unit tests: flat memory, one queue, and virtq's driver.
+//! A guest for the unit tests: flat memory, one queue, and the driver of virtq.
 #![expect(clippy::arithmetic_side_effects, clippy::cast_possible_truncation, reason = "test code")]
 
 use std::collections::HashMap;
@@ -159,7 +159,7 @@ pub(crate) fn counter(fd: &OwnedFd) -> u64 {
     rustix::io::read(fd, &mut bytes).map_or(0, |_| u64::from_ne_bytes(bytes))
 }
 
-/// Options after VERSION_1 and `more` were negotiated.
+/// Options after `VERSION_1` and `more` were negotiated.
 pub(crate) fn options(more: u64) -> QueueOptions {
     QueueOptions { retries: 2, ..features::queue_options(features::VERSION_1 | more, 65535) }
 }

@@ -186,14 +186,13 @@ fn take<const H: usize>(
     frames: &mut FrameBuf,
     burst: &mut Burst,
 ) {
-    const { assert!(H == LEGACY_LEN || H == V1_LEN) }
     for index in 0..AHEAD {
         chains.readable(index).prefetch();
     }
     for index in 0..chains.len() {
         chains.readable(index.wrapping_add(AHEAD)).prefetch();
         let readable = chains.readable(index);
-        let header_len = H as u32;
+        let header_len = const { header::len_u32(H) };
         let len = readable.len().saturating_sub(header_len);
         burst.bytes = burst.bytes.wrapping_add(u64::from(len));
         if len < ETHERNET {

@@ -14,6 +14,9 @@ const BODY_AHEAD: usize = 2;
 /// Lines of a body that are asked for; the hardware goes on from there.
 const BODY_LINES: usize = 4;
 
+/// Bytes of the header before a frame that may take several buffers.
+const V1: u32 = header::len_u32(V1_LEN);
+
 /// Where frames come from and go to.
 pub(super) struct Job<'a> {
     pub(super) chains: Chains<'a>,
@@ -139,7 +142,7 @@ pub(super) fn deliver_mergeable(job: &Job<'_>, picked: &[u16], turn: &mut Turn) 
             turn.bad_offload = turn.bad_offload.wrapping_add(1);
             continue;
         }
-        let need = frame.len().saturating_add(V1_LEN as u32);
+        let need = frame.len().saturating_add(V1);
         let buffer = job.chains.writable(chain);
         if buffer.len() >= need {
             write_whole::<V1_LEN>(job, frame, &buffer);
@@ -169,9 +172,9 @@ pub(super) fn deliver_single<const H: usize>(
             turn.bad_offload = turn.bad_offload.wrapping_add(1);
             continue;
         }
-        let need = frame.len().saturating_add(H as u32);
+        let need = frame.len().saturating_add(const { header::len_u32(H) });
         if job.chains.writable(turn.used()).len() < need {
-            skip_useless(job, H as u32, turn);
+            skip_useless(job, const { header::len_u32(H) }, turn);
             if turn.used() >= job.chains.len() {
                 return n;
             }
@@ -199,7 +202,7 @@ fn skip_useless(job: &Job<'_>, header_len: u32, turn: &mut Turn) {
 /// Spreads a frame over several chains, all or nothing. Returns false if there are too few.
 #[cold]
 fn spread(job: &Job<'_>, frame: &Frame, need: u32, turn: &mut Turn) -> bool {
-    skip_useless(job, V1_LEN as u32, turn);
+    skip_useless(job, V1, turn);
     let first = turn.used();
     let mut room = 0u32;
     let mut end = first;

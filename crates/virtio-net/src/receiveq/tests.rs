@@ -1,4 +1,4 @@
-#![expect(clippy::arithmetic_side_effects, clippy::cast_possible_truncation, reason = "test code")]
+#![expect(clippy::cast_possible_truncation, reason = "test code")]
 
 use std::sync::atomic::{Ordering, fence};
 
