@@ -1,1 +1,17 @@
-//! Configuration, control socket and statistics export of the switch.
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod config;
+mod keys;
+pub mod protocol;
+pub mod server;
+pub mod spec;
+mod suggest;
+pub mod table;
+mod values;
+
+pub use config::{Config, ConfigError, Difference, StaticEntry, SwitchSettings};
+pub use protocol::{Reply, Request};
+pub use spec::{PortKind, PortSpec, SpecError, TapSpec, VhostUserSpec};
+pub use values::{MacAddress, Poll, SocketMode, SocketRole, VlanId, Workers};

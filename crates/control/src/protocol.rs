@@ -1,0 +1,272 @@
+//! What is said over the control socket: one JSON value per line, a reply for each request.
+//!
+//! **Trust.** Peers have our user id or are root; their lines are parsed like any other input.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// A request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// States and reasons of the ports: replies [`PortsView`].
+    Ports,
+    /// Counters: replies [`StatsView`].
+    Stats,
+    /// The forwarding table: replies [`FdbView`].
+    Fdb,
+    /// Forgets every learned address: replies [`Done`].
+    FdbFlush,
+    /// Replies [`VersionView`].
+    Version,
+    /// Adds a port: replies [`Done`].
+    PortAdd {
+        /// What to add.
+        spec: String,
+    },
+    /// Removes a port: replies [`Done`].
+    PortDel {
+        /// Its name.
+        name: String,
+    },
+    /// Takes a broken or quarantined port back into service: replies [`Done`].
+    PortReset {
+        /// Its name.
+        name: String,
+    },
+    /// Reads the configuration file again and applies the difference: replies [`Done`].
+    Reload,
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// It is done; what was asked for.
+    Ok(serde_json::Value),
+    /// The request was wrong: as if `run` had been used in a wrong way.
+    Usage(String),
+    /// The request was right and failed.
+    Failed(String),
+}
+
+impl Reply {
+    /// A reply that carries `view`.
+    pub fn of(view: &impl Serialize) -> Self {
+        match serde_json::to_value(view) {
+            Ok(value) => Self::Ok(value),
+            Err(error) => Self::Failed(format!("cannot write the reply: {error}")),
+        }
+    }
+
+    /// It is done, in words.
+    pub fn done(text: impl Into<String>) -> Self {
+        Self::of(&Done { done: text.into() })
+    }
+}
+
+/// What was done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {
+    /// In words.
+    pub done: String,
+}
+
+/// `ctl version`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionView {
+    /// The version of the running switch.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// Since when it runs.
+    pub uptime_s: u64,
+}
+
+/// `ctl ports`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PortsView {
+    /// Every port.
+    pub ports: Vec<PortView>,
+}
+
+/// One port of `ctl ports`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PortView {
+    /// Its name.
+    pub name: String,
+    /// Its kind.
+    pub kind: String,
+    /// `up`, `waiting`, `down`, `broken` or `quarantined`.
+    pub state: String,
+    /// Why it is not up; empty if it is.
+    pub reason: String,
+    /// Milliseconds since the state or the reason changed.
+    pub since_ms: u64,
+    /// The last error, kept after recovery.
+    pub last_error: Option<LastError>,
+    /// Queue pairs in use.
+    pub queues: usize,
+    /// Which worker serves which pair.
+    pub placement: Vec<Placement>,
+    /// The SPEC that gives this port.
+    pub spec: String,
+}
+
+/// An error that happened once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastError {
+    /// What happened.
+    pub text: String,
+    /// Milliseconds since then.
+    pub age_ms: u64,
+}
+
+/// Where a queue pair is served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    /// The pair.
+    pub index: u16,
+    /// The worker's index in `workers` of `ctl stats`.
+    pub worker: usize,
+    /// The worker's CPU; null if it is not pinned.
+    pub cpu: Option<u16>,
+}
+
+/// `ctl stats`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StatsView {
+    /// Every port.
+    pub ports: Vec<PortStats>,
+    /// Counters that belong to no port.
+    pub switch: SwitchStats,
+    /// Every worker.
+    pub workers: Vec<WorkerStats>,
+}
+
+/// One port of `ctl stats`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortStats {
+    /// Its name.
+    pub name: String,
+    /// Its kind.
+    pub kind: String,
+    /// `up`, `waiting`, `down`, `broken` or `quarantined`.
+    pub state: String,
+    /// Why it is not up; empty if it is.
+    pub reason: String,
+    /// Milliseconds since the state or the reason changed.
+    pub since_ms: u64,
+    /// Every queue pair.
+    pub queues: Vec<QueueStats>,
+}
+
+/// One queue pair: rx is into the switch, tx out of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueStats {
+    /// The pair: rings `2 * index` and `2 * index + 1` of a guest.
+    pub index: u16,
+    /// Frames into the switch.
+    pub rx_frames: u64,
+    /// Bytes into the switch.
+    pub rx_bytes: u64,
+    /// Frames out of the switch.
+    pub tx_frames: u64,
+    /// Bytes out of the switch.
+    pub tx_bytes: u64,
+    /// Every reason, with 0 too.
+    pub drops: BTreeMap<String, u64>,
+}
+
+impl QueueStats {
+    /// Sum of all drops.
+    pub fn dropped(&self) -> u64 {
+        self.drops.values().fold(0, |sum, n| sum.saturating_add(*n))
+    }
+}
+
+/// Counters that belong to no port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SwitchStats {
+    /// Copies made by flooding.
+    pub flood_copies: u64,
+    /// Segments made from large frames.
+    pub segments_added: u64,
+    /// Segments merged into large frames.
+    pub merged: u64,
+    /// Frames that the switch sent itself.
+    pub originated: u64,
+    /// Frames on their way.
+    pub held: u64,
+}
+
+/// One worker.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct WorkerStats {
+    /// The CPU that it is pinned to.
+    pub cpu: Option<u16>,
+    /// Share of the time that it worked, 0 to 1.
+    pub busy_ratio: f64,
+    /// Frames that it took from ports.
+    pub frames: u64,
+}
+
+/// `ctl fdb`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FdbView {
+    /// Every entry.
+    pub entries: Vec<FdbEntry>,
+}
+
+/// One entry of the forwarding table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FdbEntry {
+    /// The station.
+    pub mac: String,
+    /// Its VLAN; 0 for untagged frames of ports without VLAN rule.
+    pub vlan: u16,
+    /// The port that it is behind.
+    pub port: String,
+    /// Seconds since a frame came from it.
+    pub age_s: u64,
+    /// Whether it was configured and never ages.
+    #[serde(rename = "static")]
+    pub is_static: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{FdbEntry, Reply, Request, WorkerStats};
+
+    #[test]
+    fn requests_are_short_lines() {
+        let line = serde_json::to_string(&Request::Ports).unwrap();
+        assert_eq!(line, r#"{"command":"ports"}"#);
+        let add = Request::PortAdd { spec: "tap:name=a,ifname=t".to_owned() };
+        let line = serde_json::to_string(&add).unwrap();
+        assert_eq!(line, r#"{"command":"port-add","spec":"tap:name=a,ifname=t"}"#);
+        assert_eq!(serde_json::from_str::<Request>(&line).unwrap(), add);
+        assert!(serde_json::from_str::<Request>(r#"{"command":"port-add"}"#).is_err());
+    }
+
+    #[test]
+    fn shapes_are_those_of_the_contract() {
+        let entry = FdbEntry {
+            mac: "02:00:00:00:00:01".to_owned(),
+            vlan: 0,
+            port: "g0".to_owned(),
+            age_s: 3,
+            is_static: false,
+        };
+        assert_eq!(
+            serde_json::to_string(&entry).unwrap(),
+            r#"{"mac":"02:00:00:00:00:01","vlan":0,"port":"g0","age_s":3,"static":false}"#
+        );
+        let worker = WorkerStats { cpu: None, busy_ratio: 0.0, frames: 0 };
+        let text = serde_json::to_string(&worker).unwrap();
+        assert_eq!(text, r#"{"cpu":null,"busy_ratio":0.0,"frames":0}"#);
+        let reply = serde_json::to_string(&Reply::Failed("no port x".to_owned())).unwrap();
+        assert_eq!(reply, r#"{"failed":"no port x"}"#);
+    }
+}

@@ -1,0 +1,265 @@
+//! Values that exist only if they are valid.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A VLAN: 1 to 4094.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VlanId(u16);
+
+impl VlanId {
+    /// The VLAN of that number.
+    pub fn new(vlan: u16) -> Option<Self> {
+        (1..=4094).contains(&vlan).then_some(Self(vlan))
+    }
+
+    /// Its number.
+    pub fn number(self) -> u16 {
+        self.0
+    }
+}
+
+impl FromStr for VlanId {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        number(text).and_then(Self::new).ok_or(())
+    }
+}
+
+impl fmt::Display for VlanId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The address of one station: not a group, not zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MacAddress([u8; 6]);
+
+impl MacAddress {
+    /// The address made of these bytes.
+    pub fn new(bytes: [u8; 6]) -> Option<Self> {
+        let [first, ..] = bytes;
+        (first & 1 == 0 && bytes != [0; 6]).then_some(Self(bytes))
+    }
+
+    /// Its bytes.
+    pub fn bytes(self) -> [u8; 6] {
+        self.0
+    }
+}
+
+impl FromStr for MacAddress {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let mut bytes = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part = parts.next().filter(|p| p.len() == 2).ok_or(())?;
+            let digits = part.bytes().all(|b| b.is_ascii_hexdigit());
+            *byte = u8::from_str_radix(part, 16).ok().filter(|_| digits).ok_or(())?;
+        }
+        if parts.next().is_some() {
+            return Err(());
+        }
+        Self::new(bytes).ok_or(())
+    }
+}
+
+impl fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// Who opens a vhost-user socket, seen from the switch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SocketRole {
+    /// We listen.
+    #[default]
+    Server,
+    /// We connect, again and again.
+    Client,
+}
+
+impl FromStr for SocketRole {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "server" => Ok(Self::Server),
+            "client" => Ok(Self::Client),
+            _ => Err(()),
+        }
+    }
+}
+
+impl fmt::Display for SocketRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Server => "server",
+            Self::Client => "client",
+        })
+    }
+}
+
+/// Permission bits of a socket file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketMode(pub u32);
+
+impl Default for SocketMode {
+    fn default() -> Self {
+        Self(0o660)
+    }
+}
+
+impl FromStr for SocketMode {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let digits = text.strip_prefix("0o").unwrap_or(text);
+        let octal = !digits.is_empty() && digits.bytes().all(|b| matches!(b, b'0'..=b'7'));
+        let mode = u32::from_str_radix(digits, 8).ok().filter(|m| octal && *m <= 0o777);
+        mode.map(Self).ok_or(())
+    }
+}
+
+impl fmt::Display for SocketMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04o}", self.0)
+    }
+}
+
+/// Where queues are worked on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Workers {
+    /// One worker on each of these CPUs.
+    Cpus(Vec<u16>),
+    /// One worker for each queue pair, not pinned.
+    PerQueue,
+}
+
+impl FromStr for Workers {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        if text == "per-queue" {
+            return Ok(Self::PerQueue);
+        }
+        let mut cpus = Vec::new();
+        for part in text.split([',', '+']) {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let (first, last): (u16, u16) =
+                (number(first).ok_or(())?, number(last).filter(|n| *n < 4096).ok_or(())?);
+            if first > last {
+                return Err(());
+            }
+            cpus.extend(first..=last);
+        }
+        let count = cpus.len();
+        cpus.sort_unstable();
+        cpus.dedup();
+        if cpus.len() == count { Ok(Self::Cpus(cpus)) } else { Err(()) }
+    }
+}
+
+impl fmt::Display for Workers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PerQueue => f.write_str("per-queue"),
+            Self::Cpus(cpus) => f.write_str(&joined(cpus, ",")),
+        }
+    }
+}
+
+/// How workers wait for frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Poll {
+    /// Spin while work arrives, sleep when it stays away.
+    #[default]
+    Adaptive,
+    /// Never sleep.
+    Busy,
+    /// Never spin.
+    Interrupt,
+}
+
+impl FromStr for Poll {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "adaptive" => Ok(Self::Adaptive),
+            "busy" => Ok(Self::Busy),
+            "interrupt" => Ok(Self::Interrupt),
+            _ => Err(()),
+        }
+    }
+}
+
+impl fmt::Display for Poll {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Adaptive => "adaptive",
+            Self::Busy => "busy",
+            Self::Interrupt => "interrupt",
+        })
+    }
+}
+
+/// A decimal number without sign.
+pub(crate) fn number<T: FromStr>(text: &str) -> Option<T> {
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if digits { text.parse().ok() } else { None }
+}
+
+/// A decimal number between two bounds.
+pub(crate) fn between<T: FromStr + PartialOrd + Copy>(text: &str, low: T, high: T) -> Option<T> {
+    number(text).filter(|n| *n >= low && *n <= high)
+}
+
+/// `on` or `off`.
+pub(crate) fn switch(text: &str) -> Option<bool> {
+    match text {
+        "on" => Some(true),
+        "off" => Some(false),
+        _ => None,
+    }
+}
+
+pub(crate) fn joined<T: fmt::Display>(items: &[T], by: &str) -> String {
+    items.iter().map(T::to_string).collect::<Vec<_>>().join(by)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MacAddress, SocketMode, VlanId, Workers};
+
+    #[test]
+    fn only_valid_values_exist() {
+        for bad in ["0", "4095", "", "+1", "x", "70000"] {
+            assert!(bad.parse::<VlanId>().is_err(), "{bad}");
+        }
+        for bad in ["", "02:00:00:00:00", "01:00:5e:00:00:01", "00:00:00:00:00:00", "2:0:0:0:0:1"] {
+            assert!(bad.parse::<MacAddress>().is_err(), "{bad}");
+        }
+        for bad in ["", "0888", "1777", "-1", "+1"] {
+            assert!(bad.parse::<SocketMode>().is_err(), "{bad}");
+        }
+        for bad in ["", ",", "1,1", "3-1", "a", "1-", "0-70000"] {
+            assert!(bad.parse::<Workers>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn texts_are_read_as_people_write_them() {
+        assert_eq!("0-2,5".parse(), Ok(Workers::Cpus(vec![0, 1, 2, 5])));
+        assert_eq!("0o660".parse(), Ok(SocketMode(0o660)));
+        assert_eq!("660".parse(), Ok(SocketMode(0o660)));
+        let mac: MacAddress = "02:AB:00:00:00:01".parse().unwrap();
+        assert_eq!(mac.to_string(), "02:ab:00:00:00:01");
+    }
+}
