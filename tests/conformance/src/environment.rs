@@ -26,7 +26,6 @@ use crate::scratch::target_folder;
 /// Raised when the contents of the cache change, so that an old cache is built again.
 const RECIPE: &str = "1";
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
-const TESTPMD: &str = "dpdk-testpmd";
 
 /// The QEMU releases that we promise to work with.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -124,27 +123,28 @@ impl Environment {
         Ok(Image { kernel: root.join("vmlinuz"), initrd: root.join("initrd") })
     }
 
-    /// A command that runs DPDK's testpmd (up to its EAL options) on hugepages that exist: the
-    /// machine's own testpmd, or one that the first call fetches.
+    /// A command that runs DPDK's testpmd (up to its EAL options) on hugepages that exist; the
+    /// first call fetches it.
     ///
     /// # Errors
-    /// There is none and it cannot be fetched, or there are too few hugepages.
+    /// It cannot be fetched, or there are too few hugepages.
     pub fn testpmd(&self) -> Result<Command> {
         {
             let _lock = self.lock()?;
             host::hugepages()?;
         }
-        if let Some(installed) = host::find(TESTPMD) {
-            return Ok(line_by_line(&installed));
-        }
         let root = self.part("dpdk", |root| {
             say("fetching DPDK (unpacked into the cache, not installed)");
             apt::unpack_closure(&self.cache, &["bookworm"], &["dpdk-dev"], root)
         })?;
-        let mut command = line_by_line(&root.join("usr/bin").join(TESTPMD));
-        let _ = command.env("LD_LIBRARY_PATH", library_path(&root)?);
+        // Its printed lines have to come out at once although they go to a file.
+        let mut command = without_installed_drivers();
+        let _ = command
+            .args(["stdbuf", "-oL"])
+            .arg(root.join("usr/bin/dpdk-testpmd"))
+            .env("LD_LIBRARY_PATH", library_path(&root)?);
         // By name: DPDK refuses a path that has a folder like `/tmp` in it.
-        for driver in ["mempool_ring", "net_virtio", "net_vhost"] {
+        for driver in ["mempool_ring", "net_virtio", "net_vhost", "net_tap"] {
             let _ = command.arg("-d").arg(format!("librte_{driver}.so.23"));
         }
         Ok(command)
@@ -174,10 +174,13 @@ impl Environment {
     }
 }
 
-/// A command whose printed lines come out at once although they go to a file.
-fn line_by_line(program: &Path) -> Command {
-    let mut command = tied_command("stdbuf");
-    let _ = command.arg("-oL").arg(program);
+/// The start of a command that does not see an installed DPDK's drivers: testpmd would load them
+/// besides its own, and end. The folder is hidden from this one process only.
+fn without_installed_drivers() -> Command {
+    let hide = "for d in \"$0\"/*/dpdk; do [ ! -d \"$d\" ] || mount -t tmpfs none \"$d\" || exit 1; \
+                done; exec \"$@\"";
+    let mut command = tied_command("unshare");
+    let _ = command.args(["--mount", "--", "sh", "-c", hide, "/usr/lib"]);
     command
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use conformance::{
-    Environment, Guest, GuestSpec, Process, QemuVersion, Scratch, Topology, VirtioUser,
+    Environment, Guest, GuestSpec, HostTap, Process, QemuVersion, Scratch, Topology, VirtioUser,
     VirtioUserSpec,
 };
 use libtest_mimic::Trial;
@@ -18,7 +18,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial(name, move |environment, scratch| guests(environment, scratch, version))
     });
     let user = trial("runners/virtio-user-through-testpmd".to_owned(), virtio_user);
-    guests.into_iter().chain([user]).collect()
+    let echo = trial("runners/echo-through-testpmd".to_owned(), echo);
+    guests.into_iter().chain([user, echo]).collect()
 }
 
 /// DPDK's vhost library as the back end: it passes frames between two sockets and decides nothing.
@@ -27,14 +28,21 @@ struct Peer {
 }
 
 impl Peer {
-    fn start(environment: &Environment, folder: &Path) -> Result<Self> {
+    /// A peer with a socket on either side.
+    fn between_sockets(environment: &Environment, folder: &Path) -> Result<Self> {
+        let device = |port: usize| {
+            let socket = folder.join(format!("s{port}"));
+            format!("net_vhost{port},iface={},queues=1", socket.display())
+        };
+        Self::start(environment, folder, [device(0), device(1)])
+    }
+
+    fn start(environment: &Environment, folder: &Path, devices: [String; 2]) -> Result<Self> {
         let mut command = environment.testpmd()?;
         let prefix = format!("--file-prefix=cwpeer{}", std::process::id());
         let _ = command.args(["--lcores", "0@0,1@0", "-m", "512", "--no-pci", &prefix]);
-        for port in 0..2 {
-            let socket = folder.join(format!("s{port}"));
-            let _ =
-                command.arg(format!("--vdev=net_vhost{port},iface={},queues=1", socket.display()));
+        for device in devices {
+            let _ = command.arg(format!("--vdev={device}"));
         }
         let _ = command.args(["--", "-i", "--nb-cores=1", "--total-num-mbufs=16384"]);
         let mut process = Process::spawn("testpmd", &mut command, &folder.join("peer.log"))?;
@@ -53,7 +61,7 @@ impl Peer {
 }
 
 fn guests(environment: &Environment, scratch: &Scratch, version: QemuVersion) -> Result<()> {
-    let peer = Peer::start(environment, scratch.folder())?;
+    let peer = Peer::between_sockets(environment, scratch.folder())?;
     let mut specs =
         [1, 2].map(|n: u8| GuestSpec::new(n, scratch.path(&format!("s{}", n.saturating_sub(1)))));
     for spec in &mut specs {
@@ -79,7 +87,7 @@ fn guests(environment: &Environment, scratch: &Scratch, version: QemuVersion) ->
 }
 
 fn virtio_user(environment: &Environment, scratch: &Scratch) -> Result<()> {
-    let peer = Peer::start(environment, scratch.folder())?;
+    let peer = Peer::between_sockets(environment, scratch.folder())?;
     let spec = VirtioUserSpec {
         sockets: vec![scratch.path("s0"), scratch.path("s1")],
         topology: Topology::Pairs,
@@ -98,5 +106,39 @@ fn virtio_user(environment: &Environment, scratch: &Scratch) -> Result<()> {
     let counts = user.counts()?;
     ensure!(counts.iter().all(|count| count.rx > 0 && count.tx > 0), "no frames: {counts:?}");
     user.quit()?;
+    peer.stop()
+}
+
+/// The echo of `virtio-user/` through a tap of the peer's.
+fn echo(environment: &Environment, scratch: &Scratch) -> Result<()> {
+    let tap = HostTap::named("p");
+    let socket = scratch.path("s0");
+    let devices = [
+        format!("net_vhost0,iface={},queues=1", socket.display()),
+        format!("net_tap0,iface={}", tap.name()),
+    ];
+    let peer = Peer::start(environment, scratch.folder(), devices)?;
+    let mut spec = VirtioUserSpec {
+        sockets: vec![socket],
+        topology: Topology::Loop,
+        server: false,
+        packed: false,
+        mrg_rxbuf: true,
+        in_order: false,
+        vectorized: false,
+        queues: 1,
+    };
+    tap.configure("10.78.0.1/24", 1500)?;
+    tap.neighbour("10.78.0.2", &VirtioUserSpec::mac(0))?;
+    for mrg_rxbuf in [false, true] {
+        spec.mrg_rxbuf = mrg_rxbuf;
+        let mut user = VirtioUser::start(environment, &spec, scratch.folder())?;
+        user.wait_up()?;
+        let _ = user.command("set fwd 5tswap")?;
+        let _ = user.command("start")?;
+        // DPDK's tap takes no larger frames.
+        crate::virtio_user::echo("10.78.0.2", &[60, 61, 511, 512, 1000, 1514])?;
+        user.quit()?;
+    }
     peer.stop()
 }

@@ -113,7 +113,7 @@ fn run(environment: &Environment, scratch: &Scratch, mut spec: VirtioUserSpec) -
     let _ = user.command("start")?;
     for (index, address) in ["10.78.0.2", "10.78.0.3"].into_iter().enumerate() {
         tap.neighbour(address, &VirtioUserSpec::mac(index))?;
-        echo(address).with_context(|| format!("through port v{index}"))?;
+        echo(address, &FRAME_SIZES).with_context(|| format!("through port v{index}"))?;
     }
     let _ = switch.check_ledger()?;
     bounce(&mut user, &switch, &spec)?;
@@ -122,13 +122,13 @@ fn run(environment: &Environment, scratch: &Scratch, mut spec: VirtioUserSpec) -
 }
 
 /// Every datagram comes back with its content, in its order, in every size and on every flow.
-fn echo(address: &str) -> Result<()> {
+pub(crate) fn echo(address: &str, frame_sizes: &[usize]) -> Result<()> {
     for flow in FLOWS {
         let socket = UdpSocket::bind((HOST, 0))?;
         socket.connect((address, flow))?;
         socket.set_read_timeout(Some(Duration::from_secs(2)))?;
         let mut answer = vec![0; LARGEST_FRAME];
-        for (round, window) in FRAME_SIZES.chunks(WINDOW).enumerate() {
+        for (round, window) in frame_sizes.chunks(WINDOW).enumerate() {
             for &size in window {
                 let _ = socket.send(&pattern(size, round))?;
             }
