@@ -1,10 +1,12 @@
-//! The device side of split and packed virtqueues over guest memory.
+#![doc = include_str!("../README.md")]
 
 mod chain;
 mod config;
 #[cfg(feature = "driver")]
 pub mod driver;
 mod error;
+#[cfg(all(test, loom))]
+mod loom;
 pub mod mem;
 mod notify;
 mod packed;

@@ -13,6 +13,8 @@
 
 use std::sync::atomic::Ordering::{Relaxed, Release};
 
+use virtio_bindings::virtio_ring as bindings;
+
 use crate::config::WRAP_BIT;
 use crate::shared::Shared;
 
@@ -22,6 +24,15 @@ pub(crate) const NO_NOTIFICATION: u16 = 1;
 pub(crate) const EVENT_ENABLE: u16 = 0;
 pub(crate) const EVENT_DISABLE: u16 = 1;
 pub(crate) const EVENT_DESC: u16 = 2;
+
+const _: () = assert!(
+    NO_NOTIFICATION as u32 == bindings::VRING_USED_F_NO_NOTIFY
+        && NO_NOTIFICATION as u32 == bindings::VRING_AVAIL_F_NO_INTERRUPT
+        && EVENT_ENABLE as u32 == bindings::VRING_PACKED_EVENT_FLAG_ENABLE
+        && EVENT_DISABLE as u32 == bindings::VRING_PACKED_EVENT_FLAG_DISABLE
+        && EVENT_DESC as u32 == bindings::VRING_PACKED_EVENT_FLAG_DESC
+        && WRAP_BIT == 1 << bindings::VRING_PACKED_EVENT_F_WRAP_CTR
+);
 
 /// Makes what was written before visible to whoever sees `value` in `word`: `used.idx` of a split
 /// ring, the flags of a batch's first descriptor in a packed one.

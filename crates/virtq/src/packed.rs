@@ -15,6 +15,8 @@ mod pop;
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
+use virtio_bindings::virtio_ring::{VRING_PACKED_DESC_F_AVAIL, VRING_PACKED_DESC_F_USED};
+
 use crate::chain::{ChainBuf, Token};
 use crate::config::{QueueConfig, QueueError, RingPosition};
 use crate::mem::{GuestMap, Hit, PackedAreas};
@@ -25,6 +27,9 @@ use crate::{ChainError, queue::Kicks};
 /// Descriptor flags: made available, and used, in the lap whose wrap counter they equal.
 const AVAIL: u16 = 1 << 7;
 const USED: u16 = 1 << 15;
+
+const _: () =
+    assert!(AVAIL == 1 << VRING_PACKED_DESC_F_AVAIL && USED == 1 << VRING_PACKED_DESC_F_USED);
 
 /// A place in the ring, and the wrap counter of its lap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

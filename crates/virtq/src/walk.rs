@@ -1,6 +1,8 @@
 //! One chain under construction: every rule that both ring formats share is checked here, on
 //! private copies of the descriptors.
 
+use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+
 use crate::ChainError;
 use crate::chain::{Chain, Token};
 use crate::mem::{GuestMap, GuestPhysAddr, Hit, RawDesc, RawSeg};
@@ -11,6 +13,12 @@ pub(crate) const NEXT: u16 = 1;
 pub(crate) const WRITE: u16 = 2;
 /// The buffer is a table of descriptors.
 pub(crate) const INDIRECT: u16 = 4;
+
+const _: () = assert!(
+    NEXT as u32 == VRING_DESC_F_NEXT
+        && WRITE as u32 == VRING_DESC_F_WRITE
+        && INDIRECT as u32 == VRING_DESC_F_INDIRECT
+);
 
 const DESC_BYTES: u32 = 16;
 /// As many descriptors as a 16-bit `next` reaches.

@@ -34,11 +34,11 @@ impl DriverWords {
             .then_some(Self { ptr, bytes: usize::try_from(bytes).ok()? })
     }
 
-    /// The address of the `index`-th word of `size` bytes, if it lies inside.
+    /// The address of the `bytes` bytes at `offset`, if they lie inside.
     #[inline(always)]
-    fn word(self, offset: usize, size: usize) -> Option<*mut u8> {
-        let inside = offset <= self.bytes.wrapping_sub(size) && self.bytes >= size;
-        debug_assert!(inside && self.ptr.addr().wrapping_add(offset).is_multiple_of(size));
+    fn word(self, offset: usize, bytes: usize) -> Option<*mut u8> {
+        let inside = offset.saturating_add(bytes) <= self.bytes;
+        debug_assert!(inside);
         inside.then(|| self.ptr.wrapping_add(offset))
     }
 
@@ -59,12 +59,43 @@ impl DriverWords {
         Some(unsafe { AtomicU32::from_ptr(at) })
     }
 
+    /// The two halves of descriptor `index`.
     #[inline(always)]
     #[expect(clippy::cast_ptr_alignment, reason = "`new` and the callers' offsets keep alignment")]
-    fn w64(&self, offset: usize) -> Option<&AtomicU64> {
-        let at = self.word(offset, 8)?.cast::<u64>();
-        // SAFETY: as in `w16`; only 16-aligned areas are accessed by this width.
-        Some(unsafe { AtomicU64::from_ptr(at) })
+    fn desc(&self, index: usize) -> Option<&[AtomicU64; 2]> {
+        let at = self.word(index.saturating_mul(16), 16)?.cast::<[AtomicU64; 2]>();
+        // SAFETY: `word` says that 16 mapped bytes are there; only areas that are 16-aligned are
+        // accessed as descriptors. Any value is a valid integer, whoever wrote it.
+        Some(unsafe { &*at })
+    }
+
+    /// Reads the second half of descriptor `index`.
+    #[inline(always)]
+    pub(crate) fn load_desc_meta(&self, index: u16, order: Ordering) -> u64 {
+        // ORDERING: the caller's, who names its partner.
+        self.desc(usize::from(index)).map_or(0, |[_, meta]| u64::from_le(meta.load(order)))
+    }
+
+    /// Writes the first half of descriptor `index`, and the second one unless it is held back.
+    #[inline(always)]
+    pub(crate) fn store_desc(&self, index: usize, addr: u64, meta: Option<u64>) {
+        if let Some([first, second]) = self.desc(index) {
+            // ORDERING: relaxed, a descriptor becomes visible by a later release store.
+            first.store(addr.to_le(), Ordering::Relaxed);
+            if let Some(meta) = meta {
+                second.store(meta.to_le(), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Writes the second half of descriptor `index`: what its first half, and all that was written
+    /// before, becomes visible with.
+    #[inline(always)]
+    pub(crate) fn release_desc_meta(&self, index: u16, meta: u64) {
+        if let Some([_, second]) = self.desc(usize::from(index)) {
+            // ORDERING: release, pairs with the device's acquire load of the flags.
+            second.store(meta.to_le(), Ordering::Release);
+        }
     }
 
     /// Reads the little-endian word at `offset`.
@@ -90,19 +121,21 @@ impl DriverWords {
         self.w32(offset).map_or(0, |w| u32::from_le(w.load(order)))
     }
 
+    /// Reads the two little-endian words at `offset`, which is a multiple of four.
+    #[inline(always)]
+    #[expect(clippy::cast_ptr_alignment, reason = "`new` and the callers' offsets keep alignment")]
+    pub(crate) fn load32_pair(&self, offset: usize) -> [u32; 2] {
+        let Some(at) = self.word(offset, 8) else { return [0; 2] };
+        // SAFETY: as in `w32`, for the eight bytes that were checked.
+        let pair = unsafe { &*at.cast::<[AtomicU32; 2]>() };
+        // ORDERING: relaxed, the caller's acquire load of an index came before.
+        pair.each_ref().map(|word| u32::from_le(word.load(Ordering::Relaxed)))
+    }
+
     /// Writes the little-endian word at `offset`, which is a multiple of four.
     #[inline(always)]
     pub(crate) fn store32(&self, offset: usize, value: u32, order: Ordering) {
         if let Some(w) = self.w32(offset) {
-            // ORDERING: the caller's, who names its partner.
-            w.store(value.to_le(), order);
-        }
-    }
-
-    /// Writes the little-endian word at `offset`, which is a multiple of eight.
-    #[inline(always)]
-    pub(crate) fn store64(&self, offset: usize, value: u64, order: Ordering) {
-        if let Some(w) = self.w64(offset) {
             // ORDERING: the caller's, who names its partner.
             w.store(value.to_le(), order);
         }

@@ -34,7 +34,7 @@ impl RawSeg {
 
 impl std::fmt::Debug for RawSeg {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "RawSeg({} B)", self.len)
+        write!(f, "RawSeg({} B)", self.len())
     }
 }
 
