@@ -62,6 +62,7 @@ impl Guest {
         Ok(Self { driver, indirect: variant.indirect, used })
     }
 
+    #[inline(never)]
     fn offer(&mut self, count: u16) -> Result<(), DriverError> {
         for index in 0..count {
             let offset = u64::from(index).wrapping_mul(2048);
@@ -77,6 +78,7 @@ impl Guest {
         Ok(())
     }
 
+    #[inline(never)]
     fn reclaim(&mut self) -> Result<usize, DriverError> {
         self.driver.poll_burst(&mut self.used)
     }
@@ -117,7 +119,7 @@ impl Ours {
     /// # Errors
     ///
     /// If they do not fit.
-    #[inline(never)]
+    #[inline]
     pub fn offer(&mut self, count: u16) -> Result<(), DriverError> {
         self.guest.offer(count)
     }
@@ -156,7 +158,7 @@ impl Ours {
     /// # Errors
     ///
     /// If the device broke a rule.
-    #[inline(never)]
+    #[inline]
     pub fn reclaim(&mut self) -> Result<usize, DriverError> {
         self.guest.reclaim()
     }
@@ -200,7 +202,7 @@ impl Theirs {
     /// # Errors
     ///
     /// If they do not fit.
-    #[inline(never)]
+    #[inline]
     pub fn offer(&mut self, count: u16) -> Result<(), DriverError> {
         self.guest.offer(count)
     }
@@ -242,7 +244,7 @@ impl Theirs {
     /// # Errors
     ///
     /// If the device broke a rule.
-    #[inline(never)]
+    #[inline]
     pub fn reclaim(&mut self) -> Result<usize, DriverError> {
         self.guest.reclaim()
     }

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! `--toggle-collect` counts the device's part only (`virtqueue::Ours::serve`, or
-//! `virtqueue::Theirs::serve`); `*::offer` and `*::reclaim` are the driver's.
+//! `virtqueue::Theirs::serve`); `*Guest::offer` and `*Guest::reclaim` are the driver's.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;

@@ -61,8 +61,8 @@ pub(super) struct PackedDriver {
     in_order: bool,
     /// Next descriptor to make available.
     avail: Place,
-    /// The second word of the burst's first descriptor, held back until `publish`.
-    held: Option<(u16, u64)>,
+    /// Place and second half of the burst's first descriptor, held back until `publish`.
+    held: (u16, u64),
     /// Entries written since `publish`.
     unpublished: u32,
     /// `avail` at the last `publish`.
@@ -102,7 +102,7 @@ impl PackedDriver {
             event_idx: config.features.event_idx,
             in_order: config.features.in_order,
             avail: place,
-            held: None,
+            held: (0, 0),
             unpublished: 0,
             published: place,
             unchecked: 0,
@@ -159,10 +159,8 @@ impl PackedDriver {
         let id = self.slots.head();
         let first = usize::from(id).wrapping_mul(usize::from(self.table_len));
         for (index, (buffer, writable)) in parts.iter().enumerate() {
-            let at = first.wrapping_add(index).wrapping_mul(16);
-            let flags = if writable { WRITE } else { 0 };
-            tables.store64(at, buffer.addr.0, Ordering::Relaxed);
-            tables.store64(at.wrapping_add(8), second_word(buffer, 0, flags), Ordering::Relaxed);
+            let meta = meta(buffer, 0, if writable { WRITE } else { 0 });
+            tables.store_desc(first.wrapping_add(index), buffer.addr.0, Some(meta));
         }
         self.write_entry(super::table(self.tables_at, first, count), INDIRECT, id);
         let writable = parts.writable_len();
@@ -173,14 +171,13 @@ impl PackedDriver {
     /// Writes the next descriptor of the ring.
     #[inline(always)]
     fn write_entry(&mut self, buffer: Buffer, flags: u16, id: u16) {
-        let at = usize::from(self.avail.index).wrapping_mul(16);
-        let word = second_word(buffer, id, flags | if self.avail.wrap { AVAIL } else { USED });
-        // ORDERING: relaxed, the release store of the burst's first flags comes after all.
-        self.desc.store64(at, buffer.addr.0, Ordering::Relaxed);
-        if self.held.is_none() {
-            self.held = Some((self.avail.index, word));
+        let index = self.avail.index;
+        let meta = meta(buffer, id, flags | if self.avail.wrap { AVAIL } else { USED });
+        if self.unpublished == 0 {
+            self.held = (index, meta);
+            self.desc.store_desc(usize::from(index), buffer.addr.0, None);
         } else {
-            self.desc.store64(at.wrapping_add(8), word, Ordering::Relaxed);
+            self.desc.store_desc(usize::from(index), buffer.addr.0, Some(meta));
         }
         self.unpublished = self.unpublished.wrapping_add(1);
         self.avail.advance(1, self.size);
@@ -188,11 +185,9 @@ impl PackedDriver {
 
     #[inline(always)]
     pub(super) fn publish(&mut self) {
-        if let Some((index, word)) = self.held.take() {
-            let at = usize::from(index).wrapping_mul(16).wrapping_add(8);
-            // ORDERING: release, pairs with the device's acquire load of the flags: who sees this
-            // descriptor available sees the whole burst.
-            self.desc.store64(at, word, Ordering::Release);
+        if self.unpublished > 0 {
+            let (index, meta) = self.held;
+            self.desc.release_desc_meta(index, meta);
             self.unchecked = self.unchecked.saturating_add(self.unpublished);
             self.unpublished = 0;
             self.published = self.avail;
@@ -238,25 +233,23 @@ impl PackedDriver {
             return self.poll_in_order();
         }
         let Some((id, len)) = self.read_used() else { return Ok(None) };
-        let id = self.slots.check_outstanding(u32::from(id))?;
-        let (used, entries) = self.slots.release(id, len)?;
+        let Some((used, entries)) = self.slots.release(id, len) else {
+            return Err(self.slots.why(id, len));
+        };
         self.used.advance(entries, self.size);
         Ok(Some(used))
     }
 
-    /// The used descriptor at our place, if there is one.
+    /// The used descriptor at our place, if there is one: its id and length.
     #[inline(always)]
-    fn read_used(&self) -> Option<(u16, u32)> {
-        let at = usize::from(self.used.index).wrapping_mul(16);
+    #[expect(clippy::cast_possible_truncation, reason = "picks bit fields")]
+    fn read_used(&self) -> Option<(u32, u32)> {
         // ORDERING: acquire, pairs with the device's release store of the flags: id, length and
-        // the bytes of the buffer are visible after it.
-        let flags = self.desc.load16(at.wrapping_add(14), Ordering::Acquire);
+        // the bytes of the buffer are visible with it.
+        let meta = self.desc.load_desc_meta(self.used.index, Ordering::Acquire);
         let want = if self.used.wrap { AVAIL | USED } else { 0 };
-        if flags & (AVAIL | USED) != want {
-            return None;
-        }
-        let id = self.desc.load16(at.wrapping_add(12), Ordering::Relaxed);
-        Some((id, self.desc.load32(at.wrapping_add(8), Ordering::Relaxed)))
+        let used = (meta >> 48) as u16 & (AVAIL | USED) == want;
+        used.then_some((u32::from((meta >> 32) as u16), meta as u32))
     }
 
     fn poll_in_order(&mut self) -> Result<Option<Used>, DriverError> {
@@ -264,11 +257,14 @@ impl PackedDriver {
             Some(batch) => batch,
             None => {
                 let Some((id, len)) = self.read_used() else { return Ok(None) };
-                (self.slots.check_outstanding(u32::from(id))?, len)
+                let known = self.slots.outstanding_id(id);
+                (known.ok_or_else(|| self.slots.why(id, len))?, len)
             }
         };
         let ends = self.slots.oldest() == id;
-        let (used, entries) = self.slots.release_oldest(id, len)?;
+        let Some((used, entries)) = self.slots.release_oldest(id, len) else {
+            return Err(self.slots.why(u32::from(id), len));
+        };
         self.batch = (!ends).then_some((id, len));
         self.used.advance(entries, self.size);
         Ok(Some(used))
@@ -302,7 +298,8 @@ impl PackedDriver {
     }
 }
 
+/// The second half of a descriptor.
 #[inline(always)]
-fn second_word(buffer: Buffer, id: u16, flags: u16) -> u64 {
+fn meta(buffer: Buffer, id: u16, flags: u16) -> u64 {
     u64::from(buffer.len) | u64::from(id) << 32 | u64::from(flags) << 48
 }

@@ -113,31 +113,25 @@ impl Slots {
         }
     }
 
-    /// Whether the device has `id`.
+    /// `id` if the device has it.
     #[inline(always)]
-    pub(super) fn check_outstanding(&self, id: u32) -> Result<u16, DriverError> {
-        let unknown = DriverError::UsedId { id, size: self.size() };
-        let Some(slot) = self.slots.get(id as usize) else { return Err(unknown) };
-        let id = u16::try_from(id).map_err(|_| unknown)?;
-        if slot.entries == 0 { Err(DriverError::NotOutstanding(id)) } else { Ok(id) }
+    pub(super) fn outstanding_id(&self, id: u32) -> Option<u16> {
+        let slot = self.slots.get(id as usize)?;
+        if slot.entries == 0 { None } else { u16::try_from(id).ok() }
     }
 
     /// Takes the buffer `id` back from the device, which wrote `len` bytes. Returns it with the
-    /// number of ring entries that it took.
+    /// number of ring entries that it took; nothing if the used entry cannot be: [`Self::why`].
     #[inline(always)]
-    pub(super) fn release(&mut self, id: u16, len: u32) -> Result<(Used, u16), DriverError> {
-        let size = self.size();
-        let Some(slot) = self.slots.get_mut(usize::from(id)) else {
-            return Err(DriverError::UsedId { id: u32::from(id), size });
-        };
+    pub(super) fn release(&mut self, id: u32, len: u32) -> Option<(Used, u16)> {
+        let slot = self.slots.get_mut(id as usize)?;
         let Slot { cookie, writable, last, entries } = *slot;
-        if entries == 0 {
-            return Err(DriverError::NotOutstanding(id));
-        }
-        if len > writable {
-            return Err(DriverError::UsedLength { len, writable });
+        if entries == 0 || len > writable {
+            return None;
         }
         slot.entries = 0;
+        // Below the number of slots, so it is 16 bits long.
+        let id = u16::try_from(id).ok()?;
         if self.free_ids == 0 {
             self.head = id;
         } else if let Some(next) = self.next.get_mut(usize::from(self.tail)) {
@@ -148,23 +142,33 @@ impl Slots {
         self.free_ids = self.free_ids.wrapping_add(ids);
         self.free_entries = self.free_entries.wrapping_add(entries);
         self.outstanding = self.outstanding.wrapping_sub(1);
-        Ok((Used { cookie, len }, entries))
+        Some((Used { cookie, len }, entries))
+    }
+
+    /// Which rule a used entry breaks that [`Self::release`] refused.
+    #[cold]
+    pub(super) fn why(&self, id: u32, len: u32) -> DriverError {
+        match (u16::try_from(id), self.slots.get(id as usize)) {
+            (Ok(_), Some(slot)) if slot.entries != 0 => {
+                DriverError::UsedLength { len, writable: slot.writable }
+            }
+            (Ok(id), Some(_)) => DriverError::NotOutstanding(id),
+            _ => DriverError::UsedId { id, size: self.size() },
+        }
     }
 
     /// With `IN_ORDER`: takes the oldest buffer back. `len` is what the device wrote if the buffer
     /// is `id`; one before it counts as completely written (specification, "In-order use").
     #[inline(always)]
-    pub(super) fn release_oldest(&mut self, id: u16, len: u32) -> Result<(Used, u16), DriverError> {
+    pub(super) fn release_oldest(&mut self, id: u16, len: u32) -> Option<(Used, u16)> {
         let oldest = self.oldest;
-        let Some(slot) = self.slots.get(usize::from(oldest)) else {
-            return Err(DriverError::NotOutstanding(oldest));
-        };
+        let slot = self.slots.get(usize::from(oldest))?;
         let last = slot.last;
         let len = if oldest == id { len } else { slot.writable };
-        let released = self.release(oldest, len)?;
+        let released = self.release(u32::from(oldest), len)?;
         let next = last.wrapping_add(1);
-        self.oldest = if next >= self.size() { 0 } else { next };
-        Ok(released)
+        self.oldest = if usize::from(next) >= self.slots.len() { 0 } else { next };
+        Some(released)
     }
 
     /// The id that `release_oldest` would take.

@@ -185,34 +185,35 @@ impl SplitDriver {
         if self.in_order {
             return self.poll_in_order().map(Some);
         }
-        let (id, len) = self.read_used();
-        let id = self.slots.check_outstanding(id)?;
-        let (used, _) = self.slots.release(id, len)?;
+        let [id, len] = self.read_used();
+        let Some((used, _)) = self.slots.release(id, len) else {
+            return Err(self.slots.why(id, len));
+        };
         self.last_used = self.last_used.wrapping_add(1);
         Ok(Some(used))
     }
 
     #[inline(always)]
-    fn read_used(&self) -> (u32, u32) {
-        let at = self.used_entry(self.last_used & self.mask);
-        // ORDERING: relaxed, the acquire load of the index in `look` came before.
-        let id = self.used.load32(at, Ordering::Relaxed);
-        (id, self.used.load32(at.wrapping_add(4), Ordering::Relaxed))
+    fn read_used(&self) -> [u32; 2] {
+        self.used.load32_pair(self.used_entry(self.last_used & self.mask))
     }
 
     fn poll_in_order(&mut self) -> Result<Used, DriverError> {
         let (id, len) = match self.batch {
             Some(batch) => batch,
             None => {
-                let (id, len) = self.read_used();
-                (self.slots.check_outstanding(id)?, len)
+                let [id, len] = self.read_used();
+                let known = self.slots.outstanding_id(id);
+                (known.ok_or_else(|| self.slots.why(id, len))?, len)
             }
         };
         let ends = self.slots.oldest() == id;
         if !ends && self.last_used.wrapping_add(1) == self.seen_used {
             return Err(DriverError::BatchTooLong { id });
         }
-        let (used, _) = self.slots.release_oldest(id, len)?;
+        let Some((used, _)) = self.slots.release_oldest(id, len) else {
+            return Err(self.slots.why(u32::from(id), len));
+        };
         self.batch = (!ends).then_some((id, len));
         self.last_used = self.last_used.wrapping_add(1);
         Ok(used)
@@ -276,9 +277,6 @@ impl SplitDriver {
 
 #[inline(always)]
 fn write_desc(words: &DriverWords, index: usize, buffer: Buffer, (flags, next): (u16, u16)) {
-    let at = index.wrapping_mul(16);
-    let rest = u64::from(buffer.len) | u64::from(flags) << 32 | u64::from(next) << 48;
-    // ORDERING: relaxed, `publish` makes descriptors visible.
-    words.store64(at, buffer.addr.0, Ordering::Relaxed);
-    words.store64(at.wrapping_add(8), rest, Ordering::Relaxed);
+    let meta = u64::from(buffer.len) | u64::from(flags) << 32 | u64::from(next) << 48;
+    words.store_desc(index, buffer.addr.0, Some(meta));
 }
