@@ -14,15 +14,15 @@ const PINGS: u32 = 50;
 const IPERF_SECONDS: u32 = 3;
 
 pub(crate) fn run(embedded: bool) -> Result<()> {
+    ensure!(
+        embedded || host::is_root(),
+        "the guests reach the host through a tap interface, and only root may make one. \
+         Run `cargo xtask demo` as root, or `cargo xtask demo --embedded`, which needs no right"
+    );
     build(&["--release", "-p", "causeway"])?;
     if embedded {
         return run_embedded();
     }
-    ensure!(
-        host::is_root(),
-        "the guests reach the host through a tap interface, and only root may make one. \
-         Run `cargo xtask demo` as root, or `cargo xtask demo --embedded`, which needs no right"
-    );
     let environment = Environment::open()?;
     let peers = environment.qemu(QemuVersion::V10).and_then(|_| environment.image());
     if let Err(error) = peers {
