@@ -341,7 +341,7 @@ fn map_tables(
     }
     let entries = u64::from(config.size).wrapping_mul(u64::from(config.table_len));
     let bytes = entries.wrapping_mul(areas::DESC_BYTES);
-    let words = DriverWords::new(map, areas.tables, bytes, 16);
+    let words = DriverWords::new(map, areas.tables, bytes);
     words.map(Some).ok_or(DriverError::Area(areas.tables))
 }
 

@@ -87,13 +87,12 @@ impl PackedDriver {
         if (avail, avail_wrap) != (used, used_wrap) || avail >= config.size {
             return Err(DriverError::Position);
         }
-        let words =
-            |at, bytes, align| DriverWords::new(map, at, bytes, align).ok_or(DriverError::Area(at));
+        let words = |at, bytes| DriverWords::new(map, at, bytes).ok_or(DriverError::Area(at));
         let place = Place { index: avail, wrap: avail_wrap };
         let ring = Self {
-            desc: words(areas.desc, u64::from(config.size).wrapping_mul(DESC_BYTES), 16)?,
-            driver: words(areas.driver, areas.driver_bytes, 4)?,
-            device: words(areas.device, areas.device_bytes, 4)?,
+            desc: words(areas.desc, u64::from(config.size).wrapping_mul(DESC_BYTES))?,
+            driver: words(areas.driver, areas.driver_bytes)?,
+            device: words(areas.device, areas.device_bytes)?,
             tables: super::map_tables(map, config, areas)?,
             tables_at: areas.tables,
             table_len: config.table_len,

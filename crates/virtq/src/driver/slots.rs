@@ -122,11 +122,13 @@ impl Slots {
 
     /// Takes the buffer `id` back from the device, which wrote `len` bytes. Returns it with the
     /// number of ring entries that it took; nothing if the used entry cannot be: [`Self::why`].
+    /// Buffers without a writable byte have no length that means anything, and devices in use
+    /// (DPDK, packed) give that of what they read: it is ignored.
     #[inline(always)]
     pub(super) fn release(&mut self, id: u32, len: u32) -> Option<(Used, u16)> {
         let slot = self.slots.get_mut(id as usize)?;
         let Slot { cookie, writable, last, entries } = *slot;
-        if entries == 0 || len > writable {
+        if entries == 0 || (len > writable && writable != 0) {
             return None;
         }
         slot.entries = 0;
@@ -142,7 +144,7 @@ impl Slots {
         self.free_ids = self.free_ids.wrapping_add(ids);
         self.free_entries = self.free_entries.wrapping_add(entries);
         self.outstanding = self.outstanding.wrapping_sub(1);
-        Some((Used { cookie, len }, entries))
+        Some((Used { cookie, len: len.min(writable) }, entries))
     }
 
     /// Which rule a used entry breaks that [`Self::release`] refused.

@@ -55,12 +55,11 @@ impl SplitDriver {
         if avail != used {
             return Err(DriverError::Position);
         }
-        let words =
-            |at, bytes, align| DriverWords::new(map, at, bytes, align).ok_or(DriverError::Area(at));
+        let words = |at, bytes| DriverWords::new(map, at, bytes).ok_or(DriverError::Area(at));
         let ring = Self {
-            desc: words(areas.desc, u64::from(config.size).wrapping_mul(DESC_BYTES), 16)?,
-            avail: words(areas.driver, areas.driver_bytes, 2)?,
-            used: words(areas.device, areas.device_bytes, 4)?,
+            desc: words(areas.desc, u64::from(config.size).wrapping_mul(DESC_BYTES))?,
+            avail: words(areas.driver, areas.driver_bytes)?,
+            used: words(areas.device, areas.device_bytes)?,
             tables: super::map_tables(map, config, areas)?,
             tables_at: areas.tables,
             table_len: config.table_len,

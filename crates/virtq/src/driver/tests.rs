@@ -225,6 +225,22 @@ fn hostile_used_entries_are_errors() {
     assert_eq!(o.queue.poll_used(), Err(DriverError::BatchTooLong { id: 2 }));
 }
 
+/// DPDK's packed rings do so.
+#[test]
+fn a_length_for_a_buffer_that_cannot_be_written_is_ignored() {
+    let mut t = Bench::new(DriverConfig::new(Layout::Split, 4));
+    let mut p = Bench::new(DriverConfig::new(Layout::Packed, 4));
+    for bench in [&mut t, &mut p] {
+        bench.queue.add_readable(&[b(0, 76)], 9).unwrap();
+        bench.queue.publish();
+    }
+    t.use_split(0, 0, 76, 1);
+    p.use_packed(0, 0, 76, true);
+    for bench in [&mut t, &mut p] {
+        assert_eq!(bench.queue.poll_used(), Ok(Some(Used { cookie: 9, len: 0 })));
+    }
+}
+
 #[test]
 fn kicks_follow_flags_and_events() {
     for event_idx in [false, true] {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use super::{GuestMap, GuestPhysAddr};
 
-/// One ring area: contiguous, mapped as long as the driver keeps its `GuestMap`.
+/// One ring area: contiguous, 16-aligned, mapped as long as the driver keeps its `GuestMap`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DriverWords {
     ptr: *mut u8,
@@ -19,53 +19,51 @@ pub(crate) struct DriverWords {
 // it is atomic, so it may happen on any thread.
 unsafe impl Send for DriverWords {}
 
+/// What every area's host address is a multiple of: the alignment of a descriptor.
+const ALIGN: usize = 16;
+
 impl DriverWords {
-    /// Resolves `bytes` bytes at `addr`; `None` if they are not mapped in one piece or if the
-    /// host address is not a multiple of `align`.
-    pub(crate) fn new(
-        map: &GuestMap,
-        addr: GuestPhysAddr,
-        bytes: u64,
-        align: usize,
-    ) -> Option<Self> {
+    /// Resolves `bytes` bytes at `addr`; `None` if they are not mapped in one piece or not at a
+    /// multiple of [`ALIGN`].
+    pub(crate) fn new(map: &GuestMap, addr: GuestPhysAddr, bytes: u64) -> Option<Self> {
         let ptr = map.contiguous(addr, bytes)?;
         ptr.addr()
-            .is_multiple_of(align)
+            .is_multiple_of(ALIGN)
             .then_some(Self { ptr, bytes: usize::try_from(bytes).ok()? })
     }
 
-    /// The address of the `bytes` bytes at `offset`, if they lie inside.
+    /// The address of the `bytes` bytes at `offset`, if they lie inside and `offset` is a multiple
+    /// of `align`, which divides [`ALIGN`].
     #[inline(always)]
-    fn word(self, offset: usize, bytes: usize) -> Option<*mut u8> {
-        let inside = offset.saturating_add(bytes) <= self.bytes;
+    fn word(self, offset: usize, bytes: usize, align: usize) -> Option<*mut u8> {
+        let inside = offset.saturating_add(bytes) <= self.bytes && offset.is_multiple_of(align);
         debug_assert!(inside);
         inside.then(|| self.ptr.wrapping_add(offset))
     }
 
     #[inline(always)]
-    #[expect(clippy::cast_ptr_alignment, reason = "`new` and the callers' offsets keep alignment")]
+    #[expect(clippy::cast_ptr_alignment, reason = "`word` checks the alignment")]
     fn w16(&self, offset: usize) -> Option<&AtomicU16> {
-        let at = self.word(offset, 2)?.cast::<u16>();
-        // SAFETY: `word` says that two mapped bytes are there; areas are 2-aligned at least and
-        // offsets of this width even. Any value is a valid integer, whoever wrote it.
+        let at = self.word(offset, 2, 2)?.cast::<u16>();
+        // SAFETY: `word` says that two mapped, aligned bytes are there, for as long as the owner
+        // keeps the map. Any value is a valid integer, whoever wrote it.
         Some(unsafe { AtomicU16::from_ptr(at) })
     }
 
     #[inline(always)]
-    #[expect(clippy::cast_ptr_alignment, reason = "`new` and the callers' offsets keep alignment")]
+    #[expect(clippy::cast_ptr_alignment, reason = "`word` checks the alignment")]
     fn w32(&self, offset: usize) -> Option<&AtomicU32> {
-        let at = self.word(offset, 4)?.cast::<u32>();
-        // SAFETY: as in `w16`; only 4-aligned areas are accessed by this width.
+        let at = self.word(offset, 4, 4)?.cast::<u32>();
+        // SAFETY: as in `w16`, for four bytes.
         Some(unsafe { AtomicU32::from_ptr(at) })
     }
 
     /// The two halves of descriptor `index`.
     #[inline(always)]
-    #[expect(clippy::cast_ptr_alignment, reason = "`new` and the callers' offsets keep alignment")]
+    #[expect(clippy::cast_ptr_alignment, reason = "`word` checks the alignment")]
     fn desc(&self, index: usize) -> Option<&[AtomicU64; 2]> {
-        let at = self.word(index.saturating_mul(16), 16)?.cast::<[AtomicU64; 2]>();
-        // SAFETY: `word` says that 16 mapped bytes are there; only areas that are 16-aligned are
-        // accessed as descriptors. Any value is a valid integer, whoever wrote it.
+        let at = self.word(index.saturating_mul(16), 16, 8)?.cast::<[AtomicU64; 2]>();
+        // SAFETY: as in `w16`, for two words of eight bytes.
         Some(unsafe { &*at })
     }
 
@@ -123,10 +121,10 @@ impl DriverWords {
 
     /// Reads the two little-endian words at `offset`, which is a multiple of four.
     #[inline(always)]
-    #[expect(clippy::cast_ptr_alignment, reason = "`new` and the callers' offsets keep alignment")]
+    #[expect(clippy::cast_ptr_alignment, reason = "`word` checks the alignment")]
     pub(crate) fn load32_pair(&self, offset: usize) -> [u32; 2] {
-        let Some(at) = self.word(offset, 8) else { return [0; 2] };
-        // SAFETY: as in `w32`, for the eight bytes that were checked.
+        let Some(at) = self.word(offset, 8, 4) else { return [0; 2] };
+        // SAFETY: as in `w16`, for two words of four bytes.
         let pair = unsafe { &*at.cast::<[AtomicU32; 2]>() };
         // ORDERING: relaxed, the caller's acquire load of an index came before.
         pair.each_ref().map(|word| u32::from_le(word.load(Ordering::Relaxed)))
