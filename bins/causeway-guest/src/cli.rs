@@ -1,0 +1,250 @@
+//! The command line: what was asked for, checked before anything is opened.
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Parser, ValueEnum};
+
+use crate::mac::MacAddr;
+
+/// Smallest frame: Ethernet without its frame check sequence.
+pub(crate) const FRAME_MIN: u32 = 60;
+/// Largest frame that the test frame's IPv4 header can describe and a port accepts.
+pub(crate) const FRAME_MAX: u32 = 65_535;
+
+/// A guest without a VM: a vhost-user front end that generates, checks or forwards frames.
+///
+/// It connects to the back end behind each SOCKET (or waits for it with `--mode server`) with
+/// memory and rings of its own, as a VMM and the driver in its guest would together.
+#[derive(Debug, Parser)]
+#[command(name = "causeway-guest", version)]
+#[command(group = ArgGroup::new("job").required(true).args(
+    ["tap", "generate", "receive", "latency"]))]
+pub(crate) struct Cli {
+    /// Socket of a vhost-user back end; repeat it for a guest with several ports
+    #[arg(long, value_name = "PATH", required = true)]
+    pub(crate) socket: Vec<PathBuf>,
+    /// Which side of the sockets we are
+    #[arg(long, value_enum, default_value_t = Mode::Client)]
+    pub(crate) mode: Mode,
+    /// Queue pairs of each port
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u16).range(1..=128))]
+    pub(crate) queues: u16,
+    /// Packed rings instead of split ones
+    #[arg(long)]
+    pub(crate) packed: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Forward between the first port and the tap NAME, which is created and brought up
+    #[arg(long, value_name = "NAME")]
+    pub(crate) tap: Option<String>,
+    /// Network namespace of the tap
+    #[arg(long, value_name = "NS", requires = "tap")]
+    pub(crate) netns: Option<String>,
+    /// Send test frames on the first port; check those that arrive at the others
+    #[arg(long)]
+    pub(crate) generate: bool,
+    /// Count the test frames that arrive, with what is missing or out of order
+    #[arg(long)]
+    pub(crate) receive: bool,
+    /// Measure round trips of single frames: between two ports, or to a `--receive --echo`
+    #[arg(long)]
+    pub(crate) latency: bool,
+
+    /// Frames per second [default: as many as possible]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) rate_pps: Option<u64>,
+    /// Bytes of a frame, without its check sequence [default: 64]
+    #[arg(long, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(i64::from(FRAME_MIN)..=i64::from(FRAME_MAX)))]
+    pub(crate) size: Option<u32>,
+    /// Let the sizes run from --size to N
+    #[arg(long, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(i64::from(FRAME_MIN)..=i64::from(FRAME_MAX)))]
+    pub(crate) size_max: Option<u32>,
+    /// Stop after N frames
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// Stop after N seconds
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) seconds: Option<u64>,
+    /// Most frames that are made available at once
+    #[arg(long, value_name = "N", default_value_t = 32,
+          value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) burst: u16,
+    /// At most N frames on their way from the first port to the others: no queue overflows
+    #[arg(long, value_name = "N", requires = "generate",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) window: Option<u64>,
+    /// Destination address [default: the second port's, else broadcast]
+    #[arg(long, value_name = "MAC")]
+    pub(crate) dst: Option<MacAddr>,
+    /// Number of flows (UDP source ports) that take turns [default: one per queue pair]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
+    pub(crate) flows: Option<u16>,
+    /// Send with an 802.1Q tag
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4094))]
+    pub(crate) vlan: Option<u16>,
+    /// Fail (exit 1) if a frame is lost, late, doubled or changed
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Send every test frame back to where it came from
+    #[arg(long, requires = "receive")]
+    pub(crate) echo: bool,
+
+    /// Address of the first port; further ports count on from it [default: from the socket's path]
+    #[arg(long, value_name = "MAC")]
+    pub(crate) mac: Option<MacAddr>,
+    /// Entries of each ring: a power of two for split rings
+    #[arg(long, value_name = "N", default_value_t = 256,
+          value_parser = clap::value_parser!(u16).range(2..=32768))]
+    pub(crate) queue_size: u16,
+    /// Bytes of a receive buffer [default: what a frame needs; 2048 with mergeable buffers]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(64..=131_072))]
+    pub(crate) buffer_size: Option<u32>,
+    /// Descriptors of a chain
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub(crate) descriptors: u16,
+    /// Mergeable receive buffers: a back end without them is an error if `on`
+    #[arg(long, value_name = "on|off", value_enum)]
+    pub(crate) mrg_rxbuf: Option<Switch>,
+    /// Event indexes instead of flags to suppress notifications
+    #[arg(long, value_name = "on|off", value_enum)]
+    pub(crate) event_idx: Option<Switch>,
+    /// Put the chains' descriptors into indirect tables
+    #[arg(long)]
+    pub(crate) indirect: bool,
+    /// Ask the back end to use buffers in order
+    #[arg(long)]
+    pub(crate) in_order: bool,
+    /// Never sleep: poll the rings with notifications suppressed
+    #[arg(long)]
+    pub(crate) busy: bool,
+    /// Back the guest's memory with 2 MiB pages
+    #[arg(long)]
+    pub(crate) hugepages: bool,
+}
+
+/// Which side of a socket we are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    /// We connect.
+    Client,
+    /// We listen and the back end connects.
+    Server,
+}
+
+/// A feature that is wanted or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    /// Needed.
+    On,
+    /// Not used even if offered.
+    Off,
+}
+
+impl Cli {
+    /// The rules that concern several options: an error says what is wrong and what is allowed.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if !self.packed && !self.queue_size.is_power_of_two() {
+            return Err(format!(
+                "--queue-size {}: a split ring has a power of two of entries",
+                self.queue_size
+            ));
+        }
+        if self.descriptors > self.queue_size {
+            return Err(format!("--descriptors {}: more than --queue-size", self.descriptors));
+        }
+        let (size, max) = self.sizes();
+        if max < size {
+            return Err(format!("--size-max {max}: below --size {size}"));
+        }
+        let least = FRAME_MIN.saturating_add(if self.vlan.is_some() { 4 } else { 0 });
+        if size < least {
+            return Err(format!("--size {size}: a tagged test frame has at least {least} bytes"));
+        }
+        if self.tap.is_some() && self.socket.len() > 1 {
+            return Err("--tap: takes exactly one --socket".into());
+        }
+        if self.latency && self.socket.len() > 2 {
+            return Err("--latency: takes one --socket or two".into());
+        }
+        if self.latency && self.socket.len() == 1 && self.dst.is_none() {
+            return Err("--latency: with one --socket, --dst names who echoes".into());
+        }
+        if self.window.is_some() && self.socket.len() < 2 {
+            return Err("--window: needs a second --socket where the frames arrive".into());
+        }
+        if self.verify && (self.tap.is_some() || self.latency) {
+            return Err("--verify: goes with --receive or --generate".into());
+        }
+        for (index, path) in self.socket.iter().enumerate() {
+            if self.socket.iter().take(index).any(|other| other == path) {
+                return Err(format!("--socket {}: given twice", path.display()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Smallest and largest frame to send.
+    pub(crate) fn sizes(&self) -> (u32, u32) {
+        let size = self.size.unwrap_or(64);
+        (size, self.size_max.unwrap_or(size))
+    }
+
+    /// Number of flows.
+    pub(crate) fn flow_count(&self) -> u16 {
+        self.flows.unwrap_or(self.queues)
+    }
+
+    /// Bytes that a receive buffer needs without mergeable buffers, header included.
+    pub(crate) fn largest_frame(&self) -> u32 {
+        self.sizes().1.max(1522)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::Cli;
+
+    fn parse(args: &str) -> Result<Cli, String> {
+        let words = std::iter::once("causeway-guest").chain(args.split_whitespace());
+        let cli = Cli::try_parse_from(words).map_err(|e| e.to_string())?;
+        cli.check().map(|()| cli)
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn exactly_one_job() {
+        assert!(parse("--socket a").is_err());
+        assert!(parse("--socket a --generate --receive").is_err());
+        assert!(parse("--socket a --receive --verify").is_ok());
+        assert!(parse("--generate").is_err());
+    }
+
+    #[test]
+    fn wrong_values_are_named() {
+        let error = parse("--socket a --generate --queue-size 300").unwrap_err();
+        assert!(error.contains("300") && error.contains("power of two"), "{error}");
+        assert!(parse("--socket a --generate --queue-size 300 --packed").is_ok());
+        let error = parse("--socket a --socket a --generate").unwrap_err();
+        assert!(error.contains("twice"), "{error}");
+        assert!(parse("--socket a --generate --size 60 --vlan 5").is_err());
+        assert!(parse("--socket a --generate --size 59").is_err());
+        assert!(parse("--socket a --generate --size 90 --size-max 80").is_err());
+        assert!(parse("--socket a --netns x --receive").is_err());
+        assert!(parse("--socket a --socket b --tap t0").is_err());
+        assert!(parse("--socket a --generate --window 5").is_err());
+        assert!(parse("--socket a --latency").is_err());
+        assert!(parse("--socket a --generate --dst 02:00").is_err());
+    }
+}

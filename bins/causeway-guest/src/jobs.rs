@@ -1,0 +1,44 @@
+//! The jobs: what the guest does once its ports are connected.
+
+pub(crate) mod generate;
+pub(crate) mod latency;
+pub(crate) mod receive;
+pub(crate) mod tap;
+
+use std::time::{Duration, Instant};
+
+use crate::cli::Cli;
+use crate::port::GuestPort;
+
+/// When a job must end, if it must.
+fn deadline(cli: &Cli, begin: Instant) -> Option<Instant> {
+    begin.checked_add(Duration::from_secs(cli.seconds?))
+}
+
+/// Whether `deadline` is over.
+fn is_over(deadline: Option<Instant>, now: Instant) -> bool {
+    deadline.is_some_and(|d| now >= d)
+}
+
+/// The earlier of two moments.
+fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+/// Lets a learning switch know all ports, and waits until it had the time to learn.
+fn announce(cli: &Cli, ports: &mut [GuestPort]) -> anyhow::Result<()> {
+    for port in ports.iter_mut() {
+        port.announce(cli.vlan)?;
+    }
+    std::thread::sleep(Duration::from_millis(20));
+    Ok(())
+}
+
+/// A number that tells this run from the one before.
+#[expect(clippy::cast_possible_truncation, reason = "any 16 bits do")]
+fn run_number() -> u16 {
+    (crate::clock::now_ns() >> 16) as u16 ^ std::process::id() as u16
+}

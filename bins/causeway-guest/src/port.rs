@@ -1,0 +1,221 @@
+//! One port of the guest: a session, memory and queue pairs.
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use virtio_bindings::virtio_config::{
+    VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1,
+};
+use virtio_bindings::virtio_net::{VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtq::{Layout, RingFeatures};
+
+use crate::cli::{Cli, Switch};
+use crate::frame::Sender;
+use crate::mac::MacAddr;
+use crate::memory::Memory;
+use crate::rings::{ChainShape, NET_HEADER, RingPlan, RxRing, TxRing};
+use crate::session::{RingSetup, Session};
+use crate::stop::Stop;
+
+/// The most bytes of buffers of one ring.
+const RING_BUFFERS_MAX: u64 = 256 << 20;
+/// The most transmit buffers of one ring: more only spoil the cache.
+const TX_SLOTS_MAX: u16 = 512;
+/// Bytes of a mergeable receive buffer, as DPDK and Linux use them.
+const MERGEABLE_BYTES: u32 = 2048;
+
+/// A queue pair.
+#[derive(Debug)]
+pub(crate) struct Pair {
+    pub(crate) rx: RxRing,
+    pub(crate) tx: TxRing,
+}
+
+/// A connected port whose rings run.
+#[derive(Debug)]
+pub(crate) struct GuestPort {
+    pub(crate) mac: MacAddr,
+    pub(crate) pairs: Vec<Pair>,
+    pub(crate) features: Agreed,
+    session: Session,
+    /// Keeps the file that the back end maps.
+    _memory: Memory,
+}
+
+/// What was negotiated.
+#[derive(Debug, Clone, Copy, serde::Serialize)]
+pub(crate) struct Agreed {
+    pub(crate) packed: bool,
+    pub(crate) mrg_rxbuf: bool,
+    pub(crate) event_idx: bool,
+    pub(crate) indirect: bool,
+    pub(crate) in_order: bool,
+}
+
+impl GuestPort {
+    /// Connects to the back end at `path` and starts all rings; none if stopped meanwhile.
+    pub(crate) fn open(
+        cli: &Cli,
+        path: &Path,
+        mac: MacAddr,
+        stop: &Stop,
+    ) -> anyhow::Result<Option<Self>> {
+        let Some(mut session) = Session::open(path, cli.mode, stop)? else { return Ok(None) };
+        let bits = session.negotiate(cli.queues, |offered| choose(cli, offered))?;
+        let features = Agreed::from_bits(bits);
+        let (rx_plan, tx_plan) = plans(cli, features);
+        let pairs = u64::from(cli.queues);
+        let ring_bytes = rx_plan.ring_bytes()?.saturating_add(tx_plan.ring_bytes()?);
+        let pool_bytes = rx_plan.pool_bytes().saturating_add(tx_plan.pool_bytes());
+        let mut memory = Memory::new(
+            ring_bytes.saturating_mul(pairs),
+            pool_bytes.saturating_mul(pairs),
+            cli.hugepages,
+        )?;
+        session.share_memory(&memory)?;
+        let mut rings = Vec::new();
+        for pair in 0..usize::from(cli.queues) {
+            let rx = RxRing::new(&mut memory, &rx_plan, features.mrg_rxbuf)?;
+            let tx = TxRing::new(&mut memory, &tx_plan)?;
+            start(&mut session, pair, &rx, &tx, features.packed)
+                .with_context(|| format!("queue pair {pair}"))?;
+            rings.push(Pair { rx, tx });
+        }
+        session.enable_all(rings.len().saturating_mul(2))?;
+        Ok(Some(Self { mac, pairs: rings, features, session, _memory: memory }))
+    }
+
+    /// The frames that this port sends.
+    pub(crate) fn sender(&self, dst: MacAddr, vlan: Option<u16>, run: u16) -> Sender {
+        Sender { src: self.mac, dst, vlan, run }
+    }
+
+    /// Tells a switch where we are, as a guest does when its link comes up (RARP).
+    pub(crate) fn announce(&mut self, vlan: Option<u16>) -> anyhow::Result<()> {
+        let mut frame = Vec::with_capacity(64);
+        frame.extend_from_slice(&MacAddr::BROADCAST.0);
+        frame.extend_from_slice(&self.mac.0);
+        if let Some(vlan) = vlan {
+            frame.extend_from_slice(&[0x81, 0]);
+            frame.extend_from_slice(&vlan.to_be_bytes());
+        }
+        frame.extend_from_slice(&[0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]);
+        for _ in 0..2 {
+            frame.extend_from_slice(&self.mac.0);
+            frame.extend_from_slice(&[0; 4]);
+        }
+        frame.resize(64, 0);
+        let Some(pair) = self.pairs.first_mut() else { return Ok(()) };
+        if let Some(slot) = pair.tx.take()? {
+            let _ = pair.tx.pool().write(slot, 0, &[0; NET_HEADER as usize]);
+            let _ = pair.tx.pool().write(slot, NET_HEADER, &frame);
+            pair.tx.send(slot, 64)?;
+            pair.tx.flush();
+        }
+        Ok(())
+    }
+
+    /// An error if the back end went away.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        if self.session.is_alive() { Ok(()) } else { bail!("the back end closed the connection") }
+    }
+
+    /// Becomes readable when the back end goes away.
+    pub(crate) fn session_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.session.fd()
+    }
+
+    /// Stops all rings: when this returns, the back end touches none of them.
+    pub(crate) fn stop(&mut self) -> anyhow::Result<()> {
+        for ring in 0..self.pairs.len().saturating_mul(2) {
+            let _ = self.session.stop_ring(ring).with_context(|| format!("ring {ring}"))?;
+        }
+        Ok(())
+    }
+}
+
+fn start(
+    session: &mut Session,
+    pair: usize,
+    rx: &RxRing,
+    tx: &TxRing,
+    packed: bool,
+) -> anyhow::Result<()> {
+    let rings = [(rx.queue(), rx.kick(), rx.call()), (tx.queue(), tx.kick(), tx.call())];
+    for (way, (queue, kick, call)) in rings.into_iter().enumerate() {
+        let setup = RingSetup { size: queue.size(), packed, areas: queue.areas(), kick, call };
+        session.start_ring(pair.saturating_mul(2).saturating_add(way), &setup)?;
+    }
+    Ok(())
+}
+
+/// Picks features from the offer.
+fn choose(cli: &Cli, offered: u64) -> anyhow::Result<u64> {
+    let wishes = [
+        (VIRTIO_F_VERSION_1, "VERSION_1", Some(Switch::On)),
+        (VIRTIO_F_RING_PACKED, "RING_PACKED (--packed)", only(cli.packed)),
+        (VIRTIO_F_IN_ORDER, "IN_ORDER (--in-order)", only(cli.in_order)),
+        (VIRTIO_RING_F_INDIRECT_DESC, "INDIRECT_DESC (--indirect)", only(cli.indirect)),
+        (VIRTIO_RING_F_EVENT_IDX, "EVENT_IDX (--event-idx on)", cli.event_idx),
+        (VIRTIO_NET_F_MRG_RXBUF, "MRG_RXBUF (--mrg-rxbuf on)", cli.mrg_rxbuf),
+        (VIRTIO_NET_F_MQ, "MQ (--queues)", if cli.queues > 1 { None } else { Some(Switch::Off) }),
+    ];
+    let mut features = 0;
+    for (bit, name, wish) in wishes {
+        let bit = 1u64.checked_shl(bit).unwrap_or(0);
+        match wish {
+            Some(Switch::Off) => {}
+            Some(Switch::On) if offered & bit == 0 => bail!("the back end does not offer {name}"),
+            Some(Switch::On) | None => features |= offered & bit,
+        }
+    }
+    Ok(features)
+}
+
+/// A feature that is used if and only if it was asked for.
+fn only(asked: bool) -> Option<Switch> {
+    Some(if asked { Switch::On } else { Switch::Off })
+}
+
+impl Agreed {
+    fn from_bits(bits: u64) -> Self {
+        let has = |bit: u32| bits & 1u64.checked_shl(bit).unwrap_or(0) != 0;
+        Self {
+            packed: has(VIRTIO_F_RING_PACKED),
+            mrg_rxbuf: has(VIRTIO_NET_F_MRG_RXBUF),
+            event_idx: has(VIRTIO_RING_F_EVENT_IDX),
+            indirect: has(VIRTIO_RING_F_INDIRECT_DESC),
+            in_order: has(VIRTIO_F_IN_ORDER),
+        }
+    }
+}
+
+/// The receiveq and the transmitq.
+fn plans(cli: &Cli, agreed: Agreed) -> (RingPlan, RingPlan) {
+    let frame_bytes = cli.largest_frame().saturating_add(NET_HEADER);
+    let default = if agreed.mrg_rxbuf { MERGEABLE_BYTES } else { frame_bytes.max(MERGEABLE_BYTES) };
+    let rx_bytes = cli.buffer_size.unwrap_or(default);
+    let common = RingPlan {
+        layout: if agreed.packed { Layout::Packed } else { Layout::Split },
+        size: cli.queue_size,
+        features: RingFeatures {
+            event_idx: agreed.event_idx,
+            indirect: agreed.indirect,
+            in_order: agreed.in_order,
+        },
+        shape: ChainShape { descriptors: cli.descriptors, indirect: cli.indirect },
+        buffers: 0,
+        buffer_bytes: 0,
+    };
+    let rx = RingPlan { buffers: fitting(cli.queue_size, rx_bytes), buffer_bytes: rx_bytes, ..common };
+    let tx_bytes = frame_bytes.next_multiple_of(64);
+    let slots = fitting(cli.queue_size.min(TX_SLOTS_MAX), tx_bytes);
+    (rx, RingPlan { buffers: slots, buffer_bytes: tx_bytes, ..common })
+}
+
+/// Buffers of `bytes` that are worth having for a ring of `size`.
+fn fitting(size: u16, bytes: u32) -> u32 {
+    let most = RING_BUFFERS_MAX.checked_div(u64::from(bytes)).unwrap_or(1).max(1);
+    u32::from(size).min(u32::try_from(most).unwrap_or(u32::MAX))
+}
