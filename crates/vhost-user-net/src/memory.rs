@@ -137,6 +137,16 @@ impl RegionTable {
         self.slots.is_empty()
     }
 
+    /// Eight bytes of a region, for tests.
+    #[cfg(test)]
+    pub(crate) fn peek(&self, at: GuestPhysAddr) -> [u8; 8] {
+        let slot = self.slots.iter().find(|slot| slot.spec.guest <= at).unwrap();
+        let mut bytes = [0; 8];
+        let offset = at.0.checked_sub(slot.spec.guest.0).unwrap();
+        vm_memory::Bytes::read_slice(&**slot, &mut bytes, MemoryRegionAddress(offset)).unwrap();
+        bytes
+    }
+
     fn insert(&mut self, spec: RegionSpec, fd: OwnedFd) -> Result<(), MemoryError> {
         spec.check()?;
         if self.slots.len() >= SLOTS_MAX {

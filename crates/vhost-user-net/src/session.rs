@@ -10,8 +10,9 @@
 //! A ring has three independent properties. *Started*: from `SET_VRING_KICK` to `GET_VRING_BASE`.
 //! *Enabled*: by `SET_VRING_ENABLE`; rings of a front end without protocol features are enabled
 //! from the beginning. *Running*: the switch has it. The session runs a ring whenever it is
-//! started, everything that it needs is there and, for a receiveq, it is enabled. So messages may
-//! come in any order, and every change to a running ring is the same: stop, change, start at the
+//! started, everything that it needs is there and, for a receiveq, it is enabled. A transmitq that
+//! was started, but of which nobody said yet whether it is enabled, is held for a while, until
+//! [`Session::release_held_rings`]. So messages may come in any order, and every change to a running ring is the same: stop, change, start at the
 //! position where it stopped.
 //!
 //! **Trust.** The front end is hostile. A refused message changes nothing; only a ring that its

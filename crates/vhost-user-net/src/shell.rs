@@ -13,6 +13,7 @@ mod connection;
 mod listener;
 mod reconnect;
 mod rings;
+mod timer;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -28,9 +29,13 @@ pub use listener::OpenError;
 use listener::Listener;
 use reconnect::Reconnect;
 use rings::FabricRings;
+use timer::Timer;
 
 /// Messages handled before others get their turn; the socket stays readable meanwhile.
 const TURN_MESSAGES: usize = 64;
+/// How long a front end may take from starting a transmitq to enabling it before what the guest
+/// sends there is dropped.
+const HOLD_MS: u32 = 200;
 
 /// Who makes the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -108,6 +113,9 @@ pub struct VhostUserPort {
     rings: FabricRings,
     way: Way,
     link: Option<Link>,
+    /// Ends the time that held rings have.
+    hold: Timer,
+    hold_armed: bool,
 }
 
 /// How connections come about.
@@ -134,15 +142,14 @@ impl VhostUserPort {
     ///
     /// [`OpenError`] if the socket cannot be made or somebody else serves it.
     pub fn new(settings: PortSettings, links: PortLinks) -> Result<Self, OpenError> {
+        let no_timer = |e| OpenError::io("cannot make a timer for", &settings.socket, e);
+        let hold = Timer::new().map_err(no_timer)?;
         let way = match settings.mode {
             SocketMode::Server => Way::Listen(Listener::open(&settings)?),
-            SocketMode::Client => {
-                let error = |e| OpenError::io("cannot make a timer for", &settings.socket, e);
-                Way::Connect(Reconnect::new().map_err(error)?)
-            }
+            SocketMode::Client => Way::Connect(Reconnect::new().map_err(no_timer)?),
         };
-        let status = links.status.clone();
-        let port = Self { settings, status, rings: FabricRings::new(links), way, link: None };
+        let (status, rings) = (links.status.clone(), FabricRings::new(links));
+        let port = Self { settings, status, rings, way, link: None, hold, hold_armed: false };
         port.show();
         Ok(port)
     }
@@ -247,6 +254,25 @@ impl VhostUserPort {
                 return;
             }
         }
+        self.watch_held_rings();
+        self.show();
+    }
+
+    /// Gives a transmitq that is not enabled yet some time.
+    fn watch_held_rings(&mut self) {
+        let holds = self.link.as_ref().is_some_and(|link| link.session.holds_rings());
+        if holds && !self.hold_armed {
+            self.hold.arm(HOLD_MS);
+            self.hold_armed = true;
+        }
+    }
+
+    fn release_held_rings(&mut self) {
+        self.hold.clear();
+        self.hold_armed = false;
+        if let Some(link) = &mut self.link {
+            link.session.release_held_rings(&mut self.rings);
+        }
         self.show();
     }
 
@@ -336,6 +362,7 @@ impl MutEventSubscriber for VhostUserPort {
                 ops.add(Events::new(&reconnect.as_fd(), EventSet::IN))
             }
         };
+        let added = added.and_then(|()| ops.add(Events::new(&self.hold.as_fd(), EventSet::IN)));
         if let Err(error) = added {
             self.status.set(PortState::Down, format!("cannot watch the socket: {error}"));
         }
@@ -346,6 +373,10 @@ impl MutEventSubscriber for VhostUserPort {
         let of_link = |link: &Link| link.connection.as_fd().as_raw_fd() == fd;
         if self.link.as_ref().is_some_and(of_link) {
             self.serve(ops);
+            return;
+        }
+        if self.hold.as_fd().as_raw_fd() == fd {
+            self.release_held_rings();
             return;
         }
         match &self.way {
@@ -364,5 +395,3 @@ impl Drop for VhostUserPort {
     }
 }
 
-#[cfg(test)]
-mod tests;

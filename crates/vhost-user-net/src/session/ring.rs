@@ -34,6 +34,8 @@ pub(super) struct Ring {
     pub(super) broken: bool,
     /// It ran since it was started.
     resumed: bool,
+    /// The front end took too long to say whether the ring is enabled: it is not.
+    impatient: bool,
 }
 
 impl Ring {
@@ -52,6 +54,12 @@ impl Ring {
         self.started = false;
         self.broken = false;
         self.resumed = false;
+        self.impatient = false;
+    }
+
+    /// Whether the ring is disabled only because the front end has not come to say more yet.
+    fn is_held(&self) -> bool {
+        self.started && self.enabled.is_none() && !self.impatient
     }
 }
 
@@ -202,6 +210,21 @@ impl Session {
         }
     }
 
+    /// Whether a transmitq waits to hear if it is enabled.
+    pub fn holds_rings(&self) -> bool {
+        let from_the_beginning = self.rings_start_enabled();
+        let waits = |(index, ring): (&RingIndex, &Ring)| index.is_transmitq() && ring.is_held();
+        !from_the_beginning && self.rings.iter().any(waits)
+    }
+
+    /// The front end had its time: what it did not enable is disabled.
+    pub fn release_held_rings(&mut self, rings: &mut dyn Rings) {
+        for ring in self.rings.values_mut() {
+            ring.impatient = ring.started;
+        }
+        self.try_start_all(rings);
+    }
+
     fn try_start(&mut self, index: RingIndex, rings: &mut dyn Rings) -> Result<(), SessionError> {
         let from_the_beginning = self.rings_start_enabled();
         let (Some(features), Some(memory)) = (self.features, self.memory.map()) else {
@@ -209,8 +232,11 @@ impl Session {
         };
         let Some(ring) = self.rings.get(&index) else { return Ok(()) };
         let enabled = ring.is_enabled(from_the_beginning);
-        // A disabled receiveq is never filled; a disabled transmitq is emptied and counted.
-        if !ring.started || ring.running || ring.broken || !(enabled || index.is_transmitq()) {
+        // A disabled receiveq is never filled; a disabled transmitq is emptied and counted. Not so
+        // between start and the first word about it: a guest that never stopped sending, while its
+        // front end found a new back end, must not lose what it sent.
+        let runs = enabled || (index.is_transmitq() && !ring.is_held());
+        if !ring.started || ring.running || ring.broken || !runs {
             return Ok(());
         }
         let Some(config) = self.queue_config(index, ring, features)? else { return Ok(()) };

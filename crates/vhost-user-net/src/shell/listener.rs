@@ -163,5 +163,3 @@ fn find_group(name: &str) -> Result<Gid, OpenError> {
     found.map(Gid::from_raw).ok_or_else(|| OpenError::NoSuchGroup(name.to_owned()))
 }
 
-#[cfg(test)]
-mod tests;

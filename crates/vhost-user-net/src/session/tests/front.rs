@@ -1,0 +1,223 @@
+//! A scripted front end with real memory, and rings that record what happens to them.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use virtio_net::features::{RING_PACKED, VERSION_1};
+use virtq::mem::GuestPhysAddr;
+use virtq::{QueueError, RingPosition, Virtq};
+
+use crate::codec::{Decoder, Request, VringAddr, VringFd, VringState};
+use crate::memory::{FrontendAddr, RegionSpec};
+use crate::session::{
+    F_PROTOCOL_FEATURES, Outcome, PROTOCOL_FEATURES, RingIndex, RingStart, Rings, Session,
+    SessionError, SessionSettings,
+};
+
+pub(super) const REGION_BYTES: u64 = 1 << 20;
+/// Guest-physical and front-end addresses differ, so that mixing them up is seen.
+pub(super) const GUEST: u64 = 0x4000_0000;
+pub(super) const USER: u64 = 0x7f12_0000_0000;
+pub(super) const PLAIN: u64 = VERSION_1 | F_PROTOCOL_FEATURES;
+pub(super) const PACKED: u64 = PLAIN | RING_PACKED;
+
+/// What happened to a ring.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Event {
+    Started { ring: u16, enabled: bool, position: RingPosition },
+    Stopped(u16),
+    Announced([u8; 6]),
+}
+
+#[derive(Default)]
+pub(super) struct Recorder {
+    pub(super) events: Vec<Event>,
+    pub(super) queues: BTreeMap<u16, Running>,
+}
+
+pub(super) struct Running {
+    pub(super) queue: Virtq,
+    pub(super) desc: GuestPhysAddr,
+    pub(super) call: Option<Arc<OwnedFd>>,
+    pub(super) kick: Option<Arc<OwnedFd>>,
+    pub(super) mtu: u16,
+    pub(super) resumed: bool,
+}
+
+impl Rings for Recorder {
+    fn start(&mut self, ring: RingIndex, start: RingStart<'_>) -> Result<(), QueueError> {
+        let queue = start.config.activate(start.memory)?;
+        let position = start.config.position;
+        self.events.push(Event::Started { ring: ring.0, enabled: start.enabled, position });
+        let running = Running {
+            queue,
+            desc: start.config.desc,
+            call: start.call,
+            kick: start.kick,
+            mtu: start.mtu,
+            resumed: start.resumed,
+        };
+        assert!(self.queues.insert(ring.0, running).is_none(), "started twice");
+        Ok(())
+    }
+
+    fn stop(&mut self, ring: RingIndex) -> Option<RingPosition> {
+        self.events.push(Event::Stopped(ring.0));
+        let running = self.queues.remove(&ring.0).expect("stopped, but not running");
+        Some(running.queue.stop().position)
+    }
+
+    fn announce(&mut self, mac: [u8; 6]) {
+        self.events.push(Event::Announced(mac));
+    }
+}
+
+pub(super) fn event() -> OwnedFd {
+    eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap()
+}
+
+pub(super) fn memory(bytes: u64) -> OwnedFd {
+    let fd = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
+    ftruncate(&fd, bytes).unwrap();
+    fd
+}
+
+pub(super) fn region(n: u64) -> RegionSpec {
+    RegionSpec {
+        guest: GuestPhysAddr(GUEST + n * REGION_BYTES),
+        size: REGION_BYTES,
+        user: FrontendAddr(USER + n * REGION_BYTES),
+        mmap_offset: 0,
+    }
+}
+
+/// Where the front end has ring `ring`: each in 64 KiB of the region.
+pub(super) fn ring_addr(ring: u32) -> VringAddr {
+    let base = USER + (u64::from(ring) << 16);
+    VringAddr {
+        ring,
+        flags: 0,
+        desc: FrontendAddr(base),
+        used: FrontendAddr(base + 0x8000),
+        avail: FrontendAddr(base + 0x4000),
+        log: 0,
+    }
+}
+
+pub(super) struct Front {
+    pub(super) session: Session,
+    pub(super) rings: Recorder,
+}
+
+impl Front {
+    pub(super) fn new() -> Self {
+        let settings = SessionSettings { queues: 4, queue_size: 1024, mtu: 9000 };
+        Self { session: Session::new(settings), rings: Recorder::default() }
+    }
+
+    pub(super) fn bytes(
+        &mut self,
+        bytes: &[u8],
+        fds: Vec<OwnedFd>,
+    ) -> Result<Outcome, SessionError> {
+        let mut decoder = Decoder::default();
+        let (head, payload) = bytes.split_at(12);
+        decoder.space().copy_from_slice(head);
+        let message = match decoder.advance(12, fds)? {
+            Some(message) => message,
+            None => {
+                decoder.space().copy_from_slice(payload);
+                decoder.advance(payload.len(), [])?.expect("complete")
+            }
+        };
+        self.session.handle(message, &mut self.rings)
+    }
+
+    pub(super) fn ask(&mut self, request: &Request, fds: Vec<OwnedFd>) -> Option<Vec<u8>> {
+        let outcome = self.bytes(&request.write(false), fds).unwrap();
+        assert!(outcome.refused.is_none());
+        outcome.reply
+    }
+
+    /// Sends a request that has no reply.
+    pub(super) fn say(&mut self, request: Request) {
+        assert_eq!(self.ask(&request, Vec::new()), None);
+    }
+
+    pub(super) fn say_fd(&mut self, request: Request, fd: OwnedFd) {
+        assert_eq!(self.ask(&request, vec![fd]), None);
+    }
+
+    /// Sends a request that is answered with a number.
+    pub(super) fn get(&mut self, request: Request) -> u64 {
+        let reply = self.ask(&request, Vec::new()).expect("a reply");
+        u64::from_le_bytes(reply[12..].try_into().unwrap())
+    }
+
+    /// Sends a request that wants to be acknowledged.
+    pub(super) fn ack(&mut self, request: Request, fds: Vec<OwnedFd>) -> u64 {
+        let reply = self.bytes(&request.write(true), fds).unwrap().reply.expect("a reply");
+        u64::from_le_bytes(reply[12..].try_into().unwrap())
+    }
+
+    pub(super) fn refused(&mut self, request: Request, fds: Vec<OwnedFd>) -> String {
+        self.bytes(&request.write(false), fds).unwrap_err().to_string()
+    }
+
+    pub(super) fn base(&mut self, ring: u32) -> u32 {
+        let reply = self.get(Request::GetVringBase { ring });
+        assert_eq!(reply & 0xffff_ffff, u64::from(ring));
+        u32::try_from(reply >> 32).unwrap()
+    }
+
+    pub(super) fn negotiate(&mut self, features: u64) {
+        let _ = self.get(Request::GetFeatures);
+        let _ = self.get(Request::GetProtocolFeatures);
+        self.say(Request::SetProtocolFeatures(PROTOCOL_FEATURES));
+        self.say(Request::SetOwner);
+        self.say(Request::SetFeatures(features));
+    }
+
+    pub(super) fn share(&mut self) {
+        let table = Request::SetMemTable(vec![region(0)]);
+        self.say_fd(table, memory(REGION_BYTES));
+    }
+
+    pub(super) fn describe(&mut self, ring: u32, base: u32) {
+        self.say(Request::SetVringNum(VringState { ring, num: 256 }));
+        self.say(Request::SetVringBase(VringState { ring, num: base }));
+        self.say(Request::SetVringAddr(ring_addr(ring)));
+    }
+
+    pub(super) fn kick(&mut self, ring: u32) {
+        self.say_fd(Request::SetVringKick(VringFd { ring, has_fd: true }), event());
+    }
+
+    pub(super) fn enable(&mut self, ring: u32, enable: bool) {
+        self.say(Request::SetVringEnable { ring, enable });
+    }
+
+    /// Everything until `pairs` pairs run.
+    pub(super) fn up(&mut self, features: u64, pairs: u32) {
+        self.negotiate(features);
+        self.share();
+        for ring in 0..pairs * 2 {
+            self.describe(ring, if features & RING_PACKED != 0 { 0x8000 } else { 0 });
+            self.kick(ring);
+            self.enable(ring, true);
+        }
+        let all: Vec<u16> = (0..u16::try_from(pairs * 2).unwrap()).collect();
+        assert_eq!(self.running(), all);
+    }
+
+    pub(super) fn running(&self) -> Vec<u16> {
+        self.rings.queues.keys().copied().collect()
+    }
+
+    pub(super) fn events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.rings.events)
+    }
+}

@@ -1,0 +1,170 @@
+//! A ring runs as soon as everything is there, whatever came last.
+
+use super::front::{Event, Front, PLAIN, event, ring_addr};
+use crate::codec::{Request, VringFd, VringState};
+use crate::session::{RingIndex, Unready};
+
+/// The parts of a ring's set-up.
+#[derive(Clone, Copy, PartialEq)]
+enum Step {
+    Features,
+    Memory,
+    Num,
+    Addr,
+    Kick,
+    Enable,
+}
+
+impl Step {
+    const ALL: [Self; 6] =
+        [Self::Features, Self::Memory, Self::Num, Self::Addr, Self::Kick, Self::Enable];
+
+    fn run(self, front: &mut Front) {
+        match self {
+            Self::Features => front.say(Request::SetFeatures(PLAIN)),
+            Self::Memory => front.share(),
+            Self::Num => front.say(Request::SetVringNum(VringState { ring: 0, num: 256 })),
+            Self::Addr => front.say(Request::SetVringAddr(ring_addr(0))),
+            Self::Kick => front.kick(0),
+            Self::Enable => front.enable(0, true),
+        }
+    }
+}
+
+/// All orders of `left` after `done`.
+fn permute(done: &mut Vec<Step>, left: &[Step], visit: &mut dyn FnMut(&[Step])) {
+    if left.is_empty() {
+        visit(done);
+    }
+    for step in left {
+        let rest: Vec<Step> = left.iter().copied().filter(|other| other != step).collect();
+        done.push(*step);
+        permute(done, &rest, visit);
+        let _ = done.pop();
+    }
+}
+
+#[test]
+fn a_receiveq_runs_after_its_last_part_and_not_before_in_every_order() {
+    let mut orders = 0;
+    permute(&mut Vec::new(), &Step::ALL, &mut |steps| {
+        let mut front = Front::new();
+        for (number, step) in steps.iter().enumerate() {
+            assert!(front.running().is_empty(), "after {number} steps");
+            step.run(&mut front);
+        }
+        assert_eq!(front.running(), [0]);
+        orders += 1;
+    });
+    assert_eq!(orders, 720);
+}
+
+#[test]
+fn status_tells_what_is_missing() {
+    let mut front = Front::new();
+    front.negotiate(PLAIN);
+    front.share();
+    assert_eq!(front.session.ready(), Err(Unready::NotSetUp));
+    for ring in 0..2 {
+        front.describe(ring, 0);
+        front.kick(ring);
+    }
+    front.enable(0, true);
+    assert_eq!(front.session.ready(), Err(Unready::NotEnabled(RingIndex(1))));
+    assert_eq!(
+        front.session.ready().unwrap_err().to_string(),
+        "ring 1 not enabled by the driver"
+    );
+    front.enable(1, true);
+    assert_eq!(front.session.ready(), Ok(()));
+}
+
+#[test]
+fn a_call_is_replaced_while_the_ring_runs() {
+    let mut front = Front::new();
+    front.up(PLAIN, 1);
+    assert!(front.rings.queues[&0].call.is_none());
+    assert!(!front.rings.queues[&0].resumed);
+    front.say_fd(Request::SetVringCall(VringFd { ring: 0, has_fd: true }), event());
+    assert!(front.rings.queues[&0].call.is_some());
+    assert!(front.rings.queues[&0].resumed, "a call may have been lost");
+    let _ = front.ask(&Request::SetVringCall(VringFd { ring: 0, has_fd: false }), Vec::new());
+    assert!(front.rings.queues[&0].call.is_none());
+}
+
+#[test]
+fn a_transmitq_is_held_until_it_is_known_to_be_enabled_or_time_is_over() {
+    let mut front = Front::new();
+    front.negotiate(PLAIN);
+    front.share();
+    front.describe(1, 0);
+    assert!(!front.session.holds_rings());
+    front.kick(1);
+    assert!(front.session.holds_rings());
+    assert!(front.running().is_empty());
+    front.session.release_held_rings(&mut front.rings);
+    assert!(!front.session.holds_rings());
+    let events = front.events();
+    assert!(matches!(events[..], [Event::Started { ring: 1, enabled: false, .. }]));
+    front.enable(1, true);
+    let _ = front.base(1);
+    front.kick(1);
+    assert!(!front.session.holds_rings(), "it is known to be enabled");
+}
+
+#[test]
+fn a_ring_without_kick_is_polled() {
+    let mut front = Front::new();
+    front.negotiate(PLAIN);
+    front.share();
+    front.enable(1, true);
+    front.describe(1, 0);
+    front.say(Request::SetVringKick(VringFd { ring: 1, has_fd: false }));
+    assert_eq!(front.running(), [1]);
+    assert!(front.rings.queues[&1].kick.is_none());
+}
+
+#[test]
+fn enabled_survives_stop_and_features() {
+    let mut front = Front::new();
+    front.up(PLAIN, 1);
+    let _ = (front.base(0), front.base(1));
+    front.say(Request::SetFeatures(PLAIN));
+    front.describe(0, 0);
+    front.kick(0);
+    assert_eq!(front.running(), [0]);
+}
+
+#[test]
+fn the_same_addresses_again_with_the_log_flag_leave_a_ring_alone() {
+    let mut front = Front::new();
+    front.up(PLAIN, 1);
+    let _ = front.events();
+    let mut addr = ring_addr(1);
+    addr.flags = 1;
+    addr.log = 0x1000;
+    front.say(Request::SetVringAddr(addr));
+    front.say(Request::SetFeatures(PLAIN));
+    front.say(Request::SetVringNum(VringState { ring: 1, num: 256 }));
+    front.enable(1, true);
+    assert_eq!(front.events(), []);
+}
+
+#[test]
+fn a_disabled_transmitq_runs_disabled() {
+    let mut front = Front::new();
+    front.up(PLAIN, 1);
+    let _ = front.events();
+    front.enable(1, false);
+    let events = front.events();
+    assert_eq!(events[0], Event::Stopped(1));
+    assert!(matches!(events[1], Event::Started { ring: 1, enabled: false, .. }));
+}
+
+#[test]
+fn the_end_of_the_connection_stops_all_rings() {
+    let mut front = Front::new();
+    front.up(PLAIN, 4);
+    front.session.close(&mut front.rings);
+    assert!(front.running().is_empty());
+}
