@@ -51,6 +51,10 @@ impl Drops {
         }
     }
 
+    fn sum(&self) -> u64 {
+        self.0.iter().fold(0, |sum, counter| sum.wrapping_add(counter.get()))
+    }
+
     fn add_to(&self, totals: &mut [u64; DropReason::COUNT]) {
         for (total, counter) in totals.iter_mut().zip(&self.0) {
             *total = total.wrapping_add(counter.get());
@@ -79,6 +83,17 @@ impl IngressCounters {
     pub fn dropped(&self, reason: DropReason, frames: u64) {
         self.drops.add(reason, frames);
     }
+
+    /// Frames that arrived so far.
+    #[inline(always)]
+    pub fn arrived(&self) -> u64 {
+        self.frames.get()
+    }
+
+    /// Frames that were not dropped on this way; exact for the owner of the queue only.
+    pub fn passed(&self) -> u64 {
+        self.frames.get().wrapping_sub(self.drops.sum())
+    }
 }
 
 /// Counters of a queue's way out of the switch; written under the egress's lock.
@@ -101,6 +116,11 @@ impl EgressCounters {
     #[inline]
     pub fn dropped(&self, reason: DropReason, frames: u64) {
         self.drops.add(reason, frames);
+    }
+
+    /// Frames that ended here, sent or dropped; exact under the egress's lock only.
+    pub fn ended(&self) -> u64 {
+        self.frames.get().wrapping_add(self.drops.sum())
     }
 }
 

@@ -1,1 +1,21 @@
-//! The learning switch: forwarding decision, pipeline, workers, counters.
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+mod config;
+mod event;
+mod fabric;
+mod fdb;
+mod panics;
+mod pipeline;
+mod shared;
+mod stats;
+mod table;
+mod vlan;
+mod worker;
+
+pub use config::{PollMode, PortConfig, SwitchConfig, Workers};
+pub use event::{Events, SwitchEvent, Way};
+pub use fabric::{PAIRS_MAX, Placement, PortError, PortHandle, Switch};
+pub use fdb::{FdbEntry, FdbLimits};
+pub use stats::{PortStats, SwitchStats, WorkerStats};
+pub use vlan::{VlanRule, VlanRuleError, VlanSet};

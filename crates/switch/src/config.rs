@@ -1,0 +1,75 @@
+//! What a switch and its ports are made from.
+
+use packet::{MacAddr, VlanId};
+
+use crate::{FdbLimits, VlanRule};
+
+/// How a switch works.
+#[derive(Debug, Clone)]
+pub struct SwitchConfig {
+    /// The threads that move frames.
+    pub workers: Workers,
+    /// What they do when there is nothing to do.
+    pub poll: PollMode,
+    /// Microseconds without work after which an adaptive worker arms a queue's notification.
+    pub poll_us: u32,
+    /// Bounds of the forwarding database.
+    pub fdb: FdbLimits,
+    /// Whether frames to 01:80:c2:00:00:00 to 0f are forwarded.
+    pub forward_reserved: bool,
+}
+
+impl Default for SwitchConfig {
+    fn default() -> Self {
+        Self {
+            workers: Workers::Unpinned(1),
+            poll: PollMode::Adaptive,
+            poll_us: 50,
+            fdb: FdbLimits::default(),
+            forward_reserved: false,
+        }
+    }
+}
+
+/// The threads that move frames.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Workers {
+    /// One thread on each of these CPUs; ingress queues go to the least loaded one.
+    Cpus(Vec<usize>),
+    /// So many threads, wherever the kernel puts them.
+    Unpinned(usize),
+    /// Every queue pair has a thread of its own.
+    PerQueue,
+}
+
+/// What a worker does when there is nothing to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PollMode {
+    /// Spins while there is work and a little longer, then sleeps.
+    #[default]
+    Adaptive,
+    /// Never sleeps.
+    Busy,
+    /// Never spins: sleeps as soon as there is no work.
+    Interrupt,
+}
+
+/// A port to be.
+#[derive(Debug, Clone)]
+pub struct PortConfig {
+    /// Its name, unique in the switch.
+    pub name: String,
+    /// Which VLANs it carries.
+    pub vlan: VlanRule,
+    /// Stations that are known to be behind it.
+    pub stations: Vec<(VlanId, MacAddr)>,
+    /// The most queue pairs that may be attached to it.
+    pub pairs: u16,
+}
+
+impl PortConfig {
+    /// A port that carries all VLANs and has one queue pair.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), vlan: VlanRule::Any, stations: Vec::new(), pairs: 1 }
+    }
+}

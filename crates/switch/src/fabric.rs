@@ -1,0 +1,555 @@
+//! The switch as control and ports see it.
+
+use std::collections::{BTreeSet, HashMap};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crossbeam_utils::CachePadded;
+use packet::MacAddr;
+use port::{
+    Counter, Egress, Fabric, FrameBuf, Ingress, PortId, QueueCounters, QueueId, QueueTotals,
+    StatusCell,
+};
+use virtq::mem::SegStore;
+
+use crate::event::Way;
+use crate::event::{Events, events};
+use crate::pipeline::{Env, Origin, Pipeline, notify_egress};
+use crate::shared::{Message, Shared};
+use crate::stats::{add_totals, no_totals, read_ends, read_rx};
+use crate::table::{EgressSlot, Port, Record, Table, record, record_mut};
+use crate::worker::WorkerHandle;
+use crate::{FdbEntry, PortConfig, SwitchConfig, SwitchStats, WorkerStats, Workers};
+
+/// The most queue pairs of a port.
+pub const PAIRS_MAX: u16 = 256;
+
+/// A learning switch and its workers. Dropping it ends them.
+#[derive(Debug)]
+pub struct Switch {
+    shared: Arc<Shared>,
+    events: Events,
+    admin: Mutex<Admin>,
+    own: Mutex<Own>,
+}
+
+/// What the control thread keeps.
+#[derive(Debug)]
+struct Admin {
+    workers: Vec<WorkerHandle>,
+    /// Whether each pair gets a worker of its own.
+    per_queue: bool,
+    /// Which worker serves a pair's ingress.
+    placed: HashMap<QueueId, Placed>,
+    removed_ports: QueueTotals,
+    /// Flood copies of workers that have ended.
+    ended_copies: u64,
+    /// Number of the next per-queue worker.
+    next_worker: usize,
+}
+
+/// Where an ingress is.
+#[derive(Debug)]
+enum Placed {
+    /// At one of the workers that always run.
+    Shared(usize),
+    /// At a worker of its own.
+    Own(WorkerHandle),
+}
+
+/// What it takes to send frames of our own.
+#[derive(Debug)]
+struct Own {
+    pipeline: Pipeline,
+    frames: FrameBuf,
+    table: Arc<Table>,
+    counters: Arc<QueueCounters>,
+    flood_copies: Counter,
+}
+
+/// A new port, for its owner.
+#[derive(Debug, Clone)]
+pub struct PortHandle {
+    /// Its id.
+    pub id: PortId,
+    /// Its state, which the owner sets.
+    pub status: StatusCell,
+    counters: Arc<Port>,
+}
+
+impl PortHandle {
+    /// The counters of a pair: its ingress and egress must use them.
+    pub fn counters(&self, pair: u16) -> Option<Arc<QueueCounters>> {
+        self.counters.counters.get(usize::from(pair)).cloned()
+    }
+
+    /// The most pairs that may be attached.
+    pub fn pairs(&self) -> u16 {
+        u16::try_from(self.counters.counters.len()).unwrap_or(PAIRS_MAX)
+    }
+}
+
+/// Where a pair's ingress is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placement {
+    /// The pair.
+    pub queue: QueueId,
+    /// The worker, as an index into the statistics; none if it is the pair's own.
+    pub worker: Option<usize>,
+    /// The CPU that the worker is pinned to.
+    pub cpu: Option<usize>,
+}
+
+/// Why a port could not be added.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PortError {
+    /// Two ports cannot have one name.
+    #[error("there is a port named {0} already")]
+    Name(String),
+    /// A port has one to 256 pairs.
+    #[error("{0} queue pairs, 1 to {PAIRS_MAX} are possible")]
+    Pairs(u16),
+    /// Ids are 16 bits.
+    #[error("there are 65535 ports already")]
+    TooMany,
+    /// The forwarding database has no room for a static entry.
+    #[error("the forwarding database has no room for {0}")]
+    Station(MacAddr),
+}
+
+impl Switch {
+    /// Starts the workers.
+    ///
+    /// # Errors
+    ///
+    /// If a thread, an epoll or an eventfd cannot be made, or a CPU does not exist.
+    pub fn start(config: &SwitchConfig) -> std::io::Result<Self> {
+        let (sender, events) = events()?;
+        let seed = RandomState::new().hash_one(0u8);
+        let shared = Arc::new(Shared::new(config, seed, sender));
+        let mut admin = Admin {
+            workers: Vec::new(),
+            per_queue: config.workers == Workers::PerQueue,
+            placed: HashMap::new(),
+            removed_ports: no_totals(),
+            ended_copies: 0,
+            next_worker: 0,
+        };
+        let cpus: Vec<Option<usize>> = match &config.workers {
+            Workers::Cpus(cpus) => cpus.iter().copied().map(Some).collect(),
+            Workers::Unpinned(count) => vec![None; (*count).max(1)],
+            Workers::PerQueue => Vec::new(),
+        };
+        let own = Own {
+            pipeline: Pipeline::default(),
+            frames: FrameBuf::default(),
+            table: shared.tables.current(),
+            counters: Arc::default(),
+            flood_copies: Counter::default(),
+        };
+        for cpu in cpus {
+            match admin.start_worker(&shared, cpu) {
+                Ok(worker) => admin.workers.push(worker),
+                Err(error) => {
+                    admin.stop(&shared);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(Self { shared, events, admin: Mutex::new(admin), own: Mutex::new(own) })
+    }
+
+    /// Faults and panics, for the control thread.
+    pub fn events(&self) -> &Events {
+        &self.events
+    }
+
+    /// Adds a port.
+    ///
+    /// # Errors
+    ///
+    /// [`PortError`] if the name is taken or a bound is passed.
+    pub fn add_port(&self, config: &PortConfig) -> Result<PortHandle, PortError> {
+        if config.pairs == 0 || config.pairs > PAIRS_MAX {
+            return Err(PortError::Pairs(config.pairs));
+        }
+        let admin = self.admin();
+        let (id, taken) = self.shared.tables.read(|records| {
+            let taken = records.iter().flatten().any(|r| r.port.name == config.name);
+            (records.iter().position(Option::is_none).unwrap_or(records.len()), taken)
+        });
+        if taken {
+            return Err(PortError::Name(config.name.clone()));
+        }
+        let id = u16::try_from(id).ok().filter(|id| *id < u16::MAX).ok_or(PortError::TooMany)?;
+        let port = Arc::new(new_port(PortId(id), config));
+        for (vlan, mac) in &config.stations {
+            if !self.shared.fdb.add_static(*vlan, *mac, port.id) {
+                let _ = self.shared.fdb.forget(port.id);
+                return Err(PortError::Station(*mac));
+            }
+        }
+        let new = Record {
+            port: Arc::clone(&port),
+            attached: BTreeSet::new(),
+            pairs_seen: 0,
+            quarantined: false,
+        };
+        let _ = self.shared.tables.edit(|records| match records.get_mut(usize::from(id)) {
+            Some(place) => *place = Some(new),
+            None => records.push(Some(new)),
+        });
+        self.shared.wake_all();
+        drop(admin);
+        Ok(PortHandle { id: PortId(id), status: port.status.clone(), counters: port })
+    }
+
+    /// Removes a port. When this returns, no worker knows it. Halves that its owner has left
+    /// attached are dropped. Returns whether there was such a port.
+    pub fn remove_port(&self, id: PortId) -> bool {
+        let pairs =
+            self.shared.tables.read(|records| record(records, id).map(|record| record.pairs_seen));
+        let Some(pairs) = pairs else { return false };
+        for pair in 0..pairs {
+            let at = QueueId { port: id, pair };
+            drop(self.detach_ingress(at));
+            drop(self.detach_egress(at));
+        }
+        let mut admin = self.admin();
+        // The record stays, without egresses, until all workers let go: its counters still count.
+        let (_, generation) = self.shared.tables.edit(|records| {
+            if let Some(record) = record_mut(records, id) {
+                record.attached.clear();
+            }
+        });
+        self.shared.wait_for_table(generation);
+        let (gone, generation) = self
+            .shared
+            .tables
+            .edit(|records| records.get_mut(usize::from(id.0)).and_then(Option::take));
+        self.shared.wait_for_table(generation);
+        let _ = self.shared.fdb.forget(id);
+        if let Some(gone) = gone {
+            for counters in &gone.port.counters {
+                let mut totals = counters.read_ends();
+                counters.read_rx(&mut totals);
+                add_totals(&mut admin.removed_ports, &totals);
+            }
+        }
+        true
+    }
+
+    /// Ends a port's quarantine. Its halves that did not panic are served again; its owner
+    /// attaches those that did anew.
+    pub fn reset_port(&self, id: PortId) -> bool {
+        let (status, _) = self.shared.tables.edit(|records| {
+            let record = record_mut(records, id)?;
+            record.quarantined = false;
+            Some(record.port.status.clone())
+        });
+        self.shared.wake_all();
+        status.inspect(|status| status.reset("after a reset")).is_some()
+    }
+
+    /// The port of a name.
+    pub fn port(&self, name: &str) -> Option<PortHandle> {
+        self.shared.tables.read(|records| {
+            let record = records.iter().flatten().find(|record| record.port.name == name)?;
+            let counters = Arc::clone(&record.port);
+            Some(PortHandle { id: counters.id, status: counters.status.clone(), counters })
+        })
+    }
+
+    /// Entries of the forwarding database, by VLAN and address.
+    pub fn fdb(&self) -> Vec<FdbEntry> {
+        let mut entries = self.shared.fdb.entries(self.shared.now_secs());
+        entries.sort_by_key(|entry| (entry.vlan, entry.mac));
+        entries
+    }
+
+    /// Forgets learned stations, of one port or all. Returns how many.
+    pub fn fdb_flush(&self, port: Option<PortId>) -> usize {
+        self.shared.fdb.flush(port)
+    }
+
+    /// Which worker serves which pair, by port and pair.
+    pub fn placement(&self) -> Vec<Placement> {
+        let admin = self.admin();
+        let place = |(queue, placed): (&QueueId, &Placed)| match placed {
+            Placed::Shared(number) => Placement {
+                queue: *queue,
+                worker: Some(*number),
+                cpu: admin.workers.get(*number).and_then(|worker| worker.mailbox.cpu),
+            },
+            Placed::Own(worker) => {
+                Placement { queue: *queue, worker: None, cpu: worker.mailbox.cpu }
+            }
+        };
+        let mut places: Vec<_> = admin.placed.iter().map(place).collect();
+        places.sort_by_key(|place| place.queue);
+        places
+    }
+
+    /// Forgets stations that were silent for too long; to be called every few seconds.
+    pub fn age(&self) -> usize {
+        self.shared.fdb.age(self.shared.now_secs())
+    }
+
+    /// All counters.
+    pub fn stats(&self) -> SwitchStats {
+        let admin = self.admin();
+        let mut ports = self.shared.tables.read(read_ends);
+        let own = self.own();
+        let own_ends = own.counters.read_ends();
+        let mut own_totals = own_ends;
+        own.counters.read_rx(&mut own_totals);
+        let own_copies = own.flood_copies.get();
+        drop(own);
+        let up_ns = self.shared.now_ns();
+        let mut flood_copies = admin.ended_copies.wrapping_add(own_copies);
+        let mut workers = Vec::new();
+        for worker in admin.all_workers() {
+            let copies = worker.mailbox.counters.flood_copies.get();
+            flood_copies = flood_copies.wrapping_add(copies);
+            workers.push(WorkerStats::read(&worker.mailbox, up_ns));
+        }
+        let originated = own_totals.rx_frames.wrapping_sub(own_ends.dropped());
+        self.shared.tables.read(|records| read_rx(records, &mut ports));
+        let (fdb_entries, fdb_refused) = self.shared.fdb.usage();
+        let mut sum = admin.removed_ports;
+        for totals in ports.iter().flat_map(|port| &port.queues) {
+            add_totals(&mut sum, totals);
+        }
+        let began = sum.rx_frames.wrapping_add(flood_copies).wrapping_add(originated);
+        let ended = sum.tx_frames.wrapping_add(sum.dropped());
+        SwitchStats {
+            ports,
+            removed_ports: admin.removed_ports,
+            flood_copies,
+            originated,
+            held: began.saturating_sub(ended),
+            fdb_entries,
+            fdb_refused,
+            workers,
+        }
+    }
+
+    fn admin(&self) -> MutexGuard<'_, Admin> {
+        self.admin.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn own(&self) -> MutexGuard<'_, Own> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The slot of a pair, if the port exists.
+    fn port_of(&self, at: QueueId) -> Option<Arc<Port>> {
+        self.shared.tables.read(|records| record(records, at.port).map(|r| Arc::clone(&r.port)))
+    }
+}
+
+fn new_port(id: PortId, config: &PortConfig) -> Port {
+    let slot = || CachePadded::new(Mutex::new(EgressSlot::default()));
+    Port {
+        id,
+        name: config.name.clone(),
+        rule: config.vlan.clone(),
+        status: StatusCell::waiting("for its queues"),
+        counters: (0..config.pairs).map(|_| Arc::default()).collect(),
+        egress: (0..config.pairs).map(|_| slot()).collect(),
+    }
+}
+
+impl Admin {
+    fn start_worker(
+        &mut self,
+        shared: &Arc<Shared>,
+        cpu: Option<usize>,
+    ) -> std::io::Result<WorkerHandle> {
+        let name = format!("worker-{}", self.next_worker);
+        self.next_worker = self.next_worker.wrapping_add(1);
+        WorkerHandle::start(shared, cpu, name)
+    }
+
+    fn all_workers(&self) -> impl Iterator<Item = &WorkerHandle> {
+        let own = self.placed.values().filter_map(|placed| match placed {
+            Placed::Own(worker) => Some(worker),
+            Placed::Shared(_) => None,
+        });
+        self.workers.iter().chain(own)
+    }
+
+    /// The worker with the fewest queues.
+    fn least_loaded(&self) -> usize {
+        let load = |number: usize| {
+            let here = |placed: &&Placed| matches!(placed, Placed::Shared(at) if *at == number);
+            self.placed.values().filter(here).count()
+        };
+        (0..self.workers.len()).min_by_key(|number| load(*number)).unwrap_or(0)
+    }
+
+    fn place(
+        &mut self,
+        shared: &Arc<Shared>,
+        at: QueueId,
+        ingress: Box<dyn Ingress>,
+    ) -> std::io::Result<()> {
+        let placed = if self.per_queue {
+            Placed::Own(self.start_worker(shared, None)?)
+        } else {
+            Placed::Shared(self.least_loaded())
+        };
+        let worker = match &placed {
+            Placed::Own(worker) => Some(worker),
+            Placed::Shared(number) => self.workers.get(*number),
+        };
+        if let Some(worker) = worker
+            && worker.mailbox.send(Message::Attach(at, ingress)).is_err()
+        {
+            return Err(std::io::Error::other("the worker has ended"));
+        }
+        let _ = self.placed.insert(at, placed);
+        Ok(())
+    }
+
+    fn stop(&mut self, shared: &Shared) {
+        for worker in &mut self.workers {
+            worker.stop(shared);
+        }
+        for placed in self.placed.values_mut() {
+            if let Placed::Own(worker) = placed {
+                worker.stop(shared);
+            }
+        }
+    }
+}
+
+impl Drop for Switch {
+    fn drop(&mut self) {
+        self.admin.get_mut().unwrap_or_else(PoisonError::into_inner).stop(&self.shared);
+    }
+}
+
+impl Fabric for Switch {
+    fn attach_ingress(&self, at: QueueId, ingress: Box<dyn Ingress>) {
+        drop(self.detach_ingress(at));
+        let mut admin = self.admin();
+        let _: Option<()> = self.note_pair(at, |_| None);
+        if let Err(error) = admin.place(&self.shared, at, ingress) {
+            tracing::error!(port = at.port.0, pair = at.pair, %error, "cannot serve a queue");
+            if let Some(port) = self.port_of(at) {
+                port.status.error(format!("cannot serve pair {}: {error}", at.pair));
+            }
+        }
+    }
+
+    fn detach_ingress(&self, at: QueueId) -> Option<Box<dyn Ingress>> {
+        let mut admin = self.admin();
+        let placed = admin.placed.remove(&at)?;
+        let (reply, answer) = std::sync::mpsc::sync_channel(1);
+        let message = Message::Detach(at, reply);
+        match placed {
+            Placed::Shared(number) => {
+                let sent = admin.workers.get(number)?.mailbox.send(message);
+                sent.ok().and_then(|()| answer.recv().ok()).flatten()
+            }
+            Placed::Own(mut worker) => {
+                let sent = worker.mailbox.send(message);
+                let ingress = sent.ok().and_then(|()| answer.recv().ok()).flatten();
+                worker.stop(&self.shared);
+                let copies = worker.mailbox.counters.flood_copies.get();
+                admin.ended_copies = admin.ended_copies.wrapping_add(copies);
+                ingress
+            }
+        }
+    }
+
+    fn attach_egress(&self, at: QueueId, egress: Box<dyn Egress>) {
+        let old = self.note_pair(at, |record| {
+            let mut slot = record.port.lock(at.pair)?;
+            let counters = Arc::clone(egress.counters());
+            let expected = counters.egress.ended();
+            let new = EgressSlot {
+                egress: Some(egress),
+                broken: false,
+                counters: Some(counters),
+                expected,
+            };
+            let old = std::mem::replace(&mut *slot, new);
+            drop(slot);
+            let _ = record.attached.insert(at.pair);
+            old.egress
+        });
+        drop(old);
+    }
+
+    fn detach_egress(&self, at: QueueId) -> Option<Box<dyn Egress>> {
+        let (egress, _) = self.shared.tables.edit(|records| {
+            let record = record_mut(records, at.port)?;
+            let _ = record.attached.remove(&at.pair);
+            let mut slot = record.port.lock(at.pair)?;
+            std::mem::take(&mut *slot).egress
+        });
+        self.shared.wake_all();
+        egress
+    }
+
+    fn originate(&self, from: PortId, frame: &[u8]) {
+        let mut own = self.own();
+        own.originate(&self.shared, from, frame);
+    }
+}
+
+impl Switch {
+    /// Changes the record of a pair's port, notes that the pair was attached, and publishes.
+    fn note_pair<T>(
+        &self,
+        at: QueueId,
+        change: impl FnOnce(&mut Record) -> Option<T>,
+    ) -> Option<T> {
+        let (result, _) = self.shared.tables.edit(|records| {
+            let record = record_mut(records, at.port)?;
+            record.pairs_seen = record.pairs_seen.max(at.pair.saturating_add(1));
+            change(record)
+        });
+        self.shared.wake_all();
+        result
+    }
+}
+
+impl Own {
+    /// Sends a frame as if it had come from `from`. Frames that find no destination are counted
+    /// as drops of our own, and so not as originated.
+    fn originate(&mut self, shared: &Shared, from: PortId, frame: &[u8]) {
+        if shared.tables.generation() != self.table.generation {
+            self.table = shared.tables.current();
+        }
+        self.pipeline.fit(&self.table);
+        self.frames.clear();
+        let Some(slot) = self.frames.slot() else { return };
+        slot.fill_private(frame);
+        self.frames.keep();
+        self.counters.ingress.received(1, frame.len() as u64);
+        let mut origin = Origin::new(from, Arc::clone(&self.counters));
+        let env = Env {
+            fdb: &shared.fdb,
+            table: &self.table,
+            now: shared.now_secs(),
+            forward_reserved: shared.forward_reserved,
+            flood_copies: &self.flood_copies,
+        };
+        let mut batch = self.frames.batch(SegStore::empty(), None);
+        self.pipeline.forward(&env, &mut origin, &mut batch);
+        // ORDERING: SeqCst: as in a worker's turn, used entries before the reads of whether the
+        // drivers want to be notified.
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        for at in std::mem::take(self.pipeline.touched()) {
+            if let Err(failure) = notify_egress(&self.table, at) {
+                self.pipeline.failures().push(failure);
+            }
+        }
+        for failure in std::mem::take(self.pipeline.failures()) {
+            shared.report(failure.at, Way::Egress, failure.what);
+        }
+    }
+}

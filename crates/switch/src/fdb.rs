@@ -1,0 +1,387 @@
+//! The forwarding database: which port a station of a VLAN is behind.
+//!
+//! ```text
+//!  slot: │ key   1 │ VLAN 12 │ MAC 48                      │   0: never used, 1: free again
+//!        │ value digest 15 │ static 1 │ seen, s 32 │ port 16 │
+//! ```
+//!
+//! Open addressing with a bounded window. Readers take no lock: they read the key, the value and
+//! the key again, and compare a digest of the key that stands in the value, so a slot that is
+//! recycled meanwhile never yields another station's port. Writers are under one mutex.
+//!
+//! **Limits.** A bound as a whole and one per port: a guest that invents addresses fills its own
+//! share, and pushes nobody out. Refused addresses are counted; their frames are flooded.
+//! **Units.** Time is in seconds since the switch began, and comes in as an argument.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crossbeam_utils::CachePadded;
+use packet::{MacAddr, VlanId};
+use port::PortId;
+
+/// Slots after its hash in which a key may stand. At most half of the slots are used, so that a
+/// full window is a matter of bad luck (below 1 in 1000 at the limit).
+const WINDOW: usize = 32;
+const NEVER: u64 = 0;
+const FREE: u64 = 1;
+const PRESENT: u64 = 1 << 63;
+const STATIC: u64 = 1 << 48;
+const DIGEST_SHIFT: u32 = 49;
+
+/// How much the database holds, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FdbLimits {
+    /// Most entries as a whole.
+    pub entries: u32,
+    /// Most learned entries of one port.
+    pub per_port: u32,
+    /// Seconds after which a silent station is forgotten.
+    pub age_secs: u32,
+}
+
+impl Default for FdbLimits {
+    fn default() -> Self {
+        Self { entries: 131_072, per_port: 16_384, age_secs: 300 }
+    }
+}
+
+/// One station, for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FdbEntry {
+    /// Its VLAN.
+    pub vlan: VlanId,
+    /// Its address.
+    pub mac: MacAddr,
+    /// The port that it is behind.
+    pub port: PortId,
+    /// Seconds since it was seen.
+    pub age_secs: u32,
+    /// Whether it was configured, not learned.
+    pub fixed: bool,
+}
+
+/// VLAN and address as one number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Key(u64);
+
+impl Key {
+    #[inline(always)]
+    pub(crate) fn new(vlan: u16, mac: u64) -> Self {
+        Self(PRESENT | u64::from(vlan & 0x0fff) << 48 | mac & 0xffff_ffff_ffff)
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Value(u64);
+
+impl Value {
+    #[inline(always)]
+    fn new(digest: u64, port: PortId, now: u32, fixed: bool) -> Self {
+        let fixed = if fixed { STATIC } else { 0 };
+        Self(digest << DIGEST_SHIFT | fixed | u64::from(now) << 16 | u64::from(port.0))
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the field's 16 bits")]
+    fn port(self) -> PortId {
+        PortId(self.0 as u16)
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the field's 32 bits")]
+    fn seen(self) -> u32 {
+        (self.0 >> 16) as u32
+    }
+
+    fn is_static(self) -> bool {
+        self.0 & STATIC != 0
+    }
+
+    #[inline(always)]
+    fn digest(self) -> u64 {
+        self.0 >> DIGEST_SHIFT
+    }
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    key: AtomicU64,
+    value: AtomicU64,
+}
+
+/// What only writers need.
+#[derive(Debug)]
+struct Writer {
+    used: u32,
+    /// Learned entries by port.
+    learned: Box<[u32]>,
+    refused: u64,
+}
+
+/// The database. See the module's text.
+#[derive(Debug)]
+pub(crate) struct Fdb {
+    slots: Box<[Slot]>,
+    mask: usize,
+    shift: u32,
+    seed: u64,
+    limits: FdbLimits,
+    generation: CachePadded<AtomicU64>,
+    writer: CachePadded<Mutex<Writer>>,
+}
+
+/// What is known of a source address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// It is where it was.
+    Known,
+    /// It is new, or has moved.
+    ToLearn,
+}
+
+impl Fdb {
+    /// An empty database; `seed` keeps guests from choosing addresses that collide.
+    pub(crate) fn new(limits: FdbLimits, seed: u64) -> Self {
+        let entries = usize::try_from(limits.entries).unwrap_or(usize::MAX).clamp(WINDOW, 1 << 24);
+        let count = entries.saturating_mul(2).next_power_of_two();
+        let learned = vec![0; usize::from(u16::MAX).saturating_add(1)].into();
+        Self {
+            slots: std::iter::repeat_with(Slot::default).take(count).collect(),
+            mask: count.wrapping_sub(1),
+            shift: count.leading_zeros().saturating_add(1),
+            seed,
+            limits,
+            generation: CachePadded::default(),
+            writer: CachePadded::new(Mutex::new(Writer { used: 0, learned, refused: 0 })),
+        }
+    }
+
+    /// Changes whenever an answer of [`Self::lookup`] may have changed.
+    #[inline(always)]
+    pub(crate) fn generation(&self) -> u64 {
+        // ORDERING: Acquire pairs with the Release in `changed`: lookups after this see at least
+        // what that generation contains.
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// The port of a station.
+    #[inline(always)]
+    pub(crate) fn lookup(&self, key: Key) -> Option<PortId> {
+        self.find(key).map(|(_, value)| value.port())
+    }
+
+    /// Notes that `key` sent from `port`. Writes at most once per second and entry.
+    #[inline(always)]
+    pub(crate) fn touch(&self, key: Key, port: PortId, now: u32) -> Source {
+        let Some((slot, value)) = self.find(key) else { return Source::ToLearn };
+        if value.is_static() {
+            return Source::Known;
+        }
+        if value.port() != port {
+            return Source::ToLearn;
+        }
+        if value.seen() != now {
+            let new = Value::new(value.digest(), port, now, false);
+            // ORDERING: Relaxed: nothing is published with it. If the slot was moved or recycled
+            // meanwhile the exchange fails, and the other writer wins.
+            let _ =
+                slot.value.compare_exchange(value.0, new.0, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        Source::Known
+    }
+
+    /// Learns that `keys` are behind `port`. If another worker is writing just now nothing is
+    /// learned: the stations' next frames will do it.
+    #[cold]
+    pub(crate) fn learn(&self, keys: &[Key], port: PortId, now: u32) {
+        let mut writer = match self.writer.try_lock() {
+            Ok(writer) => writer,
+            Err(std::sync::TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(std::sync::TryLockError::WouldBlock) => return,
+        };
+        for key in keys {
+            if !self.put(&mut writer, *key, (port, now, false)) {
+                writer.refused = writer.refused.wrapping_add(1);
+            }
+        }
+    }
+
+    /// Fixes a station to a port. Returns false if there is no room.
+    pub(crate) fn add_static(&self, vlan: VlanId, mac: MacAddr, port: PortId) -> bool {
+        let key = Key::new(vlan.get(), mac.to_u64());
+        self.put(&mut self.lock(), key, (port, 0, true))
+    }
+
+    /// Forgets learned stations that were silent for too long. Returns how many.
+    pub(crate) fn age(&self, now: u32) -> usize {
+        let limit = self.limits.age_secs;
+        self.remove_where(|value| !value.is_static() && now.saturating_sub(value.seen()) >= limit)
+    }
+
+    /// Forgets learned stations: of `port`, or all. Returns how many.
+    pub(crate) fn flush(&self, port: Option<PortId>) -> usize {
+        self.remove_where(|value| {
+            !value.is_static() && port.is_none_or(|port| value.port() == port)
+        })
+    }
+
+    /// Forgets everything about `port`, which goes away.
+    pub(crate) fn forget(&self, port: PortId) -> usize {
+        self.remove_where(|value| value.port() == port)
+    }
+
+    /// All entries, unsorted.
+    pub(crate) fn entries(&self, now: u32) -> Vec<FdbEntry> {
+        let writer = self.lock();
+        let entry = |slot: &Slot| {
+            // ORDERING: Relaxed: only writers change keys, and we hold their lock.
+            let key = slot.key.load(Ordering::Relaxed);
+            let value = Value(slot.value.load(Ordering::Relaxed));
+            let vlan = u16::try_from(key >> 48 & 0x0fff).ok().and_then(VlanId::new)?;
+            (key & PRESENT != 0).then(|| FdbEntry {
+                vlan,
+                mac: MacAddr::from_u64(key),
+                port: value.port(),
+                age_secs: if value.is_static() { 0 } else { now.saturating_sub(value.seen()) },
+                fixed: value.is_static(),
+            })
+        };
+        let entries = self.slots.iter().filter_map(entry).collect();
+        drop(writer);
+        entries
+    }
+
+    /// Number of entries, and of addresses that were refused for want of room.
+    pub(crate) fn usage(&self) -> (u32, u64) {
+        let writer = self.lock();
+        (writer.used, writer.refused)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Writer> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Index of the first slot of the key's window, and the key's digest.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "usize has 64 bits; the digest is masked")]
+    fn place(&self, key: Key) -> (usize, u64) {
+        let product = u128::from(key.0 ^ self.seed).wrapping_mul(0x9e37_79b9_7f4a_7c15_u128);
+        let hash = product as u64 ^ (product >> 64) as u64;
+        ((hash >> self.shift) as usize, hash & 0x7fff)
+    }
+
+    #[inline(always)]
+    fn window(&self, start: usize) -> impl Iterator<Item = &Slot> {
+        let index = move |step: usize| start.wrapping_add(step) & self.mask;
+        (0..WINDOW).filter_map(move |step| self.slots.get(index(step)))
+    }
+
+    #[inline(always)]
+    fn find(&self, key: Key) -> Option<(&Slot, Value)> {
+        let (start, digest) = self.place(key);
+        for slot in self.window(start) {
+            // ORDERING: Acquire pairs with the Release of the key in `put`: the value is there.
+            let found = slot.key.load(Ordering::Acquire);
+            if found == key.0 {
+                // ORDERING: Acquire pairs with the Release of the value in `put`: who sees the
+                // value of a recycled slot also sees, below, that the old key is gone.
+                let value = Value(slot.value.load(Ordering::Acquire));
+                let still = slot.key.load(Ordering::Relaxed) == key.0;
+                return (still && value.digest() == digest).then_some((slot, value));
+            }
+            if found == NEVER {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// Writes an entry. Returns false if it is refused.
+    fn put(&self, writer: &mut Writer, key: Key, entry: (PortId, u32, bool)) -> bool {
+        let (port, now, fixed) = entry;
+        let (start, digest) = self.place(key);
+        let value = Value::new(digest, port, now, fixed);
+        let mut free = None;
+        let mut old = None;
+        for slot in self.window(start) {
+            // ORDERING: Relaxed: only writers change keys, and we hold their lock.
+            let found = slot.key.load(Ordering::Relaxed);
+            if found == key.0 {
+                old = Some(slot);
+                break;
+            }
+            if found & PRESENT == 0 {
+                free = free.or(Some(slot));
+                if found == NEVER {
+                    break;
+                }
+            }
+        }
+        let before = old.map(|slot| Value(slot.value.load(Ordering::Relaxed)));
+        let full = before.is_none() && writer.used >= self.limits.entries;
+        let Some(slot) = old.or(free) else { return false };
+        if let Some(before) = before
+            && !fixed
+            && (before.is_static() || before.port() == port)
+        {
+            return true;
+        }
+        if full || (!fixed && writer.count(port) >= self.limits.per_port) {
+            return false;
+        }
+        if let Some(before) = before {
+            writer.uncount(before);
+        }
+        writer.used = writer.used.saturating_add(1);
+        if !fixed && let Some(count) = writer.learned.get_mut(usize::from(port.0)) {
+            *count = count.saturating_add(1);
+        }
+        // ORDERING: Release of the value pairs with its Acquire in `find` and comes after the
+        // store that freed the slot; Release of the key publishes the value.
+        slot.value.store(value.0, Ordering::Release);
+        slot.key.store(key.0, Ordering::Release);
+        self.changed();
+        true
+    }
+
+    fn remove_where(&self, condition: impl Fn(Value) -> bool) -> usize {
+        let mut writer = self.lock();
+        let mut removed = 0usize;
+        for slot in &self.slots {
+            // ORDERING: Relaxed: only writers change keys, and we hold their lock.
+            let key = slot.key.load(Ordering::Relaxed);
+            let value = Value(slot.value.load(Ordering::Relaxed));
+            if key & PRESENT != 0 && condition(value) {
+                slot.key.store(FREE, Ordering::Relaxed);
+                writer.uncount(value);
+                removed = removed.saturating_add(1);
+            }
+        }
+        if removed > 0 {
+            self.changed();
+        }
+        removed
+    }
+
+    fn changed(&self) {
+        // ORDERING: Release pairs with the Acquire in `generation`; one writer at a time.
+        let next = self.generation.load(Ordering::Relaxed).wrapping_add(1);
+        self.generation.store(next, Ordering::Release);
+    }
+}
+
+impl Writer {
+    fn count(&self, port: PortId) -> u32 {
+        self.learned.get(usize::from(port.0)).copied().unwrap_or(0)
+    }
+
+    /// Takes an entry out of the counts.
+    fn uncount(&mut self, value: Value) {
+        self.used = self.used.saturating_sub(1);
+        let count = self.learned.get_mut(usize::from(value.port().0));
+        if let (false, Some(count)) = (value.is_static(), count) {
+            *count = count.saturating_sub(1);
+        }
+    }
+}

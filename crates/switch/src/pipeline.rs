@@ -1,0 +1,175 @@
+//! One burst through the switch: classify all frames, decide, bucket by egress, send.
+//!
+//! ```text
+//!  frames ─► classify: VLAN rule, source, reserved ─► learn (one lock) ─► decide: look up
+//!         ─► bucket by egress, in order ─► per bucket: tag form, lock, send
+//! ```
+//!
+//! A burst of one (source, destination) pair, which is what load looks like, takes the short way:
+//! the decision of the last burst is still valid if neither the database, nor the ports, nor the
+//! second has changed, and 16 bytes per frame are compared.
+//!
+//! **Accounting.** `Origin::handed` follows what left the ingress's books, so that after a panic
+//! the frames in flight are known exactly.
+
+mod classify;
+mod deliver;
+
+use std::sync::Arc;
+
+use port::{BURST_MAX, Batch, Counter, DropReason, PortId, QueueCounters, QueueFault, QueueId};
+
+pub(crate) use classify::PairCache;
+use classify::{Classifier, Verdict};
+use deliver::Delivery;
+pub(crate) use deliver::notify_egress;
+
+use crate::fdb::Fdb;
+use crate::table::Table;
+
+/// What a burst is decided by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Env<'a> {
+    pub(crate) fdb: &'a Fdb,
+    pub(crate) table: &'a Table,
+    /// Seconds since the switch began.
+    pub(crate) now: u32,
+    pub(crate) forward_reserved: bool,
+    /// Copies beyond the first of flooded frames.
+    pub(crate) flood_copies: &'a Counter,
+}
+
+/// Where frames come from.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    pub(crate) port: PortId,
+    pub(crate) counters: Arc<QueueCounters>,
+    pub(crate) cache: PairCache,
+    /// What `counters.ingress.passed()` should be: frames handed to egresses, less flood copies.
+    pub(crate) handed: u64,
+}
+
+impl Origin {
+    pub(crate) fn new(port: PortId, counters: Arc<QueueCounters>) -> Self {
+        let handed = counters.ingress.passed();
+        Self { port, counters, cache: PairCache::default(), handed }
+    }
+
+    #[inline]
+    pub(crate) fn drop_frames(&self, reason: DropReason, count: usize) {
+        if count > 0 {
+            self.counters.ingress.dropped(reason, count as u64);
+        }
+    }
+
+    /// Counts what a panic took with it.
+    pub(crate) fn count_panicked(&mut self) -> u64 {
+        let lost = self.counters.ingress.passed().wrapping_sub(self.handed);
+        self.counters.ingress.dropped(DropReason::Panicked, lost);
+        lost
+    }
+}
+
+/// What went wrong at an egress.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) at: QueueId,
+    pub(crate) what: Trouble,
+}
+
+/// What takes a queue out of service.
+#[derive(Debug)]
+pub(crate) enum Trouble {
+    Fault(QueueFault),
+    Panic(String),
+}
+
+/// Scratch space of one worker; nothing is allocated while frames move.
+#[derive(Debug, Default)]
+pub(crate) struct Pipeline {
+    classifier: Classifier,
+    delivery: Delivery,
+}
+
+impl Pipeline {
+    /// Makes room for the egresses of `table`.
+    pub(crate) fn fit(&mut self, table: &Table) {
+        self.delivery.fit(table);
+    }
+
+    /// Forgets what a panic may have left behind.
+    pub(crate) fn reset(&mut self, table: &Table) {
+        self.classifier = Classifier::default();
+        self.delivery.reset();
+        self.delivery.fit(table);
+    }
+
+    /// Egresses that got frames since the last call, each once; to be notified.
+    pub(crate) fn touched(&mut self) -> &mut Vec<QueueId> {
+        self.delivery.touched()
+    }
+
+    /// What went wrong at egresses.
+    pub(crate) fn failures(&mut self) -> &mut Vec<Failure> {
+        &mut self.delivery.failures
+    }
+
+    /// Takes a burst through the switch. Every frame is counted: handed to an egress, or dropped.
+    #[inline]
+    pub(crate) fn forward(&mut self, env: &Env<'_>, origin: &mut Origin, batch: &mut Batch<'_>) {
+        let Some(from) = env.table.entry(origin.port) else {
+            origin.drop_frames(DropReason::PortDown, batch.len());
+            return;
+        };
+        let generation = env.fdb.generation();
+        let cached = origin.cache.is_valid(env, generation);
+        if cached
+            && let Some((at, tagging)) = origin.cache.single()
+            && origin.cache.holds_for_all(batch.frames())
+        {
+            if !env.table.plain {
+                deliver::tag_all(env.table, at.port, tagging, batch);
+            }
+            self.delivery.send_all(env, origin, batch, at);
+            return;
+        }
+        self.classifier.classify(env, from, origin, batch.frames());
+        let last = self.classifier.decide(env, origin, batch.len());
+        self.bucket(env, origin, batch);
+        self.delivery.send_buckets(env, origin, batch);
+        match last {
+            Some(pair) => origin.cache.set(pair, env, generation),
+            None => origin.cache.clear(),
+        }
+    }
+
+    /// Puts each frame into the bucket of its egress, in order.
+    fn bucket(&mut self, env: &Env<'_>, origin: &mut Origin, batch: &Batch<'_>) {
+        let verdicts = self.classifier.verdicts(batch.len());
+        let mut no_destination = 0usize;
+        for (index, (verdict, frame)) in (0u16..).zip(verdicts.iter().zip(batch.frames())) {
+            match *verdict {
+                Verdict::To(port) => self.delivery.put(env.table, port, index, frame),
+                Verdict::Flood => {
+                    let vlan = self.classifier.tagging(index).vlan();
+                    let copies = self.delivery.flood(env.table, origin.port, vlan, (index, frame));
+                    match copies.checked_sub(1) {
+                        None => no_destination = no_destination.saturating_add(1),
+                        Some(0) => {}
+                        Some(extra) => {
+                            env.flood_copies.add(extra);
+                            origin.handed = origin.handed.wrapping_sub(extra);
+                        }
+                    }
+                }
+                Verdict::Drop(_) | Verdict::Same | Verdict::LookUp(_) => {}
+            }
+        }
+        origin.drop_frames(DropReason::NoDestination, no_destination);
+        if !env.table.plain {
+            self.delivery.copy_tagging(self.classifier.taggings());
+        }
+    }
+}
+
+const _: () = assert!(BURST_MAX <= u16::MAX as usize);

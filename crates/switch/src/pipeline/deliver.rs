@@ -1,0 +1,285 @@
+//! Buckets by egress, and the short exclusive section in which a bucket is sent.
+//!
+//! A worker holds one egress lock at a time. A panic inside of an egress is caught here, before
+//! the lock is released: that egress is closed, its frames are counted, everything else goes on.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use port::{BURST_MAX, Batch, DropReason, Frame, PortId, QueueId};
+
+use super::{Env, Failure, Origin, Trouble};
+use crate::panics::{drop_quietly, panic_text};
+use crate::table::{EgressSlot, Entry, Table};
+use crate::vlan::Tagging;
+
+/// All indexes of a burst, in order.
+static ALL: [u16; BURST_MAX] = all();
+
+#[expect(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "at compile time")]
+#[expect(clippy::cast_possible_truncation, reason = "at compile time")]
+const fn all() -> [u16; BURST_MAX] {
+    let mut indexes = [0; BURST_MAX];
+    let mut at = 0;
+    while at < BURST_MAX {
+        indexes[at] = at as u16;
+        at += 1;
+    }
+    indexes
+}
+
+/// Frames for one egress.
+#[derive(Debug)]
+pub(super) struct Bucket {
+    at: QueueId,
+    egress: usize,
+    picked: Vec<u16>,
+}
+
+/// No bucket.
+const NONE: u32 = u32::MAX;
+
+/// Buckets of one burst, and the egresses touched in this turn.
+#[derive(Debug, Default)]
+pub(super) struct Delivery {
+    /// The first `used` hold frames.
+    buckets: Vec<Bucket>,
+    used: usize,
+    /// By egress: its bucket.
+    bucket_of: Vec<u32>,
+    /// By egress: whether it is in `touched`.
+    marked: Vec<bool>,
+    touched: Vec<QueueId>,
+    /// Egress indexes of `touched`.
+    touched_at: Vec<usize>,
+    taggings: Vec<Tagging>,
+    pub(super) failures: Vec<Failure>,
+}
+
+impl Delivery {
+    /// Makes room for the egresses of `table`, so that nothing is allocated later.
+    pub(super) fn fit(&mut self, table: &Table) {
+        self.clear_marks();
+        self.bucket_of.clear();
+        self.bucket_of.resize(table.egress_count, NONE);
+        self.marked.clear();
+        self.marked.resize(table.egress_count, false);
+        self.touched.reserve(table.attached_count);
+        self.touched_at.reserve(table.attached_count);
+        self.buckets.resize_with(table.attached_count.max(1), || Bucket {
+            at: QueueId { port: PortId(0), pair: 0 },
+            egress: 0,
+            picked: Vec::with_capacity(BURST_MAX),
+        });
+        self.taggings.resize(BURST_MAX, Tagging::default());
+    }
+
+    /// Forgets everything.
+    pub(super) fn reset(&mut self) {
+        let failures = std::mem::take(&mut self.failures);
+        let touched = std::mem::take(&mut self.touched);
+        *self = Self { failures, touched, ..Self::default() };
+    }
+
+    /// Egresses that got frames; the caller empties the list.
+    pub(super) fn touched(&mut self) -> &mut Vec<QueueId> {
+        self.clear_marks();
+        &mut self.touched
+    }
+
+    fn clear_marks(&mut self) {
+        for egress in self.touched_at.drain(..) {
+            if let Some(mark) = self.marked.get_mut(egress) {
+                *mark = false;
+            }
+        }
+    }
+
+    /// Puts a frame into a bucket of `port`.
+    #[inline]
+    pub(super) fn put(&mut self, table: &Table, port: PortId, index: u16, frame: &Frame) {
+        if let Some(entry) = table.entry(port) {
+            self.put_to(entry, index, frame);
+        }
+    }
+
+    /// Puts a frame into a bucket of every member of its VLAN but `from`. Returns how many.
+    pub(super) fn flood(
+        &mut self,
+        table: &Table,
+        from: PortId,
+        vlan: u16,
+        (index, frame): (u16, &Frame),
+    ) -> u64 {
+        let mut copies = 0u64;
+        for entry in table.up() {
+            if entry.port.id != from && entry.port.rule.is_member(vlan) {
+                self.put_to(entry, index, frame);
+                copies = copies.wrapping_add(1);
+            }
+        }
+        copies
+    }
+
+    #[inline]
+    fn put_to(&mut self, entry: &Entry, index: u16, frame: &Frame) {
+        let pair = match *entry.pairs {
+            [only] => only,
+            ref pairs => choose(pairs, frame),
+        };
+        let egress = entry.first_egress.wrapping_add(usize::from(pair));
+        let Some(number) = self.bucket_of.get_mut(egress) else { return };
+        if *number == NONE {
+            let Some(bucket) = self.buckets.get_mut(self.used) else { return };
+            bucket.at = QueueId { port: entry.port.id, pair };
+            bucket.egress = egress;
+            bucket.picked.clear();
+            *number = u32::try_from(self.used).unwrap_or(NONE);
+            self.used = self.used.wrapping_add(1);
+        }
+        if let Some(bucket) = self.buckets.get_mut(*number as usize) {
+            bucket.picked.push(index);
+        }
+    }
+
+    /// Keeps how the frames of this burst are tagged.
+    pub(super) fn copy_tagging(&mut self, taggings: &[Tagging; BURST_MAX]) {
+        self.taggings.clear();
+        self.taggings.extend_from_slice(taggings);
+    }
+
+    /// Sends the whole burst to one egress.
+    #[inline]
+    pub(super) fn send_all(
+        &mut self,
+        env: &Env<'_>,
+        origin: &mut Origin,
+        batch: &Batch<'_>,
+        at: QueueId,
+    ) {
+        let Some(entry) = env.table.entry(at.port) else { return };
+        self.mark(entry.first_egress.wrapping_add(usize::from(at.pair)), at);
+        let picked = ALL.get(..batch.len()).unwrap_or(&ALL);
+        if let Err(failure) = send(env, origin, batch, at, picked) {
+            self.failures.push(failure);
+        }
+    }
+
+    /// Sends and empties all buckets.
+    pub(super) fn send_buckets(
+        &mut self,
+        env: &Env<'_>,
+        origin: &mut Origin,
+        batch: &mut Batch<'_>,
+    ) {
+        for number in 0..std::mem::take(&mut self.used) {
+            let Some(bucket) = self.buckets.get(number) else { break };
+            let (at, egress) = (bucket.at, bucket.egress);
+            if !env.table.plain {
+                tag_picked(env.table, bucket, &self.taggings, batch);
+            }
+            if let Err(failure) = send(env, origin, batch, at, &bucket.picked) {
+                self.failures.push(failure);
+            }
+            if let Some(number) = self.bucket_of.get_mut(egress) {
+                *number = NONE;
+            }
+            self.mark(egress, at);
+        }
+    }
+
+    #[inline(always)]
+    fn mark(&mut self, egress: usize, at: QueueId) {
+        if let Some(mark) = self.marked.get_mut(egress)
+            && !*mark
+        {
+            *mark = true;
+            self.touched.push(at);
+            self.touched_at.push(egress);
+        }
+    }
+}
+
+/// The pair that a frame's flow goes to.
+#[inline]
+fn choose(pairs: &[u16], frame: &Frame) -> u16 {
+    let hash = u64::from(packet::flow_hash(frame.head()));
+    let index = hash.wrapping_mul(pairs.len() as u64) >> 32;
+    usize::try_from(index).ok().and_then(|index| pairs.get(index)).copied().unwrap_or(0)
+}
+
+/// Gives all frames the tag that `port` wants.
+pub(super) fn tag_all(table: &Table, port: PortId, tagging: Tagging, batch: &mut Batch<'_>) {
+    let Some(entry) = table.entry(port) else { return };
+    let tag = entry.port.rule.egress(tagging);
+    for frame in batch.frames_mut() {
+        let done = frame.set_tag(tag);
+        debug_assert!(done, "a head has room for one more tag");
+    }
+}
+
+fn tag_picked(table: &Table, bucket: &Bucket, taggings: &[Tagging], batch: &mut Batch<'_>) {
+    let Some(entry) = table.entry(bucket.at.port) else { return };
+    for index in &bucket.picked {
+        let index = usize::from(*index);
+        if let (Some(frame), Some(tagging)) =
+            (batch.frames_mut().get_mut(index), taggings.get(index))
+        {
+            let done = frame.set_tag(entry.port.rule.egress(*tagging));
+            debug_assert!(done, "a head has room for one more tag");
+        }
+    }
+}
+
+/// Sends under the egress's lock.
+#[inline]
+fn send(
+    env: &Env<'_>,
+    origin: &mut Origin,
+    batch: &Batch<'_>,
+    at: QueueId,
+    picked: &[u16],
+) -> Result<(), Failure> {
+    let slot = env.table.entry(at.port).and_then(|entry| entry.port.lock(at.pair));
+    let Some(mut slot) = slot else {
+        origin.drop_frames(DropReason::PortDown, picked.len());
+        return Ok(());
+    };
+    let (false, Some(egress)) = (slot.broken, slot.egress.as_mut()) else {
+        origin.drop_frames(DropReason::PortDown, picked.len());
+        return Ok(());
+    };
+    let outcome = catch_unwind(AssertUnwindSafe(|| egress.send(batch, picked)));
+    origin.handed = origin.handed.wrapping_add(picked.len() as u64);
+    slot.expected = slot.expected.wrapping_add(picked.len() as u64);
+    match outcome {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(fault)) => {
+            slot.broken = true;
+            Err(Failure { at, what: Trouble::Fault(fault) })
+        }
+        Err(panic) => Err(Failure { at, what: Trouble::Panic(close(&mut slot, &*panic)) }),
+    }
+}
+
+/// Closes an egress that panicked and counts the frames that it had.
+#[cold]
+fn close(slot: &mut EgressSlot, panic: &(dyn std::any::Any + Send)) -> String {
+    if let Some(counters) = &slot.counters {
+        let lost = slot.expected.wrapping_sub(counters.egress.ended());
+        counters.egress.dropped(DropReason::Panicked, lost);
+    }
+    drop_quietly(slot.egress.take());
+    slot.counters = None;
+    panic_text(panic)
+}
+
+/// Notifies the other side of an egress.
+pub(crate) fn notify_egress(table: &Table, at: QueueId) -> Result<(), Failure> {
+    let slot = table.entry(at.port).and_then(|entry| entry.port.lock(at.pair));
+    let Some(mut slot) = slot else { return Ok(()) };
+    let Some(egress) = slot.egress.as_mut() else { return Ok(()) };
+    match catch_unwind(AssertUnwindSafe(|| egress.notify())) {
+        Ok(()) => Ok(()),
+        Err(panic) => Err(Failure { at, what: Trouble::Panic(close(&mut slot, &*panic)) }),
+    }
+}

@@ -1,0 +1,214 @@
+//! What the control thread and all workers share.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Instant;
+
+use crossbeam_utils::CachePadded;
+use port::{Counter, Ingress, PortId, PortState, QueueId};
+
+use crate::event::{EventSender, SwitchEvent, Way, signal};
+use crate::fdb::Fdb;
+use crate::pipeline::Trouble;
+use crate::table::{Tables, record, record_mut};
+use crate::{PollMode, SwitchConfig};
+
+/// See the module's text.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) fdb: Fdb,
+    pub(crate) tables: Tables,
+    pub(crate) events: EventSender,
+    pub(crate) began: Instant,
+    pub(crate) poll: PollMode,
+    pub(crate) poll_ns: u64,
+    pub(crate) forward_reserved: bool,
+    /// All workers that run.
+    mailboxes: Mutex<Vec<Arc<Mailbox>>>,
+    /// Notified when a worker takes over a new table, or ends.
+    acknowledged: (Mutex<()>, Condvar),
+}
+
+impl Shared {
+    pub(crate) fn new(config: &SwitchConfig, seed: u64, events: EventSender) -> Self {
+        Self {
+            fdb: Fdb::new(config.fdb, seed),
+            tables: Tables::default(),
+            events,
+            began: Instant::now(),
+            poll: config.poll,
+            poll_ns: u64::from(config.poll_us).saturating_mul(1000),
+            forward_reserved: config.forward_reserved,
+            mailboxes: Mutex::default(),
+            acknowledged: Default::default(),
+        }
+    }
+
+    /// Nanoseconds since the switch began.
+    #[inline]
+    pub(crate) fn now_ns(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Seconds since the switch began.
+    pub(crate) fn now_secs(&self) -> u32 {
+        u32::try_from(self.began.elapsed().as_secs()).unwrap_or(u32::MAX)
+    }
+
+    pub(crate) fn add_mailbox(&self, mailbox: Arc<Mailbox>) {
+        self.mailboxes.lock().unwrap_or_else(PoisonError::into_inner).push(mailbox);
+    }
+
+    pub(crate) fn remove_mailbox(&self, mailbox: &Arc<Mailbox>) {
+        let mut all = self.mailboxes.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|one| !Arc::ptr_eq(one, mailbox));
+    }
+
+    /// Makes every worker look at its mailbox and at the table.
+    pub(crate) fn wake_all(&self) {
+        for mailbox in self.mailboxes.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            mailbox.wake();
+        }
+    }
+
+    /// Waits until every worker uses the table of `generation` or a later one.
+    pub(crate) fn wait_for_table(&self, generation: u64) {
+        self.wake_all();
+        let mailboxes = self.mailboxes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let behind = |mailbox: &Arc<Mailbox>| mailbox.seen.load(Ordering::Acquire) < generation;
+        let mut guard = self.acknowledged.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while mailboxes.iter().any(behind) {
+            guard = self.acknowledged.1.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// A worker's answer to a new table.
+    pub(crate) fn acknowledge(&self, mailbox: &Mailbox, generation: u64) {
+        let guard = self.acknowledged.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // ORDERING: Release pairs with the Acquire in `wait_for_table`: what the worker did under
+        // the old table happened before.
+        mailbox.seen.store(generation, Ordering::Release);
+        drop(guard);
+        self.acknowledged.1.notify_all();
+    }
+
+    /// Deals with what took a queue out of service: status, table, event.
+    #[cold]
+    pub(crate) fn report(&self, queue: QueueId, way: Way, what: Trouble) {
+        match what {
+            Trouble::Fault(fault) => {
+                tracing::warn!(port = queue.port.0, pair = queue.pair, ?way, %fault, "queue fault");
+                self.set_status(queue.port, PortState::Broken, &fault.to_string());
+                if way == Way::Egress {
+                    self.close_egress(queue);
+                }
+                self.events.send(SwitchEvent::Faulted { queue, way, fault });
+            }
+            Trouble::Panic(text) => {
+                tracing::error!(port = queue.port.0, pair = queue.pair, ?way, text, "panic");
+                self.set_status(queue.port, PortState::Quarantined, &format!("a bug: {text}"));
+                let _ = self.tables.edit(|records| {
+                    if let Some(record) = record_mut(records, queue.port) {
+                        record.quarantined = true;
+                    }
+                });
+                self.wake_all();
+                self.events.send(SwitchEvent::Panicked { queue, way, text });
+            }
+        }
+    }
+
+    fn set_status(&self, port: PortId, state: PortState, reason: &str) {
+        let status =
+            self.tables.read(|records| record(records, port).map(|r| r.port.status.clone()));
+        if let Some(status) = status {
+            status.error(reason);
+            status.set(state, reason);
+        }
+    }
+
+    /// No more frames to a broken egress; unless its owner has put a new one in its place.
+    fn close_egress(&self, queue: QueueId) {
+        let _ = self.tables.edit(|records| {
+            let Some(record) = record_mut(records, queue.port) else { return };
+            if record.port.lock(queue.pair).is_some_and(|slot| slot.broken) {
+                let _ = record.attached.remove(&queue.pair);
+            }
+        });
+        self.wake_all();
+    }
+}
+
+/// What control asks of a worker.
+#[derive(Debug)]
+pub(crate) enum Message {
+    /// Serve this.
+    Attach(QueueId, Box<dyn Ingress>),
+    /// Give it back, and touch it no more.
+    Detach(QueueId, SyncSender<Option<Box<dyn Ingress>>>),
+    /// End.
+    Stop,
+}
+
+/// The way to a worker, and what it shows of itself.
+#[derive(Debug)]
+pub(crate) struct Mailbox {
+    sender: Sender<Message>,
+    /// Whether there may be messages.
+    pending: AtomicBool,
+    wake: std::os::fd::OwnedFd,
+    /// The generation of the table that the worker uses; the highest number after its end.
+    seen: AtomicU64,
+    pub(crate) counters: CachePadded<WorkerCounters>,
+    pub(crate) cpu: Option<usize>,
+}
+
+impl Mailbox {
+    pub(crate) fn new(cpu: Option<usize>) -> std::io::Result<(Arc<Self>, Receiver<Message>)> {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let mailbox = Self {
+            sender,
+            pending: AtomicBool::new(false),
+            wake: crate::event::wake_fd()?,
+            seen: AtomicU64::new(0),
+            counters: CachePadded::default(),
+            cpu,
+        };
+        Ok((Arc::new(mailbox), receiver))
+    }
+
+    /// Sends a message. Returns it if the worker has ended.
+    pub(crate) fn send(&self, message: Message) -> Result<(), Message> {
+        let sent = self.sender.send(message).map_err(|error| error.0);
+        self.wake();
+        sent
+    }
+
+    /// Whether there may be messages; forgets it.
+    #[inline(always)]
+    pub(crate) fn take_pending(&self) -> bool {
+        // ORDERING: Acquire pairs with the Release in `wake`: the message is in the channel.
+        self.pending.load(Ordering::Relaxed) && self.pending.swap(false, Ordering::Acquire)
+    }
+
+    pub(crate) fn wake_fd(&self) -> &std::os::fd::OwnedFd {
+        &self.wake
+    }
+
+    fn wake(&self) {
+        // ORDERING: Release pairs with the Acquire in `take_pending`.
+        self.pending.store(true, Ordering::Release);
+        signal(&self.wake);
+    }
+}
+
+/// What a worker counts; only it writes.
+#[derive(Debug, Default)]
+pub(crate) struct WorkerCounters {
+    pub(crate) frames: Counter,
+    pub(crate) bursts: Counter,
+    pub(crate) busy_ns: Counter,
+    pub(crate) wakeups: Counter,
+    pub(crate) flood_copies: Counter,
+}

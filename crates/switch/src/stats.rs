@@ -1,0 +1,127 @@
+//! Statistics: plain numbers, read without stopping anybody.
+
+use port::{DropReason, PortId, PortStatus, QueueTotals};
+
+use crate::shared::Mailbox;
+use crate::table::Records;
+
+/// All counters of a switch at one moment.
+#[derive(Debug, Clone)]
+pub struct SwitchStats {
+    /// Ports, by id.
+    pub ports: Vec<PortStats>,
+    /// What ports that are gone had counted.
+    pub removed_ports: QueueTotals,
+    /// Copies beyond the first of flooded frames.
+    pub flood_copies: u64,
+    /// Frames of our own that found a destination.
+    pub originated: u64,
+    /// Frames on their way: `rx + flood_copies + originated - tx - drops`.
+    pub held: u64,
+    /// Entries of the forwarding database.
+    pub fdb_entries: u32,
+    /// Addresses that it refused for want of room.
+    pub fdb_refused: u64,
+    /// Threads.
+    pub workers: Vec<WorkerStats>,
+}
+
+/// Counters of a port.
+#[derive(Debug, Clone)]
+pub struct PortStats {
+    /// Its id.
+    pub id: PortId,
+    /// Its name.
+    pub name: String,
+    /// Its state.
+    pub status: PortStatus,
+    /// Queue pairs, from pair 0 to the highest one that was ever attached.
+    pub queues: Vec<QueueTotals>,
+}
+
+/// Counters of a worker.
+#[derive(Debug, Clone, Copy)]
+pub struct WorkerStats {
+    /// The CPU that it is pinned to.
+    pub cpu: Option<usize>,
+    /// Frames that it took from ingresses.
+    pub frames: u64,
+    /// Bursts that they came in.
+    pub bursts: u64,
+    /// Times that it slept.
+    pub sleeps: u64,
+    /// Nanoseconds spent in turns that had work.
+    pub busy_ns: u64,
+    /// Nanoseconds since the switch began.
+    pub up_ns: u64,
+}
+
+impl WorkerStats {
+    /// Part of the time that had work, 0 to 1, since the switch began.
+    #[expect(clippy::cast_precision_loss, reason = "a ratio for people")]
+    pub fn busy_ratio(&self) -> f64 {
+        (self.busy_ns as f64 / self.up_ns.max(1) as f64).min(1.0)
+    }
+
+    pub(crate) fn read(mailbox: &Mailbox, up_ns: u64) -> Self {
+        let counters = &mailbox.counters;
+        Self {
+            cpu: mailbox.cpu,
+            frames: counters.frames.get(),
+            bursts: counters.bursts.get(),
+            sleeps: counters.wakeups.get(),
+            busy_ns: counters.busy_ns.get(),
+            up_ns,
+        }
+    }
+}
+
+/// Nothing counted.
+pub(crate) fn no_totals() -> QueueTotals {
+    QueueTotals {
+        rx_frames: 0,
+        rx_bytes: 0,
+        tx_frames: 0,
+        tx_bytes: 0,
+        drops: [0; DropReason::COUNT],
+    }
+}
+
+/// Adds `more` to `sum`.
+pub(crate) fn add_totals(sum: &mut QueueTotals, more: &QueueTotals) {
+    let pairs = [
+        (&mut sum.rx_frames, more.rx_frames),
+        (&mut sum.rx_bytes, more.rx_bytes),
+        (&mut sum.tx_frames, more.tx_frames),
+        (&mut sum.tx_bytes, more.tx_bytes),
+    ];
+    for (to, from) in pairs {
+        *to = to.wrapping_add(from);
+    }
+    for (to, from) in sum.drops.iter_mut().zip(more.drops) {
+        *to = to.wrapping_add(from);
+    }
+}
+
+/// Reads how frames ended, of all ports: the first half.
+pub(crate) fn read_ends(records: &Records) -> Vec<PortStats> {
+    let port = |record: &crate::table::Record| PortStats {
+        id: record.port.id,
+        name: record.port.name.clone(),
+        status: record.port.status.read(),
+        queues: {
+            let used = usize::from(record.pairs_seen);
+            record.port.counters.iter().take(used).map(|counters| counters.read_ends()).collect()
+        },
+    };
+    records.iter().flatten().map(port).collect()
+}
+
+/// Reads how frames began: the second half, after the ends of all.
+pub(crate) fn read_rx(records: &Records, ports: &mut [PortStats]) {
+    for (record, port) in records.iter().flatten().zip(ports) {
+        for (counters, totals) in record.port.counters.iter().zip(&mut port.queues) {
+            counters.read_rx(totals);
+        }
+    }
+}

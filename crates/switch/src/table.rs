@@ -1,0 +1,185 @@
+//! The table of ports: an immutable snapshot that workers read, swapped whole when it changes.
+//!
+//! ```text
+//!  control ── edit(ports) ──► new Arc<Table> ──► generation + 1 ──► wake every worker
+//!  worker  ── one load a turn: generation changed? ──► take the Arc, acknowledge the generation
+//! ```
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crossbeam_utils::CachePadded;
+use port::{Egress, PortId, QueueCounters, StatusCell};
+
+use crate::VlanRule;
+
+/// One way out of the switch.
+#[derive(Debug, Default)]
+pub(crate) struct EgressSlot {
+    /// None: nothing is attached.
+    pub(crate) egress: Option<Box<dyn Egress>>,
+    /// A fault ended it; it waits for its owner to take it back.
+    pub(crate) broken: bool,
+    /// The counters that the egress moves.
+    pub(crate) counters: Option<Arc<QueueCounters>>,
+    /// What `counters.egress.ended()` should be after all that was handed over.
+    pub(crate) expected: u64,
+}
+
+/// A port, as long as it exists.
+#[derive(Debug)]
+pub(crate) struct Port {
+    pub(crate) id: PortId,
+    pub(crate) name: String,
+    pub(crate) rule: VlanRule,
+    pub(crate) status: StatusCell,
+    pub(crate) counters: Box<[Arc<QueueCounters>]>,
+    pub(crate) egress: Box<[CachePadded<Mutex<EgressSlot>>]>,
+}
+
+impl Port {
+    /// The way out at `pair`, locked.
+    ///
+    /// A panic while it was locked was caught and dealt with by who caused it.
+    #[inline(always)]
+    pub(crate) fn lock(&self, pair: u16) -> Option<MutexGuard<'_, EgressSlot>> {
+        let slot = self.egress.get(usize::from(pair))?;
+        Some(slot.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A port as workers see it.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) port: Arc<Port>,
+    /// Pairs that have an egress.
+    pub(crate) pairs: Box<[u16]>,
+    /// A bug took the port out of service.
+    pub(crate) quarantined: bool,
+    /// Index of pair 0 among all egresses of the table.
+    pub(crate) first_egress: usize,
+}
+
+/// All ports at one moment.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    pub(crate) generation: u64,
+    /// By port id.
+    entries: Vec<Option<Entry>>,
+    /// Ports that have an egress.
+    up: Vec<PortId>,
+    /// Whether no port has a VLAN rule: tags need not be looked at on the way out.
+    pub(crate) plain: bool,
+    /// Number of egresses, attached or not.
+    pub(crate) egress_count: usize,
+    /// Number of egresses that are attached.
+    pub(crate) attached_count: usize,
+}
+
+impl Table {
+    #[inline(always)]
+    pub(crate) fn entry(&self, port: PortId) -> Option<&Entry> {
+        self.entries.get(usize::from(port.0))?.as_ref()
+    }
+
+    /// Ports that have an egress.
+    #[inline(always)]
+    pub(crate) fn up(&self) -> impl Iterator<Item = &Entry> {
+        self.up.iter().filter_map(|port| self.entry(*port))
+    }
+}
+
+/// A port as control sees it.
+#[derive(Debug)]
+pub(crate) struct Record {
+    pub(crate) port: Arc<Port>,
+    pub(crate) attached: BTreeSet<u16>,
+    /// The pairs that ever were attached are below this.
+    pub(crate) pairs_seen: u16,
+    pub(crate) quarantined: bool,
+}
+
+/// Ports by id.
+pub(crate) type Records = Vec<Option<Record>>;
+
+/// The present table and what it is made from.
+#[derive(Debug)]
+pub(crate) struct Tables {
+    generation: CachePadded<AtomicU64>,
+    state: Mutex<(Records, Arc<Table>)>,
+}
+
+impl Default for Tables {
+    fn default() -> Self {
+        let table = Arc::new(Table { generation: 1, plain: true, ..Table::default() });
+        Self { generation: CachePadded::new(AtomicU64::new(1)), state: (Vec::new(), table).into() }
+    }
+}
+
+impl Tables {
+    /// The present generation.
+    #[inline(always)]
+    pub(crate) fn generation(&self) -> u64 {
+        // ORDERING: Acquire pairs with the Release in `edit`.
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// The present table.
+    pub(crate) fn current(&self) -> Arc<Table> {
+        Arc::clone(&self.lock().1)
+    }
+
+    /// Looks at the records.
+    pub(crate) fn read<T>(&self, look: impl FnOnce(&Records) -> T) -> T {
+        look(&self.lock().0)
+    }
+
+    /// Changes the records and publishes the table that follows. Returns its generation; the
+    /// caller wakes the workers.
+    pub(crate) fn edit<T>(&self, change: impl FnOnce(&mut Records) -> T) -> (T, u64) {
+        let mut state = self.lock();
+        let result = change(&mut state.0);
+        let generation = state.1.generation.wrapping_add(1);
+        state.1 = Arc::new(build(&state.0, generation));
+        // ORDERING: Release pairs with the Acquire in `generation`.
+        self.generation.store(generation, Ordering::Release);
+        (result, generation)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (Records, Arc<Table>)> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The record of a port.
+pub(crate) fn record(records: &Records, port: PortId) -> Option<&Record> {
+    records.get(usize::from(port.0))?.as_ref()
+}
+
+/// The record of a port, to change.
+pub(crate) fn record_mut(records: &mut Records, port: PortId) -> Option<&mut Record> {
+    records.get_mut(usize::from(port.0))?.as_mut()
+}
+
+fn build(records: &Records, generation: u64) -> Table {
+    let mut table = Table { generation, plain: true, ..Table::default() };
+    for record in records {
+        let entry = record.as_ref().map(|record| {
+            let attached = record.attached.iter().copied();
+            let pairs: Box<[u16]> =
+                if record.quarantined { Box::default() } else { attached.collect() };
+            let port = Arc::clone(&record.port);
+            let first_egress = table.egress_count;
+            table.egress_count = first_egress.saturating_add(port.egress.len());
+            table.attached_count = table.attached_count.saturating_add(pairs.len());
+            table.plain &= port.rule == VlanRule::Any;
+            if !pairs.is_empty() {
+                table.up.push(port.id);
+            }
+            Entry { port, pairs, quarantined: record.quarantined, first_egress }
+        });
+        table.entries.push(entry);
+    }
+    table
+}

@@ -1,0 +1,257 @@
+//! The thread that moves frames: it owns ingress queues and serves them in turns.
+//!
+//! ```text
+//!  turn: messages? table changed? ─► every hot queue: receive, forward, release
+//!        ─► one full fence ─► notify the ingresses and egresses that had work
+//!  a queue without work for poll_us is armed and becomes cold: only epoll looks at it
+//!  no hot queue left ─► sleep in epoll
+//! ```
+//!
+//! So idle queues cost a busy worker nothing but one `epoll_wait` now and then, and sleeping is
+//! no state of its own. A worker that is busy by rule keeps its queues hot while none has work,
+//! so that the first frame is seen at once.
+//!
+//! **Ownership.** An ingress belongs to one worker, and comes and goes by message. Between turns
+//! the worker holds no frames: so after `Detach` was answered nobody touches that memory.
+
+mod cold;
+mod queue;
+mod turn;
+
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::thread::JoinHandle;
+
+use port::{FrameBuf, QueueId};
+
+use crate::pipeline::Pipeline;
+use crate::shared::{Mailbox, Message, Shared};
+use crate::table::Table;
+use cold::Waiter;
+use queue::{Queue, State};
+
+/// A worker as control holds it.
+#[derive(Debug)]
+pub(crate) struct WorkerHandle {
+    pub(crate) mailbox: Arc<Mailbox>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl WorkerHandle {
+    /// Starts a thread, on one CPU if one is given.
+    pub(crate) fn start(
+        shared: &Arc<Shared>,
+        cpu: Option<usize>,
+        name: String,
+    ) -> std::io::Result<Self> {
+        let (mailbox, receiver) = Mailbox::new(cpu)?;
+        let waiter = Waiter::new(mailbox.wake_fd())?;
+        let (pinned, was_pinned) = std::sync::mpsc::sync_channel(1);
+        shared.add_mailbox(Arc::clone(&mailbox));
+        let worker = Worker::new(Arc::clone(shared), Arc::clone(&mailbox), receiver, waiter);
+        let spawned = std::thread::Builder::new().name(name).spawn(move || {
+            let result = cpu.map_or(Ok(()), pin);
+            let go_on = result.is_ok();
+            let _ = pinned.send(result);
+            if go_on {
+                worker.run();
+            }
+        });
+        let result = spawned.and_then(|thread| {
+            was_pinned.recv().unwrap_or(Ok(()))?;
+            Ok(thread)
+        });
+        match result {
+            Ok(thread) => Ok(Self { mailbox, thread: Some(thread) }),
+            Err(error) => {
+                shared.remove_mailbox(&mailbox);
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends the thread and waits for that. Its ingresses are dropped.
+    pub(crate) fn stop(&mut self, shared: &Shared) {
+        let _ = self.mailbox.send(Message::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        shared.remove_mailbox(&self.mailbox);
+    }
+}
+
+fn pin(cpu: usize) -> std::io::Result<()> {
+    let mut set = rustix::thread::CpuSet::new();
+    if cpu >= rustix::thread::CpuSet::MAX_CPU {
+        return Err(std::io::Error::other(format!("there is no CPU {cpu}")));
+    }
+    set.set(cpu);
+    rustix::thread::sched_setaffinity(None, &set)
+        .map_err(|error| std::io::Error::other(format!("cannot run on CPU {cpu}: {error}")))
+}
+
+/// The thread's state.
+#[derive(Debug)]
+struct Worker {
+    shared: Arc<Shared>,
+    mailbox: Arc<Mailbox>,
+    receiver: Receiver<Message>,
+    table: Arc<Table>,
+    waiter: Waiter,
+    pipeline: Pipeline,
+    frames: FrameBuf,
+    /// By number; empty places are used again.
+    queues: Vec<Option<Queue>>,
+    /// Numbers of the queues that are looked at in every turn.
+    hot: Vec<usize>,
+    /// Numbers of the queues that had work in this turn.
+    worked: Vec<usize>,
+    clock: Clock,
+    stopping: bool,
+}
+
+/// What a worker knows of the time: it reads the clock rarely.
+#[derive(Debug, Default)]
+struct Clock {
+    now_ns: u64,
+    now_secs: u32,
+    /// Turns with work since the clock was read.
+    busy_turns: u32,
+    /// When a queue had work last.
+    worked_ns: u64,
+    /// When cold queues were asked after last.
+    looked_ns: u64,
+}
+
+impl Worker {
+    fn new(
+        shared: Arc<Shared>,
+        mailbox: Arc<Mailbox>,
+        receiver: Receiver<Message>,
+        waiter: Waiter,
+    ) -> Self {
+        let table = shared.tables.current();
+        let mut pipeline = Pipeline::default();
+        pipeline.fit(&table);
+        Self {
+            shared,
+            mailbox,
+            receiver,
+            table,
+            waiter,
+            pipeline,
+            frames: FrameBuf::default(),
+            queues: Vec::new(),
+            hot: Vec::new(),
+            worked: Vec::new(),
+            clock: Clock::default(),
+            stopping: false,
+        }
+    }
+
+    fn run(mut self) {
+        self.shared.acknowledge(&self.mailbox, self.table.generation);
+        self.read_clock();
+        loop {
+            if self.mailbox.take_pending() {
+                self.read_mail();
+            }
+            if self.stopping {
+                break;
+            }
+            if self.shared.tables.generation() != self.table.generation {
+                self.take_table();
+            }
+            let worked = self.turn();
+            self.rest(worked);
+        }
+    }
+
+    fn read_mail(&mut self) {
+        while let Ok(message) = self.receiver.try_recv() {
+            match message {
+                Message::Attach(id, ingress) => self.attach(Queue::new(id, ingress)),
+                Message::Detach(id, reply) => {
+                    let _ = reply.send(self.detach(id).and_then(Queue::into_ingress));
+                }
+                Message::Stop => self.stopping = true,
+            }
+        }
+    }
+
+    /// Goes over to the present table.
+    fn take_table(&mut self) {
+        self.table = self.shared.tables.current();
+        self.pipeline.fit(&self.table);
+        for number in 0..self.queues.len() {
+            self.park_or_unpark(number);
+        }
+        self.shared.acknowledge(&self.mailbox, self.table.generation);
+    }
+
+    /// Queues of a port in quarantine rest until that ends.
+    fn park_or_unpark(&mut self, number: usize) {
+        let Some(queue) = self.queues.get_mut(number).and_then(Option::as_mut) else { return };
+        let quarantined = self.table.entry(queue.id.port).is_some_and(|entry| entry.quarantined);
+        match (queue.state, quarantined) {
+            (State::Hot | State::Cold, true) => {
+                queue.state = State::Parked;
+                self.hot.retain(|hot| *hot != number);
+            }
+            (State::Parked, false) => self.make_hot(number),
+            _ => {}
+        }
+    }
+
+    fn attach(&mut self, mut queue: Queue) {
+        let number = match self.queues.iter().position(Option::is_none) {
+            Some(number) => number,
+            None => {
+                self.queues.push(None);
+                self.queues.len().saturating_sub(1)
+            }
+        };
+        queue.wakes = self.waiter.add(queue.ingress.wake_fd(), number);
+        if let Some(place) = self.queues.get_mut(number) {
+            *place = Some(queue);
+        }
+        self.make_hot(number);
+        self.park_or_unpark(number);
+    }
+
+    fn detach(&mut self, id: QueueId) -> Option<Queue> {
+        let found = |queue: &Option<Queue>| queue.as_ref().is_some_and(|queue| queue.id == id);
+        let number = self.queues.iter().position(found)?;
+        self.remove(number)
+    }
+
+    fn remove(&mut self, number: usize) -> Option<Queue> {
+        let queue = self.queues.get_mut(number)?.take()?;
+        self.hot.retain(|hot| *hot != number);
+        if queue.wakes {
+            self.waiter.remove(queue.ingress.wake_fd());
+        }
+        Some(queue)
+    }
+
+    fn make_hot(&mut self, number: usize) {
+        if let Some(queue) = self.queues.get_mut(number).and_then(Option::as_mut) {
+            queue.state = State::Hot;
+            queue.idle_since_ns = None;
+            self.hot.push(number);
+        }
+    }
+
+    fn read_clock(&mut self) {
+        self.clock.now_ns = self.shared.now_ns();
+        self.clock.now_secs = u32::try_from(self.clock.now_ns / 1_000_000_000).unwrap_or(u32::MAX);
+        self.clock.busy_turns = 0;
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // However the thread ends: nobody waits for it.
+        self.shared.acknowledge(&self.mailbox, u64::MAX);
+    }
+}

@@ -1,0 +1,228 @@
+//! One turn of a worker, and what it does when the turn found no work.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{Ordering, fence};
+
+use super::queue::{Queue, State};
+use super::{Clock, Worker};
+use crate::PollMode;
+use crate::event::Way;
+use crate::panics::panic_text;
+use crate::pipeline::{Env, Trouble, notify_egress};
+
+/// Turns with work between two looks at the clock.
+const BUSY_TURNS: u32 = 32;
+/// Nanoseconds between two looks at the cold queues while others are hot.
+const LOOK_NS: u64 = 20_000;
+/// A busy worker lets a queue grow cold only if it was idle for so long, and others were not.
+const BUSY_COOL_NS: u64 = 1_000_000;
+
+impl Worker {
+    /// Serves every hot queue once. Returns whether one had work.
+    #[inline]
+    pub(super) fn turn(&mut self) -> bool {
+        let mut at = 0;
+        while let Some(number) = self.hot.get(at).copied() {
+            // A queue that leaves the list is replaced by its successor.
+            if self.serve(number) {
+                at = at.wrapping_add(1);
+            }
+        }
+        let worked = !self.worked.is_empty();
+        if worked {
+            self.notify();
+        }
+        if !self.pipeline.failures().is_empty() {
+            self.report_failures();
+        }
+        worked
+    }
+
+    /// Serves one queue. Returns whether it stays hot.
+    #[inline]
+    fn serve(&mut self, number: usize) -> bool {
+        let Some(Some(queue)) = self.queues.get_mut(number) else { return true };
+        let env = Env {
+            fdb: &self.shared.fdb,
+            table: &self.table,
+            now: self.clock.now_secs,
+            forward_reserved: self.shared.forward_reserved,
+            flood_copies: &self.mailbox.counters.flood_copies,
+        };
+        let arrived = queue.origin.counters.ingress.arrived();
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            queue.disarm();
+            let mut batch = queue.ingress.receive(&mut self.frames);
+            let (count, fault) = (batch.len(), batch.fault().cloned());
+            if count > 0 {
+                self.pipeline.forward(&env, &mut queue.origin, &mut batch);
+            }
+            drop(batch);
+            // Frames that the ingress itself dropped have to be given back too.
+            let worked = queue.origin.counters.ingress.arrived() != arrived;
+            if worked {
+                queue.ingress.release();
+            }
+            (count, worked, fault)
+        }));
+        match outcome {
+            Ok((count, worked, None)) => {
+                if worked {
+                    queue.idle_since_ns = None;
+                    self.worked.push(number);
+                    self.mailbox.counters.frames.add(count as u64);
+                    self.mailbox.counters.bursts.add(1);
+                    return true;
+                }
+                !cools(queue, &self.clock, self.shared.poll, self.shared.poll_ns)
+                    || !self.cool(number)
+            }
+            Ok((_, worked, Some(fault))) => {
+                queue.state = State::Broken;
+                let id = queue.id;
+                self.hot.retain(|hot| *hot != number);
+                if worked {
+                    self.worked.push(number);
+                }
+                self.shared.report(id, Way::Ingress, Trouble::Fault(fault));
+                false
+            }
+            Err(panic) => {
+                self.bury(number, &*panic);
+                false
+            }
+        }
+    }
+
+    /// Arms a queue that was idle for long enough. Returns whether it is cold now.
+    fn cool(&mut self, number: usize) -> bool {
+        let Some(Some(queue)) = self.queues.get_mut(number) else { return false };
+        let armed = catch_unwind(AssertUnwindSafe(|| {
+            let frames_already = queue.arm();
+            if frames_already {
+                queue.disarm();
+            }
+            !frames_already
+        }));
+        match armed {
+            Ok(true) => {
+                queue.state = State::Cold;
+                self.hot.retain(|hot| *hot != number);
+                true
+            }
+            Ok(false) => {
+                queue.idle_since_ns = None;
+                false
+            }
+            Err(panic) => {
+                self.bury(number, &*panic);
+                true
+            }
+        }
+    }
+
+    /// A bug: the queue is dropped, its frames are counted, its port goes into quarantine.
+    #[cold]
+    fn bury(&mut self, number: usize, panic: &(dyn std::any::Any + Send)) {
+        self.pipeline.reset(&self.table);
+        self.worked.retain(|worked| *worked != number);
+        if let Some(queue) = self.remove(number) {
+            let id = queue.id;
+            let lost = queue.bury();
+            tracing::error!(port = id.port.0, pair = id.pair, lost, "an ingress panicked");
+            self.shared.report(id, Way::Ingress, Trouble::Panic(panic_text(panic)));
+        }
+    }
+
+    /// Notifies everybody who was given something in this turn.
+    fn notify(&mut self) {
+        // ORDERING: SeqCst orders the used entries published in this turn, of all queues, before
+        // the reads of whether their drivers want to be notified; it pairs with the driver's
+        // fence between writing that wish and looking at the used entries.
+        fence(Ordering::SeqCst);
+        let mut worked = std::mem::take(&mut self.worked);
+        for number in worked.drain(..) {
+            let Some(Some(queue)) = self.queues.get_mut(number) else { continue };
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| queue.ingress.notify())) {
+                self.bury(number, &*panic);
+            }
+        }
+        self.worked = worked;
+        let mut touched = std::mem::take(self.pipeline.touched());
+        for at in touched.drain(..) {
+            if let Err(failure) = notify_egress(&self.table, at) {
+                self.pipeline.failures().push(failure);
+            }
+        }
+        *self.pipeline.touched() = touched;
+        self.clock.worked_ns = self.clock.now_ns;
+    }
+
+    #[cold]
+    fn report_failures(&mut self) {
+        for failure in std::mem::take(self.pipeline.failures()) {
+            self.shared.report(failure.at, Way::Egress, failure.what);
+        }
+    }
+
+    /// Keeps the time, looks after the cold queues, and sleeps if nothing is hot.
+    #[inline]
+    pub(super) fn rest(&mut self, worked: bool) {
+        if worked {
+            self.clock.busy_turns = self.clock.busy_turns.wrapping_add(1);
+            if self.clock.busy_turns < BUSY_TURNS {
+                return;
+            }
+        }
+        let before = self.clock.now_ns;
+        let busy = self.clock.busy_turns > 0;
+        self.read_clock();
+        if busy {
+            let spent = self.clock.now_ns.wrapping_sub(before);
+            self.mailbox.counters.busy_ns.add(spent);
+        }
+        let sleep = self.hot.is_empty() && self.shared.poll != PollMode::Busy;
+        let due = self.clock.now_ns.wrapping_sub(self.clock.looked_ns) >= LOOK_NS;
+        if due || self.hot.is_empty() {
+            self.look_at_cold(sleep);
+        }
+        if !worked {
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Makes those cold queues hot that were woken; waits for one if it may sleep.
+    fn look_at_cold(&mut self, sleep: bool) {
+        let Self { waiter, queues, hot, .. } = self;
+        waiter.wait(sleep, |number| {
+            if let Some(Some(queue)) = queues.get_mut(number)
+                && queue.state == State::Cold
+            {
+                queue.state = State::Hot;
+                queue.idle_since_ns = None;
+                hot.push(number);
+            }
+        });
+        if sleep {
+            self.mailbox.counters.wakeups.add(1);
+            self.read_clock();
+        }
+        self.clock.looked_ns = self.clock.now_ns;
+    }
+}
+
+/// Whether a queue without work was idle for long enough to be armed.
+#[inline]
+fn cools(queue: &mut Queue, clock: &Clock, poll: PollMode, poll_ns: u64) -> bool {
+    let since = *queue.idle_since_ns.get_or_insert(clock.now_ns);
+    let idle_ns = clock.now_ns.wrapping_sub(since);
+    queue.wakes
+        && match poll {
+            PollMode::Interrupt => true,
+            PollMode::Adaptive => idle_ns >= poll_ns,
+            PollMode::Busy => {
+                let others_work = clock.now_ns.wrapping_sub(clock.worked_ns) < BUSY_COOL_NS;
+                others_work && idle_ns >= poll_ns.max(BUSY_COOL_NS)
+            }
+        }
+}

@@ -1,0 +1,10 @@
+//! The whole switch with mock ports: workers run, frames move, every one is accounted for.
+#![expect(clippy::arithmetic_side_effects, clippy::cast_possible_truncation, reason = "test code")]
+
+mod faults;
+mod forwarding;
+mod life;
+mod mock;
+mod model;
+mod polling;
+mod reasons;
