@@ -5,9 +5,10 @@
 #![forbid(unsafe_code)]
 
 mod configs;
+mod promises;
 mod qemu;
 mod runners;
-mod tap;
+mod switch;
 mod virtio_user;
 
 use std::process::ExitCode;
@@ -44,7 +45,13 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // The machine is small and the cases measure losses: one at a time unless told otherwise.
     let _ = arguments.test_threads.get_or_insert(1);
-    let groups = [runners::trials(), tap::trials(), configs::trials(), virtio_user::trials()];
+    let groups = [
+        runners::trials(),
+        promises::trials(),
+        switch::trials(),
+        configs::trials(),
+        virtio_user::trials(),
+    ];
     let trials = groups.into_iter().flatten().chain(qemu::trials()).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
 }
