@@ -1,6 +1,6 @@
 //! A burst of frames, borrowed from the queue that they came from.
 
-use virtq::mem::{Reader, SegStore};
+use virtq::mem::{ReadPiece, Reader, SegStore};
 
 use crate::{BURST_MAX, Frame, QueueFault};
 
@@ -92,6 +92,12 @@ impl<'a> Batch<'a> {
     #[inline(always)]
     pub fn body(&self, frame: &Frame) -> Reader<'a> {
         self.store.reader(frame.body)
+    }
+
+    /// The body of `frame`, one of this batch, if it is in one piece.
+    #[inline(always)]
+    pub fn body_piece(&self, frame: &Frame) -> Option<ReadPiece<'a>> {
+        self.store.one(frame.body)
     }
 
     /// The fault that ended the burst: the queue gives nothing more until it is set up anew.

@@ -9,7 +9,7 @@
 //! **Trust.** The head was copied once and is used from the copy: what was checked is what is
 //! sent. The body stays hostile and is never interpreted.
 
-use virtq::mem::{Reader, SegSpan};
+use virtq::mem::{ReadPiece, Reader, SegSpan};
 
 use crate::Offload;
 
@@ -53,6 +53,9 @@ impl Default for Frame {
 #[expect(clippy::cast_possible_truncation, reason = "16 fits")]
 const ROOM: u16 = HEAD_ROOM as u16;
 
+#[expect(clippy::cast_possible_truncation, reason = "128 fits")]
+const HEAD_MAX_U32: u32 = HEAD_MAX as u32;
+
 impl Frame {
     /// Fills the frame: the head from `reader`, the body from what is left of `whole`, the span
     /// that `reader` was made from. Returns false if there are no 14 bytes of Ethernet header.
@@ -69,13 +72,30 @@ impl Frame {
         self.start = ROOM;
         self.end = ROOM.wrapping_add(got16);
         let taken = u32::from(got16);
-        self.body = SegSpan {
-            skip: whole.skip.wrapping_add(taken),
-            len: len.wrapping_sub(taken),
-            ..whole
-        };
+        self.body =
+            SegSpan { skip: whole.skip.wrapping_add(taken), len: len.wrapping_sub(taken), ..whole };
         self.offload = offload;
         got >= 14
+    }
+
+    /// As [`Self::fill`], of an ordinary frame in the one segment `piece` that `whole` spans.
+    #[inline(always)]
+    pub fn fill_piece(&mut self, piece: ReadPiece<'_>, whole: SegSpan) -> bool {
+        let taken = whole.len.min(HEAD_MAX_U32);
+        let end = HEAD_ROOM.wrapping_add(taken as usize);
+        let Some(head) = self.bytes.get_mut(HEAD_ROOM..end) else { return false };
+        if !piece.copy_to(whole.skip, head) {
+            return false;
+        }
+        self.start = ROOM;
+        self.end = ROOM.wrapping_add(u16::try_from(taken).unwrap_or(0));
+        self.body = SegSpan {
+            skip: whole.skip.wrapping_add(taken),
+            len: whole.len.wrapping_sub(taken),
+            ..whole
+        };
+        self.offload = Offload::default();
+        taken >= 14
     }
 
     /// Fills the frame from private bytes: frames that the switch originates itself, and tests.

@@ -49,6 +49,12 @@ impl Offload {
         }
     }
 
+    /// Whether there is nothing to do and nothing to tell.
+    #[inline(always)]
+    pub fn is_plain(&self) -> bool {
+        !(self.needs_csum | self.data_valid) && matches!(self.gso, Gso::None)
+    }
+
     /// Whether there is nothing to do.
     #[inline(always)]
     pub fn is_none(&self) -> bool {

@@ -19,7 +19,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use port::{BURST_MAX, Batch, DropReason, Egress, QueueCounters, QueueFault};
-use virtq::{ChainBuf, Token, Virtq};
+use virtq::{ChainBuf, Virtq};
 
 use crate::device::SharedFilter;
 use crate::{HeaderLen, QueueOptions, notify};
@@ -49,8 +49,6 @@ pub struct Receiveq {
     parts: ReceiveqParts,
     chains: ChainBuf,
     turn: Turn,
-    /// Chains that were popped and go back.
-    spare: Vec<Token>,
     /// Chains that a frame took on average in the last burst, rounded up.
     chains_per_frame: usize,
     /// The last burst found no room: no second look until there is some.
@@ -83,7 +81,6 @@ impl Receiveq {
             parts,
             chains: ChainBuf::with_capacity(POP_MAX),
             turn: Turn::with_capacity(POP_MAX),
-            spare: Vec::with_capacity(POP_MAX),
             chains_per_frame: 1,
             starved: false,
             filter: None,
@@ -184,13 +181,9 @@ impl Receiveq {
             (false, HeaderLen::Legacy) => deliver_single::<10>(&job, picked, turn),
         };
         let used = turn.used();
-        self.spare.clear();
-        self.spare.extend((used..count).map(|index| chains.token(index)));
-        for (token, written) in turn.completions() {
-            parts.queue.complete(*token, *written);
-        }
-        if !self.spare.is_empty() {
-            parts.queue.unpop(&self.spare);
+        parts.queue.complete_written(&self.chains, turn.written());
+        if used < count {
+            parts.queue.unpop_after(&self.chains, used);
         }
         let look = if frames == picked.len() {
             Look::Done

@@ -15,13 +15,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use port::{BURST_MAX, Batch, DropReason, FrameBuf, Ingress, QueueCounters, QueueFault};
-use virtq::{ChainBuf, Chains, Token, Virtq};
+use virtq::{ChainBuf, Chains, Virtq};
 
 use crate::header::{self, LEGACY_LEN, V1_LEN};
 use crate::{HeaderLen, QueueOptions, notify};
 
 /// Chains whose first lines are asked for before the first one is read.
 const AHEAD: usize = 8;
+/// Flags and segmentation type of a header that leaves nothing to do.
+const PLAIN: [u8; 2] = [0, 0];
 /// Bytes of an Ethernet header.
 const ETHERNET: u32 = 14;
 
@@ -45,8 +47,8 @@ pub struct TransmitqParts {
 pub struct Transmitq {
     parts: TransmitqParts,
     chains: ChainBuf,
-    /// Chains that [`Ingress::release`] gives back.
-    taken: Vec<Token>,
+    /// Whether the chains of the last burst are still to be given back.
+    held: bool,
 }
 
 impl Transmitq {
@@ -55,11 +57,7 @@ impl Transmitq {
         notify::prepare(parts.kick.as_ref());
         notify::prepare(parts.call.as_ref());
         parts.queue.disable_kicks();
-        Self {
-            parts,
-            chains: ChainBuf::with_capacity(BURST_MAX),
-            taken: Vec::with_capacity(BURST_MAX),
-        }
+        Self { parts, chains: ChainBuf::with_capacity(BURST_MAX), held: false }
     }
 
     /// What was negotiated.
@@ -119,6 +117,7 @@ impl Burst {
 impl Ingress for Transmitq {
     fn receive<'a>(&'a mut self, frames: &'a mut FrameBuf) -> Batch<'a> {
         frames.clear();
+        self.release();
         let parts = &mut self.parts;
         let chains = parts.queue.pop(&mut self.chains, BURST_MAX);
         let fault = chains.fault().map(QueueFault::Ring);
@@ -131,7 +130,7 @@ impl Ingress for Transmitq {
             HeaderLen::Legacy => take::<LEGACY_LEN>(&chains, &parts.options, frames, &mut burst),
         }
         let count = chains.len();
-        self.taken.extend((0..count).map(|index| chains.token(index)));
+        self.held = true;
         if parts.options.enabled {
             burst.count(&parts.counters, count as u64);
         } else {
@@ -143,10 +142,10 @@ impl Ingress for Transmitq {
     }
 
     fn release(&mut self) {
-        if !self.taken.is_empty() {
-            self.parts.queue.complete_all(&self.taken);
+        if self.held {
+            self.held = false;
+            self.parts.queue.complete_read(&self.chains);
             self.parts.queue.publish();
-            self.taken.clear();
         }
     }
 
@@ -186,38 +185,60 @@ fn take<const H: usize>(
     frames: &mut FrameBuf,
     burst: &mut Burst,
 ) {
+    let header_len = const { header::len_u32(H) };
     for index in 0..AHEAD {
-        chains.readable(index).prefetch();
+        chains.prefetch_read(index);
     }
     for index in 0..chains.len() {
-        chains.readable(index.wrapping_add(AHEAD)).prefetch();
-        let readable = chains.readable(index);
-        let header_len = const { header::len_u32(H) };
-        let len = readable.len().saturating_sub(header_len);
-        burst.bytes = burst.bytes.wrapping_add(u64::from(len));
-        if len < ETHERNET {
-            burst.runt = burst.runt.wrapping_add(1);
-            continue;
-        }
-        if len > options.max_frame {
-            burst.oversize = burst.oversize.wrapping_add(1);
-            continue;
-        }
-        let mut reader = readable.reader();
-        let mut raw = [0u8; H];
-        let _ = reader.read(&mut raw);
-        let parsed = raw
-            .first_chunk::<LEGACY_LEN>()
-            .and_then(|raw| header::parse(raw, options.from_driver, len));
-        let (Some(offload), Some(frame)) = (parsed, frames.slot()) else {
-            burst.bad_offload = burst.bad_offload.wrapping_add(1);
-            continue;
-        };
-        if frame.fill(reader, chains.span(index, header_len), offload) {
+        chains.prefetch_read(index.wrapping_add(AHEAD));
+        let whole = chains.span(index, header_len);
+        burst.bytes = burst.bytes.wrapping_add(u64::from(whole.len));
+        // A frame in one piece that leaves nothing to do: nearly all of them.
+        if let Some(piece) = chains.one_readable(index)
+            && whole.len <= options.max_frame
+            && whole.len >= ETHERNET
+            && piece.first::<2>() == Some(PLAIN)
+            && let Some(frame) = frames.slot()
+            && frame.fill_piece(piece, whole)
+        {
             frames.keep();
         } else {
-            burst.runt = burst.runt.wrapping_add(1);
+            take_any::<H>((chains, index), options, frames, burst);
         }
+    }
+}
+
+/// Turns chain `index` into a frame, whatever it looks like.
+#[inline(never)]
+fn take_any<const H: usize>(
+    (chains, index): (&Chains<'_>, usize),
+    options: &QueueOptions,
+    frames: &mut FrameBuf,
+    burst: &mut Burst,
+) {
+    let whole = chains.span(index, const { header::len_u32(H) });
+    if whole.len < ETHERNET {
+        burst.runt = burst.runt.wrapping_add(1);
+        return;
+    }
+    if whole.len > options.max_frame {
+        burst.oversize = burst.oversize.wrapping_add(1);
+        return;
+    }
+    let mut reader = chains.readable(index).reader();
+    let mut raw = [0u8; H];
+    let _ = reader.read(&mut raw);
+    let parsed = raw
+        .first_chunk::<LEGACY_LEN>()
+        .and_then(|raw| header::parse(raw, options.from_driver, whole.len));
+    let (Some(offload), Some(frame)) = (parsed, frames.slot()) else {
+        burst.bad_offload = burst.bad_offload.wrapping_add(1);
+        return;
+    };
+    if frame.fill(reader, whole, offload) {
+        frames.keep();
+    } else {
+        burst.runt = burst.runt.wrapping_add(1);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::ChainError;
-use crate::mem::{RawSeg, Readable, SegSpan, SegStore, Writable};
+use crate::mem::{RawSeg, ReadPiece, Readable, SegSpan, SegStore, Writable, WritePiece};
 
 /// What gives a chain back to the ring it came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -14,54 +14,178 @@ pub struct Token {
     pub(crate) slots: u16,
 }
 
+/// Two 32-bit numbers in one word, so that a loop stores them at once without a branch: one of
+/// the readable part of a chain, one of the writable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Parts(u64);
+
+impl Parts {
+    #[inline(always)]
+    pub(crate) fn new(readable: u32, writable: u32) -> Self {
+        Self(u64::from(readable) | u64::from(writable) << 32)
+    }
+
+    /// `number` in one part, zero in the other.
+    #[inline(always)]
+    pub(crate) fn only(number: u32, writable: bool) -> Self {
+        Self(u64::from(number) << (u32::from(writable) << 5))
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "picks a bit field")]
+    fn readable(self) -> u32 {
+        self.0 as u32
+    }
+
+    #[inline(always)]
+    fn writable(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
 /// One chain of a burst: numbers only, the segments are in the [`ChainBuf`].
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Chain {
+pub(crate) struct Chain {
     pub(crate) token: Token,
+    /// The first segment; readable ones come before writable ones.
     pub(crate) first: u32,
-    pub(crate) readable_segs: u32,
-    pub(crate) writable_segs: u32,
-    pub(crate) readable_len: u32,
-    pub(crate) writable_len: u32,
+    pub(crate) segs: Parts,
+    pub(crate) bytes: Parts,
 }
 
 impl Chain {
-    /// A chain of one buffer, whose segments are `segs`.
+    /// A chain of one buffer in one segment.
     #[inline(always)]
-    pub(crate) fn single(token: Token, writable: bool, segs: Range<u32>, len: u32) -> Self {
-        let count = segs.end.wrapping_sub(segs.start);
-        let (readable_segs, writable_segs) = if writable { (0, count) } else { (count, 0) };
-        let (readable_len, writable_len) = if writable { (0, len) } else { (len, 0) };
-        Self { token, first: segs.start, readable_segs, writable_segs, readable_len, writable_len }
+    pub(crate) fn single(token: Token, first: u32, writable: bool, bytes: u32) -> Self {
+        Self { token, first, segs: Parts::only(1, writable), bytes: Parts::only(bytes, writable) }
+    }
+
+    #[inline(always)]
+    fn segments(self, writable: bool) -> Range<usize> {
+        let middle = self.first.wrapping_add(self.segs.readable()) as usize;
+        if writable {
+            middle..middle.wrapping_add(self.segs.writable() as usize)
+        } else {
+            self.first as usize..middle
+        }
     }
 }
 
 /// A burst ends early when its chains have more segments than this. One chain can have more.
 pub(crate) const BURST_SEGS: usize = 1 << 16;
 
+/// As many chains are read in one go of a hot loop.
+pub(crate) const RUN: usize = 256;
+
+/// A list that keeps its items initialised beyond its end, so that a loop fills it by iterating
+/// over a slice instead of asking for capacity at each item.
+#[derive(Debug, Default)]
+pub(crate) struct Pile<T> {
+    items: Vec<T>,
+    count: usize,
+}
+
+impl<T: Copy + Default> Pile<T> {
+    fn with_capacity(count: usize) -> Self {
+        Self { items: vec![T::default(); count], count: 0 }
+    }
+
+    #[inline(always)]
+    pub(crate) fn len(&self) -> usize {
+        self.count
+    }
+
+    #[inline(always)]
+    pub(crate) fn filled(&self) -> &[T] {
+        self.items.get(..self.count).unwrap_or_default()
+    }
+
+    #[inline(always)]
+    pub(crate) fn push(&mut self, item: T) {
+        match self.items.get_mut(self.count) {
+            Some(place) => *place = item,
+            None => self.items.push(item),
+        }
+        self.count = self.count.wrapping_add(1);
+    }
+
+    /// Room for `count` items behind the last one: [`Self::advance`] makes them part of the list.
+    #[inline(always)]
+    pub(crate) fn spare(&mut self, count: usize) -> &mut [T] {
+        let end = self.count.saturating_add(count);
+        if end > self.items.len() {
+            self.grow(end);
+        }
+        self.items.get_mut(self.count..end).unwrap_or_default()
+    }
+
+    #[cold]
+    fn grow(&mut self, end: usize) {
+        self.items.resize(end, T::default());
+    }
+
+    #[inline(always)]
+    pub(crate) fn advance(&mut self, count: usize) {
+        self.count = self.count.saturating_add(count).min(self.items.len());
+    }
+
+    #[inline(always)]
+    pub(crate) fn truncate(&mut self, count: usize) {
+        self.count = self.count.min(count);
+    }
+}
+
+impl<T: Copy + Default> Extend<T> for Pile<T> {
+    #[inline(always)]
+    fn extend<I: IntoIterator<Item = T>>(&mut self, items: I) {
+        for item in items {
+            self.push(item);
+        }
+    }
+}
+
 /// Storage for the chains of one burst; allocated once, reused for every burst.
 #[derive(Debug, Default)]
 pub struct ChainBuf {
-    pub(crate) chains: Vec<Chain>,
-    pub(crate) segs: Vec<RawSeg>,
+    pub(crate) chains: Pile<Chain>,
+    pub(crate) segs: Pile<RawSeg>,
 }
 
 impl ChainBuf {
     /// Room for bursts of `chains` chains without later allocation in the common case.
     pub fn with_capacity(chains: usize) -> Self {
         Self {
-            chains: Vec::with_capacity(chains),
-            segs: Vec::with_capacity(chains.saturating_mul(4)),
+            chains: Pile::with_capacity(chains),
+            segs: Pile::with_capacity(chains.saturating_mul(4)),
         }
     }
 
     /// Empties it; what a guest's oversized chains took goes back to the allocator.
     #[inline(always)]
     pub(crate) fn clear(&mut self) {
-        self.chains.clear();
-        self.segs.clear();
-        if self.segs.capacity() > BURST_SEGS.saturating_mul(2) {
-            self.segs.shrink_to(BURST_SEGS);
+        self.chains.truncate(0);
+        self.segs.truncate(0);
+        if self.segs.items.len() > BURST_SEGS.saturating_mul(2) {
+            self.segs.items.truncate(BURST_SEGS);
+            self.segs.items.shrink_to_fit();
+        }
+    }
+
+    /// Ends the burst's last chain: keeps it, or drops what a broken one left.
+    pub(crate) fn settle(
+        &mut self,
+        first: usize,
+        chain: Result<Chain, ChainError>,
+    ) -> Result<Token, ChainError> {
+        match chain {
+            Ok(chain) => {
+                self.chains.push(chain);
+                Ok(chain.token)
+            }
+            Err(fault) => {
+                self.segs.truncate(first);
+                Err(fault)
+            }
         }
     }
 }
@@ -74,6 +198,16 @@ pub struct Chains<'a> {
 }
 
 impl<'a> Chains<'a> {
+    #[inline(always)]
+    fn chain(&self, index: usize) -> Option<&'a Chain> {
+        self.buf.chains.filled().get(index)
+    }
+
+    #[inline(always)]
+    fn segments(&self, range: Range<usize>) -> &'a [RawSeg] {
+        self.buf.segs.filled().get(range).unwrap_or_default()
+    }
+
     /// Number of valid chains.
     #[inline(always)]
     pub fn len(&self) -> usize {
@@ -81,12 +215,14 @@ impl<'a> Chains<'a> {
     }
 
     /// Whether the ring had nothing to give.
+    #[inline(always)]
     pub fn is_empty(&self) -> bool {
-        self.buf.chains.is_empty()
+        self.buf.chains.len() == 0
     }
 
     /// The fault that ended the burst, if the chain after the valid ones was broken. The queue
     /// gives no more chains from then on.
+    #[inline(always)]
     pub fn fault(&self) -> Option<ChainError> {
         self.fault
     }
@@ -94,42 +230,83 @@ impl<'a> Chains<'a> {
     /// What completes chain `index`.
     #[inline(always)]
     pub fn token(&self, index: usize) -> Token {
-        self.buf.chains.get(index).map(|c| c.token).unwrap_or_default()
+        self.chain(index).map(|c| c.token).unwrap_or_default()
+    }
+
+    /// What completes the chains, in their order.
+    #[inline(always)]
+    pub fn tokens(&self) -> impl ExactSizeIterator<Item = Token> + 'a {
+        self.buf.chains.filled().iter().map(|chain| chain.token)
     }
 
     /// The device-readable part of chain `index`; empty if there is no such chain.
     #[inline(always)]
     pub fn readable(&self, index: usize) -> Readable<'a> {
-        let Some(c) = self.buf.chains.get(index) else { return Readable { segs: &[], len: 0 } };
-        let first = c.first as usize;
-        let range = first..first.wrapping_add(c.readable_segs as usize);
-        Readable { segs: self.buf.segs.get(range).unwrap_or_default(), len: c.readable_len }
+        let Some(c) = self.chain(index) else { return Readable { segs: &[], len: 0 } };
+        Readable { segs: self.segments(c.segments(false)), len: c.bytes.readable() }
     }
 
     /// The device-writable part of chain `index`; empty if there is no such chain.
     #[inline(always)]
     pub fn writable(&self, index: usize) -> Writable<'a> {
-        let Some(c) = self.buf.chains.get(index) else { return Writable { segs: &[], len: 0 } };
-        let first = (c.first as usize).wrapping_add(c.readable_segs as usize);
-        let range = first..first.wrapping_add(c.writable_segs as usize);
-        Writable { segs: self.buf.segs.get(range).unwrap_or_default(), len: c.writable_len }
+        let Some(c) = self.chain(index) else { return Writable { segs: &[], len: 0 } };
+        Writable { segs: self.segments(c.segments(true)), len: c.bytes.writable() }
+    }
+
+    /// Chain `index` if it is one readable segment: nearly all chains of a transmitq.
+    #[inline(always)]
+    pub fn one_readable(&self, index: usize) -> Option<ReadPiece<'a>> {
+        self.one(index, false).map(ReadPiece::new)
+    }
+
+    /// Chain `index` if it is one writable segment: nearly all chains of a receiveq.
+    #[inline(always)]
+    pub fn one_writable(&self, index: usize) -> Option<WritePiece<'a>> {
+        self.one(index, true).map(WritePiece::new)
+    }
+
+    #[inline(always)]
+    fn one(&self, index: usize, writable: bool) -> Option<RawSeg> {
+        let chain = self.chain(index).filter(|c| c.segs == Parts::only(1, writable))?;
+        self.buf.segs.filled().get(chain.first as usize).copied()
+    }
+
+    /// Asks the CPU for the first two lines of chain `index`, to read.
+    #[inline(always)]
+    pub fn prefetch_read(&self, index: usize) {
+        if let Some(seg) = self.first_segment(index) {
+            seg.prefetch_read();
+        }
+    }
+
+    /// Asks the CPU for the first two lines of chain `index`, to write.
+    #[inline(always)]
+    pub fn prefetch_write(&self, index: usize) {
+        if let Some(seg) = self.first_segment(index) {
+            seg.prefetch_write();
+        }
+    }
+
+    #[inline(always)]
+    fn first_segment(&self, index: usize) -> Option<&'a RawSeg> {
+        self.buf.segs.filled().get(self.chain(index)?.first as usize)
     }
 
     /// The bytes of chain `index`'s readable part from `skip` on, as a span of [`Self::store`].
     #[inline(always)]
     pub fn span(&self, index: usize, skip: u32) -> SegSpan {
-        let Some(c) = self.buf.chains.get(index) else { return SegSpan::default() };
+        let Some(c) = self.chain(index) else { return SegSpan::default() };
         SegSpan {
             first: c.first,
-            count: c.readable_segs,
+            count: c.segs.readable(),
             skip,
-            len: c.readable_len.saturating_sub(skip),
+            len: c.bytes.readable().saturating_sub(skip),
         }
     }
 
     /// All segments of the burst.
     #[inline(always)]
     pub fn store(&self) -> SegStore<'a> {
-        SegStore::new(&self.buf.segs)
+        SegStore::new(self.buf.segs.filled())
     }
 }

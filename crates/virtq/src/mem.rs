@@ -16,6 +16,7 @@
 #[cfg(feature = "driver")]
 mod driver_words;
 mod map;
+mod piece;
 mod pool;
 mod rings;
 mod segs;
@@ -25,10 +26,11 @@ mod word;
 pub(crate) use driver_words::DriverWords;
 pub use map::{GuestMap, GuestPhysAddr, MAX_REGIONS, MapError};
 pub(crate) use map::{Hit, HostRange};
+pub use piece::{ReadPiece, WritePiece};
 pub use pool::Pool;
-pub(crate) use rings::{PackedAreas, RawDesc, SplitAreas};
+pub(crate) use rings::{Descs, PackedAreas, RawDesc, SplitAreas};
 pub(crate) use segs::RawSeg;
-pub use segs::{ReadPiece, Readable, Reader, SegSpan, SegStore, Writable, Writer};
+pub use segs::{Readable, Reader, SegSpan, SegStore, Writable, Writer};
 pub(crate) use word::Word;
 
 // Offsets into a region are cast from u64 to usize.
@@ -47,6 +49,45 @@ pub(crate) unsafe fn copy_guest(src: *const u8, dst: *mut u8, len: usize) {
     // SAFETY: the caller keeps both ranges mapped; `copy` allows overlap, and contents are plain
     // bytes of which every value is valid.
     unsafe { std::ptr::copy(src, dst, len) }
+}
+
+/// Copies `len` bytes between guest memory and private memory, which never overlap. Short lengths,
+/// the heads of frames, are two blocks that may share their middle: no call, no loop.
+///
+/// # Safety
+///
+/// As [`copy_guest`]; one of the ranges is private memory that no guest can map.
+#[inline(always)]
+pub(crate) unsafe fn copy_private(src: *const u8, dst: *mut u8, len: usize) {
+    match len {
+        65..=128 => {
+            // SAFETY: the caller's ranges; the length is one to two blocks.
+            unsafe { copy_ends::<64>(src, dst, len) }
+        }
+        32..=64 => {
+            // SAFETY: as above.
+            unsafe { copy_ends::<32>(src, dst, len) }
+        }
+        _ => {
+            // SAFETY: as above, of any length.
+            unsafe { std::ptr::copy_nonoverlapping(src, dst, len) }
+        }
+    }
+}
+
+/// Copies `len` bytes, `N` to `2 * N`, as a first and a last block.
+///
+/// # Safety
+///
+/// As [`copy_private`]; `len` is at least `N` and at most `2 * N`.
+#[inline(always)]
+unsafe fn copy_ends<const N: usize>(src: *const u8, dst: *mut u8, len: usize) {
+    let last = len.wrapping_sub(N);
+    // SAFETY: `N` bytes are within `len`, in both ranges.
+    unsafe { std::ptr::copy_nonoverlapping(src, dst, N) };
+    let (src, dst) = (src.wrapping_add(last), dst.wrapping_add(last));
+    // SAFETY: as above, `N` bytes that end at `len`.
+    unsafe { std::ptr::copy_nonoverlapping(src, dst, N) };
 }
 
 /// Asks the CPU to load the line at `ptr` for reading. Never faults, whatever `ptr` is.

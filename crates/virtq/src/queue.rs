@@ -64,6 +64,29 @@ impl Virtq {
         either!(self, queue => queue.complete_all(tokens));
     }
 
+    /// Completes the first `written.len()` chains of the burst in `buf`, the last one popped, with
+    /// the bytes written into each.
+    #[inline]
+    pub fn complete_written(&mut self, buf: &ChainBuf, written: &[u32]) {
+        let chains = buf.chains.filled().iter().map(|chain| chain.token).zip(written.iter().copied());
+        either!(self, queue => queue.complete_each(chains));
+    }
+
+    /// Completes all chains of the burst in `buf`, the last one popped, with nothing written: as
+    /// [`Self::complete_all`].
+    #[inline]
+    pub fn complete_read(&mut self, buf: &ChainBuf) {
+        either!(self, queue => queue.complete_burst(buf.chains.filled()));
+    }
+
+    /// Takes back the chains of the burst in `buf`, the last one popped, after the first `kept`.
+    #[inline]
+    pub fn unpop_after(&mut self, buf: &ChainBuf, kept: usize) {
+        for chain in buf.chains.filled().iter().skip(kept).rev() {
+            self.unpop(&[chain.token]);
+        }
+    }
+
     /// Publishes all completions with one store. Does not notify.
     #[inline]
     pub fn publish(&mut self) {

@@ -4,7 +4,7 @@
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 
 use crate::ChainError;
-use crate::chain::{Chain, Token};
+use crate::chain::{Chain, Parts, Pile, Token};
 use crate::mem::{GuestMap, GuestPhysAddr, Hit, RawDesc, RawSeg};
 
 /// The descriptor goes on in another one.
@@ -29,7 +29,7 @@ const TABLE_BYTES: u32 = DESC_BYTES << 16;
 pub(crate) struct Sink<'a> {
     pub(crate) map: &'a GuestMap,
     pub(crate) hit: &'a mut Hit,
-    pub(crate) segs: &'a mut Vec<RawSeg>,
+    pub(crate) segs: &'a mut Pile<RawSeg>,
 }
 
 /// A chain whose descriptors are being read, in order.
@@ -128,10 +128,11 @@ impl<'s, 'a> Walk<'s, 'a> {
         Chain {
             token,
             first: narrow(self.first),
-            readable_segs: narrow(split.saturating_sub(self.first)),
-            writable_segs: narrow(end.saturating_sub(split)),
-            readable_len: self.readable_len,
-            writable_len: self.total.saturating_sub(self.readable_len),
+            segs: Parts::new(
+                narrow(split.saturating_sub(self.first)),
+                narrow(end.saturating_sub(split)),
+            ),
+            bytes: Parts::new(self.readable_len, self.total.saturating_sub(self.readable_len)),
         }
     }
 }
@@ -144,7 +145,7 @@ pub(crate) fn narrow(segments: usize) -> u32 {
 }
 
 #[cold]
-pub(crate) fn unmapped(addr: GuestPhysAddr, len: u32) -> ChainError {
+fn unmapped(addr: GuestPhysAddr, len: u32) -> ChainError {
     match addr.0.checked_add(u64::from(len.saturating_sub(1))) {
         Some(_) => ChainError::Unmapped { addr, len },
         None => ChainError::AddressOverflow { addr, len },

@@ -1,8 +1,7 @@
 //! The delivery loops: frames into popped chains.
 
 use port::{Batch, DropReason, EgressCounters, Frame};
-use virtq::mem::Writable;
-use virtq::{Chains, Token};
+use virtq::Chains;
 
 use crate::OffloadSet;
 use crate::header::{self, V1_LEN};
@@ -17,6 +16,9 @@ const BODY_LINES: usize = 4;
 /// Bytes of the header before a frame that may take several buffers.
 const V1: u32 = header::len_u32(V1_LEN);
 
+/// The header of a frame that leaves nothing to do, in one buffer.
+const PLAIN: [u8; V1_LEN] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+
 /// Where frames come from and go to.
 pub(super) struct Job<'a> {
     pub(super) chains: Chains<'a>,
@@ -27,8 +29,8 @@ pub(super) struct Job<'a> {
 /// What the deliveries of one burst did.
 #[derive(Debug, Default)]
 pub(super) struct Turn {
-    /// Chains of this look at the ring, in order, with the bytes written.
-    done: Vec<(Token, u32)>,
+    /// Bytes written into each chain that this look at the ring used up, in order.
+    written: Vec<u32>,
     /// Chains of the burst.
     chains: usize,
     frames: u64,
@@ -39,13 +41,13 @@ pub(super) struct Turn {
 
 impl Turn {
     pub(super) fn with_capacity(chains: usize) -> Self {
-        Self { done: Vec::with_capacity(chains), ..Self::default() }
+        Self { written: Vec::with_capacity(chains), ..Self::default() }
     }
 
     /// Begins a burst.
     #[inline(always)]
     pub(super) fn clear(&mut self) {
-        self.done.clear();
+        self.written.clear();
         (self.chains, self.frames, self.bytes) = (0, 0, 0);
         (self.too_large, self.bad_offload) = (0, 0);
     }
@@ -53,26 +55,26 @@ impl Turn {
     /// Begins a look at the ring.
     #[inline(always)]
     pub(super) fn start(&mut self) {
-        self.chains = self.chains.wrapping_add(self.done.len());
-        self.done.clear();
+        self.chains = self.chains.wrapping_add(self.written.len());
+        self.written.clear();
     }
 
     /// Chains of this look that are used up.
     #[inline(always)]
     pub(super) fn used(&self) -> usize {
-        self.done.len()
+        self.written.len()
     }
 
     #[inline(always)]
-    pub(super) fn completions(&self) -> &[(Token, u32)] {
-        &self.done
+    pub(super) fn written(&self) -> &[u32] {
+        &self.written
     }
 
     /// Chains that a frame of this burst took, rounded up; none if no frame was delivered.
     #[inline(always)]
     pub(super) fn chains_per_frame(&self) -> Option<usize> {
         let frames = usize::try_from(self.frames).unwrap_or(usize::MAX);
-        let chains = self.chains.wrapping_add(self.done.len());
+        let chains = self.chains.wrapping_add(self.written.len());
         if chains == frames && frames > 0 {
             return Some(1);
         }
@@ -80,8 +82,8 @@ impl Turn {
     }
 
     #[inline(always)]
-    fn push(&mut self, token: Token, written: u32) {
-        self.done.push((token, written));
+    fn push(&mut self, written: u32) {
+        self.written.push(written);
     }
 
     #[inline(always)]
@@ -101,30 +103,47 @@ impl Turn {
     }
 }
 
-/// Asks for the lines that are needed soon.
+/// Asks for the body of frame `n` of `picked`.
 #[inline(always)]
-fn prefetch(job: &Job<'_>, picked: &[u16], n: usize, chain: usize) {
-    job.chains.writable(chain.wrapping_add(AHEAD)).prefetch();
-    let soon = picked.get(n.wrapping_add(BODY_AHEAD)).map(|index| usize::from(*index));
-    if let Some(frame) = soon.and_then(|index| job.batch.frames().get(index))
-        && frame.body.len > 0
+fn prefetch_body(job: &Job<'_>, picked: &[u16], n: usize) {
+    let index = picked.get(n).map(|index| usize::from(*index));
+    if let Some(frame) = index.and_then(|index| job.batch.frames().get(index))
+        && let Some(piece) = job.batch.body_piece(frame)
     {
-        job.batch.body(frame).prefetch(BODY_LINES);
+        piece.prefetch(BODY_LINES);
     }
 }
 
-/// Writes the whole frame into one buffer that has room for it: the straight way.
+/// Writes an ordinary frame of `need` bytes with its header into chain `chain`: the straight way,
+/// for one buffer that has room for it. Returns false, and has written nothing that counts, if
+/// the chain is not such a buffer.
 #[inline(always)]
-fn write_whole<const H: usize>(job: &Job<'_>, frame: &Frame, buffer: &Writable<'_>) {
+fn write_one<const H: usize>(job: &Job<'_>, frame: &Frame, chain: usize, need: u32) -> bool {
+    let Some(buffer) = job.chains.one_writable(chain) else { return false };
+    let Some(header) = PLAIN.first_chunk::<H>() else { return false };
+    let head = frame.head();
+    if buffer.len() < need || !frame.offload.is_plain() {
+        return false;
+    }
+    let wrote =
+        buffer.write_if_different(header) && buffer.write(const { header::len_u32(H) }, head);
+    if frame.body.len == 0 {
+        return wrote;
+    }
+    let at = need.wrapping_sub(frame.body.len);
+    wrote && job.batch.body_piece(frame).is_some_and(|body| buffer.copy_from(at, body))
+}
+
+/// Writes any frame with its header into one chain that has room for it.
+#[inline(never)]
+fn write_any<const H: usize>(job: &Job<'_>, frame: &Frame, chain: usize) {
     let header = header::encode(&frame.offload, job.to_driver, 1);
-    let mut writer = buffer.writer();
+    let mut writer = job.chains.writable(chain).writer();
     if let Some(header) = header.first_chunk::<H>() {
         let _ = writer.write_if_different(header);
     }
     let _ = writer.write(frame.head());
-    if frame.body.len > 0 {
-        let _ = writer.copy_from(&mut job.batch.body(frame), frame.body.len);
-    }
+    let _ = writer.copy_from(&mut job.batch.body(frame), frame.body.len);
 }
 
 /// Delivers frames, each in as many chains as it needs. Returns how many are done; the next one
@@ -132,21 +151,24 @@ fn write_whole<const H: usize>(job: &Job<'_>, frame: &Frame, buffer: &Writable<'
 #[inline]
 pub(super) fn deliver_mergeable(job: &Job<'_>, picked: &[u16], turn: &mut Turn) -> usize {
     for chain in 0..AHEAD {
-        job.chains.writable(chain).prefetch();
+        job.chains.prefetch_write(chain);
     }
     for (n, index) in picked.iter().enumerate() {
         let Some(frame) = job.batch.frames().get(usize::from(*index)) else { continue };
         let chain = turn.used();
-        prefetch(job, picked, n, chain);
-        if !header::accepts(job.to_driver, &frame.offload) {
+        job.chains.prefetch_write(chain.wrapping_add(AHEAD));
+        if frame.body.len > 0 {
+            prefetch_body(job, picked, n.wrapping_add(BODY_AHEAD));
+        }
+        let need = frame.len().wrapping_add(V1);
+        if write_one::<V1_LEN>(job, frame, chain, need) {
+            turn.push(need);
+        } else if !header::accepts(job.to_driver, &frame.offload) {
             turn.bad_offload = turn.bad_offload.wrapping_add(1);
             continue;
-        }
-        let need = frame.len().saturating_add(V1);
-        let buffer = job.chains.writable(chain);
-        if buffer.len() >= need {
-            write_whole::<V1_LEN>(job, frame, &buffer);
-            turn.push(job.chains.token(chain), need);
+        } else if job.chains.writable(chain).len() >= need {
+            write_any::<V1_LEN>(job, frame, chain);
+            turn.push(need);
         } else if !spread(job, frame, need, turn) {
             return n;
         }
@@ -163,17 +185,20 @@ pub(super) fn deliver_single<const H: usize>(
     turn: &mut Turn,
 ) -> usize {
     for chain in 0..AHEAD {
-        job.chains.writable(chain).prefetch();
+        job.chains.prefetch_write(chain);
     }
     for (n, index) in picked.iter().enumerate() {
         let Some(frame) = job.batch.frames().get(usize::from(*index)) else { continue };
-        prefetch(job, picked, n, turn.used());
-        if !header::accepts(job.to_driver, &frame.offload) {
-            turn.bad_offload = turn.bad_offload.wrapping_add(1);
-            continue;
+        job.chains.prefetch_write(turn.used().wrapping_add(AHEAD));
+        if frame.body.len > 0 {
+            prefetch_body(job, picked, n.wrapping_add(BODY_AHEAD));
         }
-        let need = frame.len().saturating_add(const { header::len_u32(H) });
-        if job.chains.writable(turn.used()).len() < need {
+        let need = frame.len().wrapping_add(const { header::len_u32(H) });
+        if !write_one::<H>(job, frame, turn.used(), need) {
+            if !header::accepts(job.to_driver, &frame.offload) {
+                turn.bad_offload = turn.bad_offload.wrapping_add(1);
+                continue;
+            }
             skip_useless(job, const { header::len_u32(H) }, turn);
             if turn.used() >= job.chains.len() {
                 return n;
@@ -182,10 +207,9 @@ pub(super) fn deliver_single<const H: usize>(
                 turn.too_large = turn.too_large.wrapping_add(1);
                 continue;
             }
+            write_any::<H>(job, frame, turn.used());
         }
-        let chain = turn.used();
-        write_whole::<H>(job, frame, &job.chains.writable(chain));
-        turn.push(job.chains.token(chain), need);
+        turn.push(need);
         turn.sent(frame);
     }
     picked.len()
@@ -195,7 +219,7 @@ pub(super) fn deliver_single<const H: usize>(
 #[cold]
 fn skip_useless(job: &Job<'_>, header_len: u32, turn: &mut Turn) {
     while turn.used() < job.chains.len() && job.chains.writable(turn.used()).len() <= header_len {
-        turn.push(job.chains.token(turn.used()), 0);
+        turn.push(0);
     }
 }
 
@@ -228,7 +252,7 @@ fn spread(job: &Job<'_>, frame: &Frame, need: u32, turn: &mut Turn) -> bool {
         if head.is_empty() {
             let _ = writer.copy_from(&mut body, writer.remaining());
         }
-        turn.push(job.chains.token(chain), room.wrapping_sub(writer.remaining()));
+        turn.push(room.wrapping_sub(writer.remaining()));
     }
     true
 }

@@ -221,11 +221,11 @@ impl GuestMap {
         hit: &mut Hit,
         addr: GuestPhysAddr,
         len: u32,
-        out: &mut Vec<RawSeg>,
+        out: &mut impl Extend<RawSeg>,
     ) -> bool {
         match hit.resolve(addr, len) {
             Some(seg) => {
-                out.push(seg);
+                out.extend([seg]);
                 true
             }
             None => self.resolve_slow(hit, addr, len, out),
@@ -239,7 +239,7 @@ impl GuestMap {
         hit: &mut Hit,
         addr: GuestPhysAddr,
         len: u32,
-        out: &mut Vec<RawSeg>,
+        out: &mut impl Extend<RawSeg>,
     ) -> bool {
         let (mut at, mut left) = (addr.0, len);
         while left > 0 {
@@ -249,7 +249,7 @@ impl GuestMap {
                 hit.region = *region;
             }
             let step = u32::try_from(here).unwrap_or(u32::MAX).min(left);
-            out.push(RawSeg::new(host, step));
+            out.extend([RawSeg::new(host, step)]);
             left = left.saturating_sub(step);
             let Some(next) = at.checked_add(u64::from(step)) else { return left == 0 };
             at = next;

@@ -4,12 +4,16 @@
 //! guest or a bug produces reaches a byte outside of the area.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use super::word::RingMem;
 use super::{GuestMap, Word, prefetch_read};
 use crate::config::{QueueConfig, QueueError, RingArea};
 use crate::shared::Shared;
+
+/// How far ahead descriptors are asked for: two lines. Beyond the ring's end it costs nothing.
+const PREFETCH: usize = 128;
 
 /// A descriptor's two words, as they were at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,9 +172,11 @@ impl SplitAreas {
         RawDesc { addr: addr.load(Relaxed), meta: meta.load(Relaxed) }
     }
 
+    /// Asks for the descriptors two lines behind this one: drivers hand them out in order.
     #[inline(always)]
-    pub(crate) fn prefetch_desc(&self, index: u16) {
-        prefetch_read(self.desc.ptr.wrapping_add(self.slot(index).wrapping_mul(16)));
+    pub(crate) fn prefetch_after(&self, index: u16) {
+        let offset = self.slot(index).wrapping_mul(16).wrapping_add(PREFETCH);
+        prefetch_read(self.desc.ptr.wrapping_add(offset));
     }
 }
 
@@ -247,9 +253,13 @@ impl PackedAreas {
         RawDesc { addr: addr.load(Relaxed), meta }
     }
 
+    /// The descriptors from `index` on, as they are when each is reached: at most `count`, and
+    /// not beyond the end of the ring.
     #[inline(always)]
-    pub(crate) fn prefetch(&self, index: u16) {
-        prefetch_read(self.desc.ptr.wrapping_add(self.offset(index)));
+    pub(crate) fn descs(&self, index: u16, count: usize) -> Descs<'_> {
+        let left = usize::from(self.size.saturating_sub(index));
+        let ptr = self.desc.ptr.wrapping_add(self.offset(index));
+        Descs { at: RingMem { ptr }, left: count.min(left), _areas: PhantomData }
     }
 
     /// What the driver wants to be told: offset and wrap in the low half, flags in the high one.
@@ -264,6 +274,34 @@ impl PackedAreas {
     pub(crate) fn device_event(&self) -> Word<'_, u32> {
         // SAFETY: offset 0 of an area of 4 bytes, aligned to 4.
         unsafe { self.device.word(0) }
+    }
+}
+
+/// Descriptors of a packed ring, one after the other. Invariant: `left` of them lie in the ring
+/// from `at` on, which the areas keep mapped.
+pub(crate) struct Descs<'a> {
+    at: RingMem,
+    left: usize,
+    _areas: PhantomData<&'a PackedAreas>,
+}
+
+impl Iterator for Descs<'_> {
+    type Item = RawDesc;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<RawDesc> {
+        self.left = self.left.checked_sub(1)?;
+        // SAFETY: one of the `left` descriptors, which are aligned to 16.
+        let meta: Word<'_, u64> = unsafe { self.at.word(8) };
+        // ORDERING: acquire pairs with the driver's release of the flags, which are in this word:
+        // the address that is read next is the one that belongs to them.
+        let meta = meta.load(Acquire);
+        // SAFETY: as above.
+        let addr: Word<'_, u64> = unsafe { self.at.word(0) };
+        let addr = addr.load(Relaxed);
+        prefetch_read(self.at.ptr.wrapping_add(PREFETCH));
+        self.at.ptr = self.at.ptr.wrapping_add(16);
+        Some(RawDesc { addr, meta })
     }
 }
 

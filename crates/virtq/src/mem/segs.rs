@@ -1,8 +1,6 @@
 //! Segments of guest memory, and the cursors that copy from and to them.
 
-use std::marker::PhantomData;
-
-use super::{copy_guest, prefetch_read, prefetch_write};
+use super::{ReadPiece, copy_guest, copy_private, prefetch_read, prefetch_write};
 
 /// A checked range of host-mapped guest memory. Only valid while its `GuestMap` lives, which the
 /// lifetimes of [`SegStore`], [`Readable`] and [`Writable`] see to.
@@ -14,6 +12,13 @@ pub(crate) struct RawSeg {
 
 // SAFETY: a plain address; whoever dereferences it holds the borrow that keeps it mapped.
 unsafe impl Send for RawSeg {}
+
+impl Default for RawSeg {
+    /// No bytes.
+    fn default() -> Self {
+        Self { ptr: std::ptr::null_mut(), len: 0 }
+    }
+}
 
 impl RawSeg {
     #[inline(always)]
@@ -29,6 +34,20 @@ impl RawSeg {
     #[inline(always)]
     pub(crate) fn ptr(self) -> *mut u8 {
         self.ptr
+    }
+
+    /// Asks the CPU for the first two lines: a header may end where the frame's line begins.
+    #[inline(always)]
+    pub(crate) fn prefetch_read(self) {
+        prefetch_read(self.ptr);
+        prefetch_read(self.ptr.wrapping_add(64));
+    }
+
+    /// The same, in a writable state.
+    #[inline(always)]
+    pub(crate) fn prefetch_write(self) {
+        prefetch_write(self.ptr);
+        prefetch_write(self.ptr.wrapping_add(64));
     }
 }
 
@@ -66,6 +85,15 @@ impl<'a> SegStore<'a> {
     /// `'a` must be a borrow that keeps the segments' memory mapped.
     pub(crate) fn new(segs: &'a [RawSeg]) -> Self {
         Self { segs }
+    }
+
+    /// The bytes of `span` if they are in one segment: nearly all bodies.
+    #[inline(always)]
+    pub fn one(self, span: SegSpan) -> Option<ReadPiece<'a>> {
+        let seg = self.segs.get(span.first as usize)?;
+        let here = seg.len.checked_sub(span.skip)?;
+        let ptr = seg.ptr.wrapping_add(span.skip as usize);
+        (span.count == 1 && here >= span.len).then(|| ReadPiece::new(RawSeg::new(ptr, span.len)))
     }
 
     /// A reader over `span`; empty where the span lies outside of the store.
@@ -146,31 +174,6 @@ impl<'a> Writable<'a> {
     }
 }
 
-/// One contiguous piece of guest memory, for system calls that take addresses (`writev`).
-#[derive(Debug, Clone, Copy)]
-pub struct ReadPiece<'a> {
-    ptr: *const u8,
-    len: usize,
-    _mapped: PhantomData<&'a ()>,
-}
-
-impl ReadPiece<'_> {
-    /// The address: mapped while the piece's lifetime lasts, its bytes hostile.
-    pub fn as_ptr(self) -> *const u8 {
-        self.ptr
-    }
-
-    /// The length in bytes.
-    pub fn len(self) -> usize {
-        self.len
-    }
-
-    /// Whether there are no bytes.
-    pub fn is_empty(self) -> bool {
-        self.len == 0
-    }
-}
-
 /// A position in a list of segments. Invariant: `ptr` is valid for `here` bytes, and `here` plus
 /// the lengths of `rest` is at least `left`.
 #[derive(Debug, Clone, Copy)]
@@ -197,6 +200,8 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    #[cold]
+    #[inline(never)]
     fn new_slow(segs: &'a [RawSeg], skip: u32, len: u32) -> Self {
         let total = segs.iter().map(|s| u64::from(s.len)).sum::<u64>();
         let left = total.saturating_sub(u64::from(skip)).min(u64::from(len));
@@ -215,6 +220,17 @@ impl<'a> Cursor<'a> {
             (self.ptr, self.here, self.rest) = (first.ptr, first.len, rest);
         }
         true
+    }
+
+    /// Takes exactly `count` contiguous bytes of the current segment, if it has them.
+    #[inline(always)]
+    fn take_whole(&mut self, count: usize) -> Option<*mut u8> {
+        let step = u32::try_from(count).ok().filter(|c| *c <= self.here.min(self.left))?;
+        let at = self.ptr;
+        self.ptr = self.ptr.wrapping_add(count);
+        self.here = self.here.wrapping_sub(step);
+        self.left = self.left.wrapping_sub(step);
+        Some(at)
     }
 
     /// Takes up to `want` contiguous bytes: their address and number (0 at the end).
@@ -267,6 +283,15 @@ impl<'a> Reader<'a> {
     /// Fills `out` as far as there are bytes; returns how many were read.
     #[inline(always)]
     pub fn read(&mut self, out: &mut [u8]) -> usize {
+        let Some(src) = self.cursor.take_whole(out.len()) else { return self.read_pieces(out) };
+        // SAFETY: `take_whole` gave that many mapped bytes; `out` is private, as long, no overlap.
+        unsafe { copy_private(src, out.as_mut_ptr(), out.len()) };
+        out.len()
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn read_pieces(&mut self, out: &mut [u8]) -> usize {
         let mut done = 0usize;
         while done < out.len() {
             let want = u32::try_from(out.len().wrapping_sub(done)).unwrap_or(u32::MAX);
@@ -292,7 +317,7 @@ impl<'a> Reader<'a> {
     /// Takes the next contiguous piece, at most `max` bytes.
     pub fn next_piece(&mut self, max: u32) -> Option<ReadPiece<'a>> {
         let (ptr, len) = self.cursor.take(max);
-        (len > 0).then_some(ReadPiece { ptr, len: len as usize, _mapped: PhantomData })
+        (len > 0).then(|| ReadPiece::new(RawSeg::new(ptr, len)))
     }
 
     /// Asks the CPU for the first `lines` lines from here.
@@ -320,6 +345,15 @@ impl Writer<'_> {
     /// Writes `data` as far as there is room; returns how many bytes were written.
     #[inline(always)]
     pub fn write(&mut self, data: &[u8]) -> usize {
+        let Some(dst) = self.cursor.take_whole(data.len()) else { return self.write_pieces(data) };
+        // SAFETY: `take_whole` gave that many mapped bytes; `data` is private and as long.
+        unsafe { copy_private(data.as_ptr(), dst, data.len()) };
+        data.len()
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn write_pieces(&mut self, data: &[u8]) -> usize {
         let mut done = 0usize;
         while done < data.len() {
             let want = u32::try_from(data.len().wrapping_sub(done)).unwrap_or(u32::MAX);
@@ -339,23 +373,15 @@ impl Writer<'_> {
     /// that the line is not taken from the guest's cache in a modified state without need.
     #[inline(always)]
     pub fn write_if_different<const N: usize>(&mut self, data: &[u8; N]) -> usize {
-        if (self.cursor.here.min(self.cursor.left) as usize) < N && !self.fits_after_refill(N) {
-            return self.write(data);
-        }
-        let (dst, _) = self.cursor.take(u32::try_from(N).unwrap_or(u32::MAX));
+        let Some(dst) = self.cursor.take_whole(N) else { return self.write_pieces(data) };
         let mut now = [0u8; N];
-        // SAFETY: the test above says that `N` contiguous bytes are mapped at `dst`.
+        // SAFETY: `take_whole` says that `N` contiguous bytes are mapped at `dst`.
         unsafe { copy_guest(dst, now.as_mut_ptr(), N) };
         if now != *data {
             // SAFETY: as above; the value is a hint only, a racing driver harms itself.
             unsafe { copy_guest(data.as_ptr(), dst, N) };
         }
         N
-    }
-
-    #[inline(always)]
-    fn fits_after_refill(&mut self, count: usize) -> bool {
-        self.cursor.refill() && self.cursor.here.min(self.cursor.left) as usize >= count
     }
 
     /// Skips up to `count` bytes of room; returns how many were skipped.
@@ -367,6 +393,21 @@ impl Writer<'_> {
     /// The one copy: moves up to `len` bytes from `from`; returns how many were moved.
     #[inline(always)]
     pub fn copy_from(&mut self, from: &mut Reader<'_>, len: u32) -> u32 {
+        let here = self.cursor.here.min(self.cursor.left);
+        let there = from.cursor.here.min(from.cursor.left);
+        if len > here.min(there) {
+            return self.copy_pieces(from, len);
+        }
+        let ((dst, _), (src, _)) = (self.cursor.take(len), from.cursor.take(len));
+        // SAFETY: both cursors have `len` mapped bytes in their current segments; ranges of two
+        // guests may alias, the copy allows it.
+        unsafe { copy_guest(src, dst, len as usize) };
+        len
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn copy_pieces(&mut self, from: &mut Reader<'_>, len: u32) -> u32 {
         let mut done = 0u32;
         while done < len {
             let want = len.wrapping_sub(done).min(from.cursor.left);

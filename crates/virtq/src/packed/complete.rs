@@ -2,8 +2,8 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::Packed;
-use crate::chain::Token;
+use super::{Packed, Place};
+use crate::chain::{Chain, Token};
 use crate::notify::{self, PackedStep};
 use crate::shared::Shared;
 use crate::walk::WRITE;
@@ -28,6 +28,40 @@ impl Packed {
         }
     }
 
+    #[inline(always)]
+    pub(crate) fn complete_burst(&mut self, chains: &[Chain]) {
+        if self.config.features.in_order {
+            let Some(last) = chains.last() else { return };
+            let slots =
+                chains.iter().fold(0u16, |sum, chain| sum.saturating_add(chain.token.slots));
+            self.mark_used(last.token.id, 0, slots);
+        } else {
+            self.complete_each(chains.iter().map(|chain| (chain.token, 0)));
+        }
+    }
+
+    /// Writes a used descriptor for each chain. The first one of a batch waits for `publish`.
+    #[inline(always)]
+    pub(crate) fn complete_each(&mut self, mut chains: impl Iterator<Item = (Token, u32)>) {
+        if self.first.is_none() {
+            let Some((token, written)) = chains.next() else { return };
+            self.mark_used(token.id, written, token.slots);
+        }
+        let (mut used, mut fetched) = (self.used, self.fetched);
+        for (token, written) in chains {
+            let slots = token.slots.min(fetched);
+            if slots == 0 {
+                break;
+            }
+            self.areas.meta(used.index).store(used_meta(used, token.id, written), Relaxed);
+            used = used.forward(slots, self.config.size);
+            fetched = fetched.wrapping_sub(slots);
+        }
+        let passed = self.fetched.wrapping_sub(fetched);
+        self.unpublished = self.unpublished.saturating_add(u32::from(passed));
+        (self.used, self.fetched) = (used, fetched);
+    }
+
     /// Writes a used descriptor over the first of `slots`. The first one of a batch waits for
     /// `publish`: the driver reads them in order, so it finds none of them before.
     #[inline(always)]
@@ -36,8 +70,7 @@ impl Packed {
         if slots == 0 {
             return;
         }
-        let flags = self.used.used() | if written > 0 { WRITE } else { 0 };
-        let meta = u64::from(written) | u64::from(id) << 32 | u64::from(flags) << 48;
+        let meta = used_meta(self.used, id, written);
         if self.first.is_none() {
             self.first = Some((self.used, meta));
         } else {
@@ -73,4 +106,11 @@ impl Packed {
         let first = !std::mem::replace(&mut self.called, true);
         notify::packed_wants_call(&self.areas.driver_event(), step, first)
     }
+}
+
+/// The second half of a used descriptor at `place`: length, buffer id, flags.
+#[inline(always)]
+fn used_meta(place: Place, id: u16, written: u32) -> u64 {
+    let flags = place.used() | if written > 0 { WRITE } else { 0 };
+    u64::from(written) | u64::from(id) << 32 | u64::from(flags) << 48
 }

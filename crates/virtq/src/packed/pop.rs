@@ -2,70 +2,87 @@
 
 use super::{AVAIL, Packed, Place, USED};
 use crate::ChainError;
-use crate::chain::{BURST_SEGS, Chain, ChainBuf, Token};
-use crate::mem::{GuestPhysAddr, PackedAreas, RawDesc};
-use crate::walk::{INDIRECT, NEXT, Sink, WRITE, Walk, check_indirect, narrow, unmapped};
+use crate::chain::{BURST_SEGS, Chain, ChainBuf, RUN, Token};
+use crate::mem::{Descs, GuestPhysAddr, Hit, PackedAreas, RawDesc, RawSeg};
+use crate::walk::{INDIRECT, NEXT, Sink, WRITE, Walk, check_indirect, narrow};
 
-/// Reads up to `max` chains: descriptors are taken as long as their flags say available.
+/// Reads up to `max` chains: runs of simple chains, each within one lap, with a careful look at
+/// each descriptor that ends a run.
 pub(super) fn burst(q: &mut Packed, buf: &mut ChainBuf, max: usize) -> Result<(), ChainError> {
     let size = q.config.size;
-    let mut at = q.avail;
-    let mut room = size.saturating_sub(q.fetched);
-    let mut result = Ok(());
-    let mut sink = Sink { map: q.areas.map(), hit: &mut q.hit, segs: &mut buf.segs };
     // Without room the descriptor here is one that was fetched and not completed.
-    while buf.chains.len() < max && room > 0 && sink.segs.len() <= BURST_SEGS {
-        let desc = q.areas.desc(at.index);
-        let flags = desc.fourth();
-        if flags & (AVAIL | USED) != at.available() {
-            // What was used in this lap is behind us. Anything else is from the lap before.
-            if flags & (AVAIL | USED) == at.used() {
-                result = Err(ChainError::WrapCounter { index: at.index, wrap: at.wrap });
-            }
+    while q.fetched < size && buf.segs.len() <= BURST_SEGS {
+        let room = size.wrapping_sub(q.fetched);
+        let run = max.saturating_sub(buf.chains.len()).min(RUN).min(usize::from(room));
+        if run == 0 {
             break;
         }
-        q.areas.prefetch(at.forward(PREFETCH.min(size), size).index);
-        let read = if flags & (NEXT | INDIRECT) == 0 {
-            single(&mut sink, desc, size)
-        } else {
-            let ring = Ring { areas: &q.areas, indirect: q.config.features.indirect, room };
-            ring.chained(&mut sink, desc, at)
-        };
-        match read {
-            Ok(chain) => {
-                let slots = chain.token.slots;
-                at = at.forward(slots, size);
-                room = room.wrapping_sub(slots);
-                buf.chains.push(chain);
-            }
-            Err(fault) => {
-                result = Err(fault);
-                break;
-            }
+        let first = narrow(buf.segs.len());
+        let descs = q.areas.descs(q.avail.index, run);
+        let want = Want { flags: q.avail.available(), size };
+        let places = (buf.chains.spare(run), buf.segs.spare(run));
+        let (done, odd) = singles(descs, q.hit, (want, first), places);
+        buf.chains.advance(usize::from(done));
+        buf.segs.advance(usize::from(done));
+        q.fetch(done);
+        let Some(desc) = odd else { continue };
+        let state = desc.fourth() & (AVAIL | USED);
+        if state == q.avail.used() {
+            // What was used in this lap is behind us. Anything else is from the lap before.
+            return Err(ChainError::WrapCounter { index: q.avail.index, wrap: q.avail.wrap });
         }
+        if state != q.avail.available() {
+            break;
+        }
+        let first = buf.segs.len();
+        let room = size.wrapping_sub(q.fetched);
+        let ring = Ring { areas: &q.areas, indirect: q.config.features.indirect, room };
+        let mut sink = Sink { map: q.areas.map(), hit: &mut q.hit, segs: &mut buf.segs };
+        let chain = ring.careful(&mut sink, desc, q.avail);
+        let slots = buf.settle(first, chain)?.slots;
+        q.fetch(slots);
     }
-    q.avail = at;
-    q.fetched = size.wrapping_sub(room);
-    result
+    Ok(())
 }
 
-/// How many descriptors ahead the ring is asked for: the line after this one.
-const PREFETCH: u16 = 4;
+impl Packed {
+    /// Passes `slots` that were read.
+    #[inline(always)]
+    fn fetch(&mut self, slots: u16) {
+        self.avail = self.avail.forward(slots, self.config.size);
+        self.fetched = self.fetched.wrapping_add(slots);
+    }
+}
 
-/// A chain of one direct descriptor: nearly all of them.
+/// What the descriptors of a run must be like.
+#[derive(Clone, Copy)]
+struct Want {
+    flags: u16,
+    size: u16,
+}
+
+/// The hot loop: chains of one direct descriptor in the region that was used last, nearly all of
+/// them. Ends at the first that is not, and returns it.
 #[inline(always)]
-fn single(sink: &mut Sink<'_>, desc: RawDesc, size: u16) -> Result<Chain, ChainError> {
-    let id = desc.third();
-    if id >= size {
-        return Err(ChainError::BufferId { id, size });
+fn singles(
+    descs: Descs<'_>,
+    hit: Hit,
+    (want, mut first): (Want, u32),
+    (chains, segs): (&mut [Chain], &mut [RawSeg]),
+) -> (u16, Option<RawDesc>) {
+    let mut done = 0u16;
+    for (desc, (chain, seg)) in descs.zip(chains.iter_mut().zip(segs)) {
+        let (flags, len, id) = (desc.fourth(), desc.len(), desc.third());
+        let simple = flags & (AVAIL | USED | NEXT | INDIRECT) == want.flags && id < want.size;
+        let Some(found) = hit.resolve(GuestPhysAddr(desc.addr), len).filter(|_| simple) else {
+            return (done, Some(desc));
+        };
+        *seg = found;
+        *chain = Chain::single(Token { id, slots: 1 }, first, flags & WRITE != 0, len);
+        first = first.wrapping_add(1);
+        done = done.wrapping_add(1);
     }
-    let first = sink.segs.len();
-    let (addr, len) = (GuestPhysAddr(desc.addr), desc.len());
-    if !sink.map.resolve(sink.hit, addr, len, sink.segs) {
-        return Err(unmapped(addr, len));
-    }
-    let segs = narrow(first)..narrow(sink.segs.len());
-    Ok(Chain::single(Token { id, slots: 1 }, desc.fourth() & WRITE != 0, segs, len))
+    (done, None)
 }
 
 /// What a walk needs to know of the queue.
@@ -77,9 +94,9 @@ struct Ring<'a> {
 }
 
 impl Ring<'_> {
-    /// A chain of several descriptors, or with an indirect table.
+    /// Any chain.
     #[inline(never)]
-    fn chained(
+    fn careful(
         &self,
         sink: &mut Sink<'_>,
         mut desc: RawDesc,

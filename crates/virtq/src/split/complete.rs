@@ -1,7 +1,7 @@
 //! Completing chains of a split ring, and calling the driver.
 
 use super::Split;
-use crate::chain::Token;
+use crate::chain::{Chain, Token};
 use crate::notify;
 
 impl Split {
@@ -21,6 +21,30 @@ impl Split {
                 self.use_entries(token.id, 0, 1);
             }
         }
+    }
+
+    #[inline(always)]
+    pub(crate) fn complete_burst(&mut self, chains: &[Chain]) {
+        if self.config.features.in_order {
+            let Some(last) = chains.last() else { return };
+            self.use_entries(last.token.id, 0, u16::try_from(chains.len()).unwrap_or(u16::MAX));
+        } else {
+            self.complete_each(chains.iter().map(|chain| (chain.token, 0)));
+        }
+    }
+
+    /// Writes a used entry for each chain; never more than there are chains popped.
+    #[inline(always)]
+    pub(crate) fn complete_each(&mut self, chains: impl Iterator<Item = (Token, u32)>) {
+        let mut next = self.next_used;
+        for (token, written) in chains {
+            if next == self.next_avail {
+                break;
+            }
+            self.areas.write_used(next, token.id, written);
+            next = next.wrapping_add(1);
+        }
+        self.next_used = next;
     }
 
     /// Writes one used entry and passes `count`; never more than there are chains popped.

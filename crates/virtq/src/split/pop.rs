@@ -4,78 +4,99 @@ use std::sync::atomic::Ordering::Acquire;
 
 use super::Split;
 use crate::ChainError;
-use crate::chain::{BURST_SEGS, Chain, ChainBuf, Token};
-use crate::mem::{GuestPhysAddr, RawDesc, SplitAreas};
+use crate::chain::{BURST_SEGS, Chain, ChainBuf, RUN, Token};
+use crate::mem::{GuestPhysAddr, Hit, RawDesc, RawSeg, SplitAreas};
 use crate::shared::Shared;
-use crate::walk::{INDIRECT, NEXT, Sink, WRITE, Walk, check_indirect, narrow, unmapped};
+use crate::walk::{INDIRECT, NEXT, Sink, WRITE, Walk, check_indirect, narrow};
 
-/// Reads up to `max` chains: one look at the available index, then one pass over the entries.
+/// Reads up to `max` chains: one look at the available index, then runs of simple chains, with a
+/// careful look at each that ends a run.
 pub(super) fn burst(q: &mut Split, buf: &mut ChainBuf, max: usize) -> Result<(), ChainError> {
+    let mut left = ready(q)?.min(max);
+    while left > 0 && buf.segs.len() <= BURST_SEGS {
+        let run = left.min(RUN);
+        let first = buf.segs.len();
+        let places = (buf.chains.spare(run), buf.segs.spare(run));
+        let (done, odd) = singles(&q.areas, q.hit, (q.next_avail, narrow(first)), places);
+        buf.chains.advance(done);
+        buf.segs.advance(done);
+        left = left.wrapping_sub(done);
+        q.next_avail = advanced(q.next_avail, done);
+        if let Some((head, desc)) = odd {
+            let first = buf.segs.len();
+            let mut sink = Sink { map: q.areas.map(), hit: &mut q.hit, segs: &mut buf.segs };
+            let indirect = q.config.features.indirect;
+            let chain = careful(&q.areas, &mut sink, indirect, (head, desc));
+            let _ = buf.settle(first, chain)?;
+            left = left.wrapping_sub(1);
+            q.next_avail = advanced(q.next_avail, 1);
+        }
+    }
+    Ok(())
+}
+
+/// The number of available entries.
+#[inline(always)]
+fn ready(q: &Split) -> Result<usize, ChainError> {
     // ORDERING: acquire pairs with the driver's release of `avail.idx`: the entries before it, and
     // the descriptors that they name, are written.
     let avail = q.areas.avail_idx().load(Acquire);
     let ahead = avail.wrapping_sub(q.next_avail);
     let fetched = q.next_avail.wrapping_sub(q.published);
     let room = q.config.size.saturating_sub(fetched);
-    if ahead > room {
-        return Err(ChainError::AvailIndex { ahead, room });
-    }
-    let count = ahead.min(u16::try_from(max).unwrap_or(u16::MAX));
-    let mut next = q.next_avail;
-    let end = next.wrapping_add(count);
-    let mut result = Ok(());
-    let mut sink = Sink { map: q.areas.map(), hit: &mut q.hit, segs: &mut buf.segs };
-    while next != end && sink.segs.len() <= BURST_SEGS {
-        let head = q.areas.avail_entry(next);
-        let read = if head > q.areas.mask() {
-            Err(ChainError::Head { head, size: q.config.size })
-        } else {
-            q.areas.prefetch_desc(q.areas.avail_entry(next.wrapping_add(PREFETCH)));
-            let desc = q.areas.desc(head);
-            if desc.third() & (NEXT | INDIRECT) == 0 {
-                single(&mut sink, desc, head)
-            } else {
-                chained(&q.areas, &mut sink, q.config.features.indirect, (head, desc))
-            }
-        };
-        match read {
-            Ok(chain) => buf.chains.push(chain),
-            Err(fault) => {
-                result = Err(fault);
-                break;
-            }
-        }
-        next = next.wrapping_add(1);
-    }
-    q.next_avail = next;
-    result
+    if ahead > room { Err(ChainError::AvailIndex { ahead, room }) } else { Ok(usize::from(ahead)) }
 }
 
-/// How many entries ahead descriptors are asked for. An entry that is not available yet names a
-/// stale descriptor, which costs nothing but the prefetch.
-const PREFETCH: u16 = 4;
-
-/// A chain of one direct descriptor: nearly all of them.
 #[inline(always)]
-fn single(sink: &mut Sink<'_>, desc: RawDesc, head: u16) -> Result<Chain, ChainError> {
-    let first = sink.segs.len();
-    let (addr, len) = (GuestPhysAddr(desc.addr), desc.len());
-    if !sink.map.resolve(sink.hit, addr, len, sink.segs) {
-        return Err(unmapped(addr, len));
-    }
-    let segs = narrow(first)..narrow(sink.segs.len());
-    Ok(Chain::single(Token { id: head, slots: 1 }, desc.third() & WRITE != 0, segs, len))
+#[expect(clippy::cast_possible_truncation, reason = "a run has at most 256 chains")]
+fn advanced(index: u16, run: usize) -> u16 {
+    index.wrapping_add(run as u16)
 }
 
-/// A chain of several descriptors, or with an indirect table.
+/// A head, and its descriptor.
+type Start = (u16, RawDesc);
+
+/// The hot loop: chains of one direct descriptor in the region that was used last, nearly all of
+/// them. Ends at the first that is not, and returns it.
+#[inline(always)]
+fn singles(
+    areas: &SplitAreas,
+    hit: Hit,
+    (mut next, mut first): (u16, u32),
+    (chains, segs): (&mut [Chain], &mut [RawSeg]),
+) -> (usize, Option<Start>) {
+    let mut done = 0usize;
+    for (chain, seg) in chains.iter_mut().zip(segs) {
+        let head = areas.avail_entry(next);
+        let desc = areas.desc(head);
+        areas.prefetch_after(head);
+        let (flags, len) = (desc.third(), desc.len());
+        let found = hit.resolve(GuestPhysAddr(desc.addr), len);
+        let Some(found) = found.filter(|_| flags & (NEXT | INDIRECT) == 0 && head <= areas.mask())
+        else {
+            return (done, Some((head, desc)));
+        };
+        *seg = found;
+        *chain = Chain::single(Token { id: head, slots: 1 }, first, flags & WRITE != 0, len);
+        next = next.wrapping_add(1);
+        first = first.wrapping_add(1);
+        done = done.wrapping_add(1);
+    }
+    (done, None)
+}
+
+/// Any chain.
 #[inline(never)]
-fn chained(
+fn careful(
     areas: &SplitAreas,
     sink: &mut Sink<'_>,
     indirect: bool,
-    (head, mut desc): (u16, RawDesc),
+    (head, mut desc): Start,
 ) -> Result<Chain, ChainError> {
     let size = areas.mask().wrapping_add(1);
+    if head >= size {
+        return Err(ChainError::Head { head, size });
+    }
     let mut walk = Walk::new(sink, size);
     let mut index = head;
     for _ in 0..size {
@@ -89,7 +110,7 @@ fn chained(
         if flags & NEXT == 0 {
             return Ok(walk.finish(Token { id: head, slots: 1 }));
         }
-        if next > areas.mask() {
+        if next >= size {
             return Err(ChainError::Next { next, table: u32::from(size) });
         }
         index = next;

@@ -404,3 +404,35 @@ fn indexes_wrap_in_the_middle_of_the_script() {
         assert_eq!(logs[0], logs[1], "{features:?}");
     }
 }
+
+/// A device that vanishes without a word: its successor gets what it had not completed again.
+#[test]
+fn a_device_that_crashed_is_followed_by_one_that_goes_on() {
+    for layout in LAYOUTS {
+        for crash in 0..100 {
+            let mut model = Model::new(DriverConfig::new(layout, 8), crash);
+            for _ in 0..crash {
+                model.add();
+                model.publish();
+                model.pop(1);
+                model.complete();
+                model.publish_used();
+                model.poll(1);
+            }
+            (0..3).for_each(|_| model.add());
+            model.publish();
+            model.pop(3);
+            if !model.popped.is_empty() {
+                model.complete_one(0);
+            }
+            model.publish_used();
+            model.poll(8);
+            let Bench { map, driver, device, .. } = &mut model.bench;
+            *device = driver.resume_config().activate(map).unwrap();
+            while let Some(request) = model.popped.pop_back() {
+                model.available.push_front(request);
+            }
+            model.drain();
+        }
+    }
+}
