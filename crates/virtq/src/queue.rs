@@ -68,7 +68,8 @@ impl Virtq {
     /// the bytes written into each.
     #[inline]
     pub fn complete_written(&mut self, buf: &ChainBuf, written: &[u32]) {
-        let chains = buf.chains.filled().iter().map(|chain| chain.token).zip(written.iter().copied());
+        let chains =
+            buf.chains.filled().iter().map(|chain| chain.token).zip(written.iter().copied());
         either!(self, queue => queue.complete_each(chains));
     }
 
