@@ -156,8 +156,8 @@ fn enable_calls_sees_what_is_there_already() {
     }
 }
 
-/// With `EVENT_IDX`, at every place of the ring and through all wraps: a notification exactly when a
-/// publication passes the place at which the other side armed.
+/// With `EVENT_IDX`, at every place of the ring and through all wraps: a notification exactly when
+/// a publication passes the place at which the other side armed.
 #[test]
 fn events_fire_exactly_when_they_are_passed() {
     for (layout, size) in [(Layout::Split, 8), (Layout::Packed, 8), (Layout::Packed, 5)] {
