@@ -84,7 +84,8 @@ impl Header {
             | flag(self.reply, VhostUserHeaderFlag::REPLY)
             | flag(self.need_reply, VhostUserHeaderFlag::NEED_REPLY);
         let mut bytes = [0; HEADER_BYTES];
-        for (field, value) in bytes.as_chunks_mut().0.iter_mut().zip([self.request, flags, self.size])
+        for (field, value) in
+            bytes.as_chunks_mut().0.iter_mut().zip([self.request, flags, self.size])
         {
             *field = value.to_le_bytes();
         }

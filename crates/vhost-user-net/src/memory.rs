@@ -61,9 +61,8 @@ impl RegionSpec {
     }
 
     fn overlaps(&self, other: &Self) -> bool {
-        let meet = |a: u64, b: u64| {
-            a < b.saturating_add(other.size) && b < a.saturating_add(self.size)
-        };
+        let meet =
+            |a: u64, b: u64| a < b.saturating_add(other.size) && b < a.saturating_add(self.size);
         meet(self.guest.0, other.guest.0) || meet(self.user.0, other.user.0)
     }
 }

@@ -28,9 +28,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use vhost::vhost_user::message::{
-    FrontendReq, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
-};
+use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 use virtio_net::features::DEVICE_FEATURES;
 use virtq::mem::GuestMap;
@@ -191,9 +189,7 @@ impl Session {
         let write = |reply: Reply| Some(reply.write(header.request));
         match result {
             Ok(Answer::Reply(reply)) => Ok(Outcome { reply: write(reply), refused: None }),
-            Ok(Answer::Done) if ack => {
-                Ok(Outcome { reply: write(Reply::U64(0)), refused: None })
-            }
+            Ok(Answer::Done) if ack => Ok(Outcome { reply: write(Reply::U64(0)), refused: None }),
             Ok(Answer::Done) => Ok(Outcome::default()),
             Err(error) if header.request == u32::from(FrontendReq::GET_CONFIG) => {
                 Ok(Outcome { reply: write(Reply::Empty), refused: Some(error) })
@@ -214,11 +210,7 @@ impl Session {
 
     /// Takes a ring out of service that its driver broke: it is stopped, and the err eventfd is
     /// given back to be raised. It starts again after `GET_VRING_BASE` or `RESET_DEVICE`.
-    pub fn ring_fault(
-        &mut self,
-        index: RingIndex,
-        rings: &mut dyn Rings,
-    ) -> Option<Arc<OwnedFd>> {
+    pub fn ring_fault(&mut self, index: RingIndex, rings: &mut dyn Rings) -> Option<Arc<OwnedFd>> {
         self.stop_ring(index, rings);
         let ring = self.rings.get_mut(&index)?;
         ring.broken = true;
@@ -290,14 +282,14 @@ impl Session {
                 let table = self.memory.without(&spec)?;
                 self.swap_memory(table, rings);
             }
-            Request::SetVringNum(_)
-            | Request::SetVringAddr(_)
-            | Request::SetVringBase(_)
-            | Request::GetVringBase { .. }
-            | Request::SetVringKick(_)
-            | Request::SetVringCall(_)
-            | Request::SetVringErr(_)
-            | Request::SetVringEnable { .. } => return self.apply_to_ring(request, fds, rings),
+            Request::SetVringNum(state) => self.set_num(state, rings)?,
+            Request::SetVringAddr(addr) => self.set_addr(addr, rings)?,
+            Request::SetVringBase(state) => self.set_base(state, rings)?,
+            Request::GetVringBase { ring } => return self.get_base(ring, rings),
+            Request::SetVringKick(v) => self.set_kick(v, fds, rings)?,
+            Request::SetVringCall(v) => self.set_call(v, fds, rings)?,
+            Request::SetVringErr(v) => self.set_err(v, fds)?,
+            Request::SetVringEnable { ring, enable } => self.set_enable(ring, enable, rings)?,
             Request::SendRarp(mac) => {
                 self.needs(P::RARP, FrontendReq::SEND_RARP)?;
                 rings.announce(mac);

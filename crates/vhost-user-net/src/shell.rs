@@ -25,8 +25,8 @@ use port::{Fabric, PortId, PortState, QueueCounters, QueueFault, StatusCell};
 
 use crate::session::{RingIndex, Session, SessionSettings, Unready};
 use connection::{Connection, Disconnect};
-pub use listener::OpenError;
 use listener::Listener;
+pub use listener::OpenError;
 use reconnect::Reconnect;
 use rings::FabricRings;
 use timer::Timer;
@@ -244,8 +244,7 @@ impl VhostUserPort {
             self.unlink(&reason, ops);
             return;
         }
-        let interest =
-            if link.connection.has_output() { EventSet::OUT } else { EventSet::IN };
+        let interest = if link.connection.has_output() { EventSet::OUT } else { EventSet::IN };
         if interest != link.interest {
             link.interest = interest;
             if let Err(error) = ops.modify(Events::new(&link.connection.as_fd(), interest)) {
@@ -283,14 +282,11 @@ impl VhostUserPort {
             tracing::warn!(port = %self.settings.name, %error, "cannot forget the connection");
         }
         drop(link);
-        match reason {
-            Disconnect::Left => {
-                tracing::info!(port = %self.settings.name, "front end disconnected");
-            }
-            reason => {
-                tracing::warn!(port = %self.settings.name, "front end sent away: {reason}");
-                self.status.error(reason.to_string());
-            }
+        if matches!(reason, Disconnect::Left) {
+            tracing::info!(port = %self.settings.name, "front end disconnected");
+        } else {
+            tracing::warn!(port = %self.settings.name, "front end sent away: {reason}");
+            self.status.error(reason.to_string());
         }
         self.retry();
         self.show();
@@ -394,4 +390,3 @@ impl Drop for VhostUserPort {
         }
     }
 }
-

@@ -1,4 +1,4 @@
-//! A wire between two vhost-user front ends: `wire SOCKET SOCKET`.
+//! A wire between two vhost-user front ends: `wire [--client] SOCKET SOCKET`.
 //!
 //! Each front end's transmitqs are connected to the other one's receiveqs.
 
@@ -10,14 +10,17 @@ use std::thread;
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use port::{PortId, StatusCell};
-use vhost_user_net::{PortLinks, PortSettings, RingIndex, VhostUserPort};
+use vhost_user_net::{PortLinks, PortSettings, RingIndex, SocketMode, VhostUserPort};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let wire = Arc::new(fabric::Wire::default());
     let worker = wire.start();
     let mut manager = EventManager::<Arc<Mutex<dyn MutEventSubscriber>>>::new()?;
     let mut ports = Vec::new();
-    for (number, socket) in (0u16..2).zip(std::env::args().skip(1)) {
+    let (options, sockets): (Vec<_>, Vec<_>) =
+        std::env::args().skip(1).partition(|argument| argument == "--client");
+    let mode = if options.is_empty() { SocketMode::Server } else { SocketMode::Client };
+    for (number, socket) in (0u16..2).zip(sockets) {
         let counters = Arc::default();
         let links = PortLinks {
             id: PortId(number),
@@ -25,7 +28,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             status: StatusCell::waiting(""),
             counters: Box::new(move |_| Arc::clone(&counters)),
         };
-        let settings = PortSettings::server(format!("g{number}"), socket);
+        let name = format!("g{number}");
+        let settings = PortSettings { mode, ..PortSettings::server(name, socket) };
         let status = links.status.clone();
         let port = Arc::new(Mutex::new(VhostUserPort::new(settings, links)?));
         let _ = manager.add_subscriber(port.clone());

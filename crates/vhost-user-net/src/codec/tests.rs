@@ -155,9 +155,12 @@ fn a_wrong_number_of_fds_is_refused_for_every_request() {
         if matches!(request, Request::NotOffered(_)) {
             continue;
         }
-        let most = if matches!(request, Request::RemMemReg(_) | Request::SetLogFd) { 1 } else { count };
+        let most =
+            if matches!(request, Request::RemMemReg(_) | Request::SetLogFd) { 1 } else { count };
         let mut wrong = vec![most + 1];
-        wrong.extend(count.checked_sub(1).filter(|_| most == count && count != 1 || fixed(&request)));
+        wrong.extend(
+            count.checked_sub(1).filter(|_| most == count && count != 1 || fixed(&request)),
+        );
         for got in wrong.into_iter().filter(|n| *n <= FDS_MAX) {
             let message = decode(&request.write(false), 4096, got).unwrap();
             let error = Request::parse(&message).unwrap_err();

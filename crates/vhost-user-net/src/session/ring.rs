@@ -8,7 +8,7 @@ use virtio_net::features::{layout, ring_features};
 use virtq::{Layout, QueueConfig, RingPosition};
 
 use super::{
-    Answer, F_PROTOCOL_FEATURES, FrontendReq, Reply, Request, RingIndex, RingStart, Rings, Session,
+    Answer, F_PROTOCOL_FEATURES, FrontendReq, Reply, RingIndex, RingStart, Rings, Session,
     SessionError, VringFd, VringState,
 };
 use crate::codec::VringAddr;
@@ -64,57 +64,40 @@ impl Ring {
 }
 
 impl Session {
-    pub(super) fn apply_to_ring(
+    pub(super) fn set_kick(
         &mut self,
-        request: Request,
+        v: VringFd,
         fds: Vec<OwnedFd>,
         rings: &mut dyn Rings,
-    ) -> Result<Answer, SessionError> {
-        match request {
-            Request::SetVringNum(state) => self.set_num(state, rings)?,
-            Request::SetVringAddr(addr) => self.set_addr(addr, rings)?,
-            Request::SetVringBase(state) => self.set_base(state, rings)?,
-            Request::GetVringBase { ring } => return self.get_base(ring, rings),
-            Request::SetVringEnable { ring, enable } => self.set_enable(ring, enable, rings)?,
-            Request::SetVringKick(v) => {
-                let (index, fd) = self.ring_fd(v, fds, FrontendReq::SET_VRING_KICK)?;
-                self.change(index, rings, |ring| {
-                    ring.kick = fd;
-                    ring.started = true;
-                })?;
-            }
-            Request::SetVringCall(v) => {
-                let (index, fd) = self.ring_fd(v, fds, FrontendReq::SET_VRING_CALL)?;
-                self.change(index, rings, |ring| ring.call = fd)?;
-            }
-            Request::SetVringErr(v) => {
-                let (index, fd) = self.ring_fd(v, fds, FrontendReq::SET_VRING_ERR)?;
-                self.ring_mut(index).err = fd;
-            }
-            Request::GetFeatures
-            | Request::SetFeatures(_)
-            | Request::SetOwner
-            | Request::ResetOwner
-            | Request::SetMemTable(_)
-            | Request::SetLogFd
-            | Request::GetProtocolFeatures
-            | Request::SetProtocolFeatures(_)
-            | Request::GetQueueNum
-            | Request::SendRarp(_)
-            | Request::NetSetMtu(_)
-            | Request::SetBackendReqFd
-            | Request::ResetDevice
-            | Request::GetMaxMemSlots
-            | Request::AddMemReg(_)
-            | Request::RemMemReg(_)
-            | Request::SetStatus(_)
-            | Request::GetStatus
-            | Request::NotOffered(_) => {}
-        }
-        Ok(Answer::Done)
+    ) -> Result<(), SessionError> {
+        let (index, fd) = self.ring_fd(v, fds, FrontendReq::SET_VRING_KICK)?;
+        self.change(index, rings, |ring| {
+            ring.kick = fd;
+            ring.started = true;
+        })
     }
 
-    fn set_num(&mut self, state: VringState, rings: &mut dyn Rings) -> Result<(), SessionError> {
+    pub(super) fn set_call(
+        &mut self,
+        v: VringFd,
+        fds: Vec<OwnedFd>,
+        rings: &mut dyn Rings,
+    ) -> Result<(), SessionError> {
+        let (index, fd) = self.ring_fd(v, fds, FrontendReq::SET_VRING_CALL)?;
+        self.change(index, rings, |ring| ring.call = fd)
+    }
+
+    pub(super) fn set_err(&mut self, v: VringFd, fds: Vec<OwnedFd>) -> Result<(), SessionError> {
+        let (index, fd) = self.ring_fd(v, fds, FrontendReq::SET_VRING_ERR)?;
+        self.ring_mut(index).err = fd;
+        Ok(())
+    }
+
+    pub(super) fn set_num(
+        &mut self,
+        state: VringState,
+        rings: &mut dyn Rings,
+    ) -> Result<(), SessionError> {
         let index = self.index(state.ring)?;
         let limit = self.settings.queue_size.min(SIZE_MAX);
         let size = u16::try_from(state.num).ok().filter(|size| (1..=limit).contains(size));
@@ -131,7 +114,11 @@ impl Session {
         self.change(index, rings, |ring| ring.size = Some(size))
     }
 
-    fn set_addr(&mut self, addr: VringAddr, rings: &mut dyn Rings) -> Result<(), SessionError> {
+    pub(super) fn set_addr(
+        &mut self,
+        addr: VringAddr,
+        rings: &mut dyn Rings,
+    ) -> Result<(), SessionError> {
         let index = self.index(addr.ring)?;
         // The log flag means nothing: dirty logging is not offered.
         let places = |a: &VringAddr| (a.desc, a.used, a.avail);
@@ -142,7 +129,11 @@ impl Session {
         self.change(index, rings, |ring| ring.addr = Some(addr))
     }
 
-    fn set_base(&mut self, state: VringState, rings: &mut dyn Rings) -> Result<(), SessionError> {
+    pub(super) fn set_base(
+        &mut self,
+        state: VringState,
+        rings: &mut dyn Rings,
+    ) -> Result<(), SessionError> {
         let index = self.index(state.ring)?;
         if self.is_running(index) {
             let request = FrontendReq::SET_VRING_BASE;
@@ -151,7 +142,11 @@ impl Session {
         self.change(index, rings, |ring| ring.base = Some(state.num))
     }
 
-    fn get_base(&mut self, ring: u32, rings: &mut dyn Rings) -> Result<Answer, SessionError> {
+    pub(super) fn get_base(
+        &mut self,
+        ring: u32,
+        rings: &mut dyn Rings,
+    ) -> Result<Answer, SessionError> {
         let index = self.index(ring)?;
         self.stop_ring(index, rings);
         let fresh = self.features.map_or(0, |f| RingPosition::start(layout(f)).to_vhost_base());
@@ -161,7 +156,7 @@ impl Session {
         Ok(Answer::Reply(Reply::Vring(VringState { ring, num })))
     }
 
-    fn set_enable(
+    pub(super) fn set_enable(
         &mut self,
         ring: u32,
         enable: bool,

@@ -1,4 +1,4 @@
-#![expect(clippy::arithmetic_side_effects, reason = "test code")]
+#![expect(clippy::arithmetic_side_effects, clippy::needless_pass_by_value, reason = "test code")]
 
 mod faults;
 mod front;

@@ -68,9 +68,9 @@ impl Connection {
             };
             let fds: Vec<OwnedFd> = control
                 .drain()
-                .filter_map(|message| match message {
-                    RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-                    _ => None,
+                .filter_map(|message| {
+                    let RecvAncillaryMessage::ScmRights(fds) = message else { return None };
+                    Some(fds)
                 })
                 .flatten()
                 .collect();

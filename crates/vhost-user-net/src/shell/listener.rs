@@ -154,12 +154,10 @@ fn find_group(name: &str) -> Result<Gid, OpenError> {
         return Ok(Gid::from_raw(number));
     }
     let file = Path::new("/etc/group");
-    let text =
-        std::fs::read_to_string(file).map_err(|e| OpenError::io("cannot read", file, e))?;
+    let text = std::fs::read_to_string(file).map_err(|e| OpenError::io("cannot read", file, e))?;
     let found = text.lines().find_map(|line| {
         let mut fields = line.split(':');
         (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok()).flatten()
     });
     found.map(Gid::from_raw).ok_or_else(|| OpenError::NoSuchGroup(name.to_owned()))
 }
-

@@ -33,10 +33,8 @@ impl FabricRings {
 impl Rings for FabricRings {
     fn start(&mut self, ring: RingIndex, start: RingStart<'_>) -> Result<(), QueueError> {
         let queue = start.config.activate(start.memory)?;
-        let options = QueueOptions {
-            enabled: start.enabled,
-            ..queue_options(start.features, start.mtu)
-        };
+        let options =
+            QueueOptions { enabled: start.enabled, ..queue_options(start.features, start.mtu) };
         let counters: Arc<QueueCounters> = (self.counters)(ring.pair());
         let (kick, call) = (start.kick, start.call);
         let lost = call.clone().filter(|_| start.resumed);

@@ -4,8 +4,8 @@ use std::io::Write;
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use port::{DropReason, PortState};
-use vhost::vhost_user::VhostUserFrontend;
 use vhost::VhostUserMemoryRegionInfo;
+use vhost::vhost_user::VhostUserFrontend;
 use vhost_user_net::SocketMode;
 use virtio_net::features::{EVENT_IDX, IN_ORDER, MRG_RXBUF, RING_PACKED, VERSION_1};
 use virtq::driver::Buffer;
@@ -35,9 +35,8 @@ fn frame(number: u32) -> Vec<u8> {
 }
 
 fn pair(bench: &Bench, features: u64) -> (Guest, Guest) {
-    let [mut a, mut b] = [0, 1].map(|number| {
-        Guest::new(UnixStream::connect(bench.socket(number)).unwrap(), features)
-    });
+    let [mut a, mut b] = [0, 1]
+        .map(|number| Guest::new(UnixStream::connect(bench.socket(number)).unwrap(), features));
     for guest in [&mut a, &mut b] {
         guest.fill();
         guest.start();

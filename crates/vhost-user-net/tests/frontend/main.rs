@@ -3,8 +3,13 @@
 
 #[path = "../../examples/wire/fabric.rs"]
 mod fabric;
+#[cfg(test)]
 mod frames;
+#[cfg(test)]
 mod guest;
+#[cfg(test)]
 mod harness;
+#[cfg(test)]
 mod peer;
+#[cfg(test)]
 mod sockets;

@@ -156,7 +156,7 @@ fn a_front_end_that_never_reads_is_not_listened_to_and_nobody_else_suffers() {
             Ok(()) => asked += 1,
             Err(error) => break error,
         }
-        if asked % 1000 == 0 {
+        if asked.is_multiple_of(1000) {
             std::thread::sleep(Duration::from_millis(1));
         }
         assert!(asked < 1_000_000, "it reads for ever");

@@ -71,10 +71,7 @@ fn status_tells_what_is_missing() {
     }
     front.enable(0, true);
     assert_eq!(front.session.ready(), Err(Unready::NotEnabled(RingIndex(1))));
-    assert_eq!(
-        front.session.ready().unwrap_err().to_string(),
-        "ring 1 not enabled by the driver"
-    );
+    assert_eq!(front.session.ready().unwrap_err().to_string(), "ring 1 not enabled by the driver");
     front.enable(1, true);
     assert_eq!(front.session.ready(), Ok(()));
 }

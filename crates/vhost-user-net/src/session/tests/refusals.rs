@@ -121,8 +121,8 @@ fn rings_that_the_port_does_not_have_are_refused() {
 #[test]
 fn sizes_out_of_bounds_are_refused_with_the_limit() {
     for num in [0, 1025, 65536, u32::MAX] {
-        let text = Front::new()
-            .refused(Request::SetVringNum(VringState { ring: 2, num }), Vec::new());
+        let text =
+            Front::new().refused(Request::SetVringNum(VringState { ring: 2, num }), Vec::new());
         assert_eq!(text, format!("ring 2 with {num} entries, 1 to 1024 are allowed"));
     }
 }

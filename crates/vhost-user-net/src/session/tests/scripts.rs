@@ -13,7 +13,7 @@ fn call(ring: u32) -> Request {
     Request::SetVringCall(VringFd { ring, has_fd: true })
 }
 
-/// QEMU: features first, calls and errs before SET_FEATURES, each pair a device of its own.
+/// QEMU: features first, calls and errs before `SET_FEATURES`, each pair a device of its own.
 fn qemu_start(front: &mut Front, features: u64, pairs: u32, base: u32) {
     for pair in 0..pairs {
         front.say(Request::SetFeatures(features));
