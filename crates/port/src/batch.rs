@@ -36,6 +36,19 @@ impl FrameBuf {
         self.len = self.len.wrapping_add(1).min(self.frames.len());
     }
 
+    /// All frames after the last one, to be filled from the first on and then kept with
+    /// [`Self::keep_many`].
+    #[inline(always)]
+    pub fn room(&mut self) -> &mut [Frame] {
+        self.frames.get_mut(self.len..).unwrap_or_default()
+    }
+
+    /// Keeps the first `count` frames of [`Self::room`].
+    #[inline(always)]
+    pub fn keep_many(&mut self, count: usize) {
+        self.len = self.len.saturating_add(count).min(self.frames.len());
+    }
+
     /// Number of kept frames.
     #[inline(always)]
     pub fn len(&self) -> usize {

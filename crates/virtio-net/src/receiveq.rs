@@ -172,7 +172,7 @@ impl Receiveq {
         let chains = parts.queue.pop(&mut self.chains, want);
         let fault = chains.fault();
         let count = chains.len();
-        self.turn.start();
+        self.turn.start(count);
         let job = Job { chains, batch, to_driver: parts.options.to_driver };
         let turn = &mut self.turn;
         let frames = match (parts.options.mergeable, parts.options.header_len) {

@@ -14,7 +14,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use port::{BURST_MAX, Batch, DropReason, FrameBuf, Ingress, QueueCounters, QueueFault};
+use port::{BURST_MAX, Batch, DropReason, Frame, FrameBuf, Ingress, QueueCounters, QueueFault};
 use virtq::{ChainBuf, Chains, Virtq};
 
 use crate::header::{self, LEGACY_LEN, V1_LEN};
@@ -185,27 +185,53 @@ fn take<const H: usize>(
     frames: &mut FrameBuf,
     burst: &mut Burst,
 ) {
-    let header_len = const { header::len_u32(H) };
-    for index in 0..AHEAD {
-        chains.prefetch_read(index);
+    for ahead in 0..AHEAD {
+        chains.prefetch_read_after(0, ahead);
     }
-    for index in 0..chains.len() {
-        chains.prefetch_read(index.wrapping_add(AHEAD));
-        let whole = chains.span(index, header_len);
-        burst.bytes = burst.bytes.wrapping_add(u64::from(whole.len));
-        // A frame in one piece that leaves nothing to do: nearly all of them.
-        if let Some(piece) = chains.one_readable(index)
-            && whole.len <= options.max_frame
-            && whole.len >= ETHERNET
-            && piece.first::<2>() == Some(PLAIN)
-            && let Some(frame) = frames.slot()
-            && frame.fill_piece(piece, whole)
-        {
-            frames.keep();
-        } else {
-            take_any::<H>((chains, index), options, frames, burst);
+    let mut next = 0;
+    while next < chains.len() {
+        let run = take_run::<H>((chains, next), options, frames.room());
+        frames.keep_many(run.frames);
+        burst.bytes = burst.bytes.wrapping_add(run.bytes);
+        next = next.wrapping_add(run.frames);
+        if next < chains.len() {
+            take_any::<H>((chains, next), options, frames, burst);
+            next = next.wrapping_add(1);
         }
     }
+}
+
+/// What [`take_run`] did.
+struct Run {
+    frames: usize,
+    bytes: u64,
+}
+
+/// Turns chains from `first` on into frames, as long as each is one segment and leaves nothing to
+/// do: nearly all of them.
+#[inline(always)]
+fn take_run<const H: usize>(
+    (chains, first): (&Chains<'_>, usize),
+    options: &QueueOptions,
+    room: &mut [Frame],
+) -> Run {
+    let mut run = Run { frames: 0, bytes: 0 };
+    let max_frame = options.max_frame;
+    for (index, frame) in (first..chains.len()).zip(room) {
+        chains.prefetch_read_after(index, AHEAD);
+        let Some(piece) = chains.one_readable(index) else { break };
+        let whole = chains.span(index, const { header::len_u32(H) });
+        let plain = whole.len >= ETHERNET
+            && whole.len <= max_frame
+            && piece.first::<2>() == Some(PLAIN)
+            && frame.fill_piece(piece, whole);
+        if !plain {
+            break;
+        }
+        run.bytes = run.bytes.wrapping_add(u64::from(whole.len));
+        run.frames = run.frames.wrapping_add(1);
+    }
+    run
 }
 
 /// Turns chain `index` into a frame, whatever it looks like.
@@ -217,6 +243,7 @@ fn take_any<const H: usize>(
     burst: &mut Burst,
 ) {
     let whole = chains.span(index, const { header::len_u32(H) });
+    burst.bytes = burst.bytes.wrapping_add(u64::from(whole.len));
     if whole.len < ETHERNET {
         burst.runt = burst.runt.wrapping_add(1);
         return;

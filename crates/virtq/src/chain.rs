@@ -43,12 +43,33 @@ impl Parts {
     }
 }
 
+/// A chain's token and its first segment in one word, for the same reason.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Start(u64);
+
+#[expect(clippy::cast_possible_truncation, reason = "picks bit fields")]
+impl Start {
+    #[inline(always)]
+    pub(crate) fn new(token: Token, first: u32) -> Self {
+        Self(u64::from(token.id) | u64::from(token.slots) << 16 | u64::from(first) << 32)
+    }
+
+    #[inline(always)]
+    pub(crate) fn token(self) -> Token {
+        Token { id: self.0 as u16, slots: (self.0 >> 16) as u16 }
+    }
+
+    /// The first segment; readable ones come before writable ones.
+    #[inline(always)]
+    fn first(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
 /// One chain of a burst: numbers only, the segments are in the [`ChainBuf`].
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Chain {
-    pub(crate) token: Token,
-    /// The first segment; readable ones come before writable ones.
-    pub(crate) first: u32,
+    pub(crate) start: Start,
     pub(crate) segs: Parts,
     pub(crate) bytes: Parts,
 }
@@ -57,16 +78,20 @@ impl Chain {
     /// A chain of one buffer in one segment.
     #[inline(always)]
     pub(crate) fn single(token: Token, first: u32, writable: bool, bytes: u32) -> Self {
-        Self { token, first, segs: Parts::only(1, writable), bytes: Parts::only(bytes, writable) }
+        Self {
+            start: Start::new(token, first),
+            segs: Parts::only(1, writable),
+            bytes: Parts::only(bytes, writable),
+        }
     }
 
     #[inline(always)]
     fn segments(self, writable: bool) -> Range<usize> {
-        let middle = self.first.wrapping_add(self.segs.readable()) as usize;
+        let middle = self.start.first().wrapping_add(self.segs.readable()) as usize;
         if writable {
             middle..middle.wrapping_add(self.segs.writable() as usize)
         } else {
-            self.first as usize..middle
+            self.start.first() as usize..middle
         }
     }
 }
@@ -180,7 +205,7 @@ impl ChainBuf {
         match chain {
             Ok(chain) => {
                 self.chains.push(chain);
-                Ok(chain.token)
+                Ok(chain.start.token())
             }
             Err(fault) => {
                 self.segs.truncate(first);
@@ -193,31 +218,38 @@ impl ChainBuf {
 /// The chains of one burst, borrowed from the queue (and so from its memory).
 #[derive(Debug, Clone, Copy)]
 pub struct Chains<'a> {
-    pub(crate) buf: &'a ChainBuf,
-    pub(crate) fault: Option<ChainError>,
+    chains: &'a [Chain],
+    segs: &'a [RawSeg],
+    fault: Option<ChainError>,
 }
 
 impl<'a> Chains<'a> {
+    /// `'a` must be a borrow that keeps the segments mapped.
+    #[inline(always)]
+    pub(crate) fn new(buf: &'a ChainBuf, fault: Option<ChainError>) -> Self {
+        Self { chains: buf.chains.filled(), segs: buf.segs.filled(), fault }
+    }
+
     #[inline(always)]
     fn chain(&self, index: usize) -> Option<&'a Chain> {
-        self.buf.chains.filled().get(index)
+        self.chains.get(index)
     }
 
     #[inline(always)]
     fn segments(&self, range: Range<usize>) -> &'a [RawSeg] {
-        self.buf.segs.filled().get(range).unwrap_or_default()
+        self.segs.get(range).unwrap_or_default()
     }
 
     /// Number of valid chains.
     #[inline(always)]
     pub fn len(&self) -> usize {
-        self.buf.chains.len()
+        self.chains.len()
     }
 
     /// Whether the ring had nothing to give.
     #[inline(always)]
     pub fn is_empty(&self) -> bool {
-        self.buf.chains.len() == 0
+        self.chains.is_empty()
     }
 
     /// The fault that ended the burst, if the chain after the valid ones was broken. The queue
@@ -230,13 +262,13 @@ impl<'a> Chains<'a> {
     /// What completes chain `index`.
     #[inline(always)]
     pub fn token(&self, index: usize) -> Token {
-        self.chain(index).map(|c| c.token).unwrap_or_default()
+        self.chain(index).map(|c| c.start.token()).unwrap_or_default()
     }
 
     /// What completes the chains, in their order.
     #[inline(always)]
     pub fn tokens(&self) -> impl ExactSizeIterator<Item = Token> + 'a {
-        self.buf.chains.filled().iter().map(|chain| chain.token)
+        self.chains.iter().map(|chain| chain.start.token())
     }
 
     /// The device-readable part of chain `index`; empty if there is no such chain.
@@ -265,31 +297,31 @@ impl<'a> Chains<'a> {
         self.one(index, true).map(WritePiece::new)
     }
 
+    /// Asks the CPU for the first two lines of segment `ahead` after chain `index`'s, to read.
     #[inline(always)]
-    fn one(&self, index: usize, writable: bool) -> Option<RawSeg> {
-        let chain = self.chain(index).filter(|c| c.segs == Parts::only(1, writable))?;
-        self.buf.segs.filled().get(chain.first as usize).copied()
-    }
-
-    /// Asks the CPU for the first two lines of chain `index`, to read.
-    #[inline(always)]
-    pub fn prefetch_read(&self, index: usize) {
-        if let Some(seg) = self.first_segment(index) {
+    pub fn prefetch_read_after(&self, index: usize, ahead: usize) {
+        if let Some(seg) = self.segment_after(index, ahead) {
             seg.prefetch_read();
         }
     }
 
-    /// Asks the CPU for the first two lines of chain `index`, to write.
+    /// The same, to write.
     #[inline(always)]
-    pub fn prefetch_write(&self, index: usize) {
-        if let Some(seg) = self.first_segment(index) {
+    pub fn prefetch_write_after(&self, index: usize, ahead: usize) {
+        if let Some(seg) = self.segment_after(index, ahead) {
             seg.prefetch_write();
         }
     }
 
     #[inline(always)]
-    fn first_segment(&self, index: usize) -> Option<&'a RawSeg> {
-        self.buf.segs.filled().get(self.chain(index)?.first as usize)
+    fn segment_after(&self, index: usize, ahead: usize) -> Option<&'a RawSeg> {
+        self.segs.get((self.chain(index)?.start.first() as usize).wrapping_add(ahead))
+    }
+
+    #[inline(always)]
+    fn one(&self, index: usize, writable: bool) -> Option<RawSeg> {
+        let chain = self.chain(index).filter(|c| c.segs == Parts::only(1, writable))?;
+        self.segs.get(chain.start.first() as usize).copied()
     }
 
     /// The bytes of chain `index`'s readable part from `skip` on, as a span of [`Self::store`].
@@ -297,7 +329,7 @@ impl<'a> Chains<'a> {
     pub fn span(&self, index: usize, skip: u32) -> SegSpan {
         let Some(c) = self.chain(index) else { return SegSpan::default() };
         SegSpan {
-            first: c.first,
+            first: c.start.first(),
             count: c.segs.readable(),
             skip,
             len: c.bytes.readable().saturating_sub(skip),
@@ -307,6 +339,6 @@ impl<'a> Chains<'a> {
     /// All segments of the burst.
     #[inline(always)]
     pub fn store(&self) -> SegStore<'a> {
-        SegStore::new(self.buf.segs.filled())
+        SegStore::new(self.segs)
     }
 }

@@ -43,7 +43,7 @@ impl Virtq {
     /// what was popped before can still be completed.
     pub fn pop<'a>(&'a mut self, buf: &'a mut ChainBuf, max: usize) -> Chains<'a> {
         let fault = either!(self, queue => queue.pop(buf, max));
-        Chains { buf, fault }
+        Chains::new(buf, fault)
     }
 
     /// Takes back the last `tokens` popped and not completed, newest last: they come again.
@@ -68,8 +68,12 @@ impl Virtq {
     /// the bytes written into each.
     #[inline]
     pub fn complete_written(&mut self, buf: &ChainBuf, written: &[u32]) {
-        let chains =
-            buf.chains.filled().iter().map(|chain| chain.token).zip(written.iter().copied());
+        let chains = buf
+            .chains
+            .filled()
+            .iter()
+            .map(|chain| chain.start.token())
+            .zip(written.iter().copied());
         either!(self, queue => queue.complete_each(chains));
     }
 
@@ -84,7 +88,7 @@ impl Virtq {
     #[inline]
     pub fn unpop_after(&mut self, buf: &ChainBuf, kept: usize) {
         for chain in buf.chains.filled().iter().skip(kept).rev() {
-            self.unpop(&[chain.token]);
+            self.unpop(&[chain.start.token()]);
         }
     }
 

@@ -4,7 +4,7 @@
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 
 use crate::ChainError;
-use crate::chain::{Chain, Parts, Pile, Token};
+use crate::chain::{Chain, Parts, Pile, Start, Token};
 use crate::mem::{GuestMap, GuestPhysAddr, Hit, RawDesc, RawSeg};
 
 /// The descriptor goes on in another one.
@@ -126,8 +126,7 @@ impl<'s, 'a> Walk<'s, 'a> {
         let end = self.sink.segs.len();
         let split = self.writable_from.unwrap_or(end);
         Chain {
-            token,
-            first: narrow(self.first),
+            start: Start::new(token, narrow(self.first)),
             segs: Parts::new(
                 narrow(split.saturating_sub(self.first)),
                 narrow(end.saturating_sub(split)),

@@ -29,11 +29,13 @@ pub(super) struct Job<'a> {
 /// What the deliveries of one burst did.
 #[derive(Debug, Default)]
 pub(super) struct Turn {
-    /// Bytes written into each chain that this look at the ring used up, in order.
+    /// Bytes written into the chains of this look at the ring, in their order.
     written: Vec<u32>,
-    /// Chains of the burst.
+    /// How many of them are used up.
+    used: usize,
+    /// Chains that earlier looks of the burst used up.
     chains: usize,
-    frames: u64,
+    frames: usize,
     bytes: u64,
     too_large: u64,
     bad_offload: u64,
@@ -41,52 +43,55 @@ pub(super) struct Turn {
 
 impl Turn {
     pub(super) fn with_capacity(chains: usize) -> Self {
-        Self { written: Vec::with_capacity(chains), ..Self::default() }
+        Self { written: vec![0; chains], ..Self::default() }
     }
 
     /// Begins a burst.
     #[inline(always)]
     pub(super) fn clear(&mut self) {
-        self.written.clear();
-        (self.chains, self.frames, self.bytes) = (0, 0, 0);
+        (self.used, self.chains, self.frames, self.bytes) = (0, 0, 0, 0);
         (self.too_large, self.bad_offload) = (0, 0);
     }
 
-    /// Begins a look at the ring.
+    /// Begins a look at the ring that found `count` chains.
     #[inline(always)]
-    pub(super) fn start(&mut self) {
-        self.chains = self.chains.wrapping_add(self.written.len());
-        self.written.clear();
+    pub(super) fn start(&mut self, count: usize) {
+        self.chains = self.chains.wrapping_add(self.used);
+        self.used = 0;
+        if self.written.len() < count {
+            self.written.resize(count, 0);
+        }
     }
 
     /// Chains of this look that are used up.
     #[inline(always)]
     pub(super) fn used(&self) -> usize {
-        self.written.len()
+        self.used
     }
 
     #[inline(always)]
     pub(super) fn written(&self) -> &[u32] {
-        &self.written
+        self.written.get(..self.used).unwrap_or_default()
     }
 
     /// Chains that a frame of this burst took, rounded up; none if no frame was delivered.
     #[inline(always)]
     pub(super) fn chains_per_frame(&self) -> Option<usize> {
-        let frames = usize::try_from(self.frames).unwrap_or(usize::MAX);
-        let chains = self.chains.wrapping_add(self.written.len());
-        if chains == frames && frames > 0 {
+        let chains = self.chains.wrapping_add(self.used);
+        if chains == self.frames && chains > 0 {
             return Some(1);
         }
-        (frames > 0).then(|| chains.div_ceil(frames))
+        (self.frames > 0).then(|| chains.div_ceil(self.frames))
     }
 
-    #[inline(always)]
+    /// Uses the next chain up.
     fn push(&mut self, written: u32) {
-        self.written.push(written);
+        if let Some(place) = self.written.get_mut(self.used) {
+            *place = written;
+        }
+        self.used = self.used.wrapping_add(1);
     }
 
-    #[inline(always)]
     fn sent(&mut self, frame: &Frame) {
         self.frames = self.frames.wrapping_add(1);
         self.bytes = self.bytes.wrapping_add(u64::from(frame.len()));
@@ -95,7 +100,7 @@ impl Turn {
     /// Moves the sums to the counters.
     #[inline(always)]
     pub(super) fn count(&self, counters: &EgressCounters) {
-        counters.sent(self.frames, self.bytes);
+        counters.sent(self.frames as u64, self.bytes);
         if self.too_large | self.bad_offload != 0 {
             counters.dropped(DropReason::TooLarge, self.too_large);
             counters.dropped(DropReason::BadOffload, self.bad_offload);
@@ -121,7 +126,7 @@ fn prefetch_body(job: &Job<'_>, picked: &[u16], n: usize) {
 fn write_one<const H: usize>(job: &Job<'_>, frame: &Frame, chain: usize, need: u32) -> bool {
     let Some(buffer) = job.chains.one_writable(chain) else { return false };
     let Some(header) = PLAIN.first_chunk::<H>() else { return false };
-    let head = frame.head();
+    let Some(head) = frame.head_bytes() else { return false };
     if buffer.len() < need || !frame.offload.is_plain() {
         return false;
     }
@@ -134,9 +139,91 @@ fn write_one<const H: usize>(job: &Job<'_>, frame: &Frame, chain: usize, need: u
     wrote && job.batch.body_piece(frame).is_some_and(|body| buffer.copy_from(at, body))
 }
 
-/// Writes any frame with its header into one chain that has room for it.
+/// Delivers frames as long as each one goes the straight way; returns how many.
+#[inline(always)]
+fn deliver_run<const H: usize>(job: &Job<'_>, picked: &[u16], turn: &mut Turn) -> usize {
+    let first = turn.used;
+    let places = turn.written.get_mut(first..).unwrap_or_default();
+    let (mut bytes, mut done) = (0u64, 0usize);
+    for (index, place) in picked.iter().zip(places) {
+        let Some(frame) = job.batch.frames().get(usize::from(*index)) else { break };
+        let chain = first.wrapping_add(done);
+        job.chains.prefetch_write_after(chain, AHEAD);
+        if frame.body.len > 0 {
+            prefetch_body(job, picked, done.wrapping_add(BODY_AHEAD));
+        }
+        let len = frame.len();
+        let need = len.wrapping_add(const { header::len_u32(H) });
+        if !write_one::<H>(job, frame, chain, need) {
+            break;
+        }
+        *place = need;
+        bytes = bytes.wrapping_add(u64::from(len));
+        done = done.wrapping_add(1);
+    }
+    turn.used = first.wrapping_add(done);
+    turn.frames = turn.frames.wrapping_add(done);
+    turn.bytes = turn.bytes.wrapping_add(bytes);
+    done
+}
+
+/// Delivers frames, `one` those that do not go the straight way. Returns how many are done; the
+/// next one needs more chains than there are.
+#[inline(always)]
+fn deliver<const H: usize>(
+    job: &Job<'_>,
+    picked: &[u16],
+    turn: &mut Turn,
+    one: impl Fn(&Job<'_>, &Frame, &mut Turn) -> bool,
+) -> usize {
+    for ahead in 0..AHEAD {
+        job.chains.prefetch_write_after(0, ahead);
+    }
+    let mut done = 0usize;
+    while let Some(left) = picked.get(done..).filter(|left| !left.is_empty()) {
+        done = done.wrapping_add(deliver_run::<H>(job, left, turn));
+        let Some(index) = picked.get(done) else { break };
+        if let Some(frame) = job.batch.frames().get(usize::from(*index)) {
+            if !header::accepts(job.to_driver, &frame.offload) {
+                turn.bad_offload = turn.bad_offload.wrapping_add(1);
+            } else if !one(job, frame, turn) {
+                break;
+            }
+        }
+        done = done.wrapping_add(1);
+    }
+    done
+}
+
+/// Delivers frames, each in as many chains as it needs. Returns how many are done; the next one
+/// needs more chains than there are.
+pub(super) fn deliver_mergeable(job: &Job<'_>, picked: &[u16], turn: &mut Turn) -> usize {
+    deliver::<V1_LEN>(job, picked, turn, spread)
+}
+
+/// Delivers frames, each in one chain. Returns how many are done; there is no chain for the next.
+pub(super) fn deliver_single<const H: usize>(
+    job: &Job<'_>,
+    picked: &[u16],
+    turn: &mut Turn,
+) -> usize {
+    deliver::<H>(job, picked, turn, put_in_one::<H>)
+}
+
+/// Delivers a frame in one chain, or drops it as too large. Returns false if there is no chain.
 #[inline(never)]
-fn write_any<const H: usize>(job: &Job<'_>, frame: &Frame, chain: usize) {
+fn put_in_one<const H: usize>(job: &Job<'_>, frame: &Frame, turn: &mut Turn) -> bool {
+    let header_len = const { header::len_u32(H) };
+    let need = frame.len().wrapping_add(header_len);
+    skip_useless(job, header_len, turn);
+    let chain = turn.used;
+    if chain >= job.chains.len() {
+        return false;
+    }
+    if job.chains.writable(chain).len() < need {
+        turn.too_large = turn.too_large.wrapping_add(1);
+        return true;
+    }
     let header = header::encode(&frame.offload, job.to_driver, 1);
     let mut writer = job.chains.writable(chain).writer();
     if let Some(header) = header.first_chunk::<H>() {
@@ -144,75 +231,9 @@ fn write_any<const H: usize>(job: &Job<'_>, frame: &Frame, chain: usize) {
     }
     let _ = writer.write(frame.head());
     let _ = writer.copy_from(&mut job.batch.body(frame), frame.body.len);
-}
-
-/// Delivers frames, each in as many chains as it needs. Returns how many are done; the next one
-/// needs more chains than there are.
-#[inline]
-pub(super) fn deliver_mergeable(job: &Job<'_>, picked: &[u16], turn: &mut Turn) -> usize {
-    for chain in 0..AHEAD {
-        job.chains.prefetch_write(chain);
-    }
-    for (n, index) in picked.iter().enumerate() {
-        let Some(frame) = job.batch.frames().get(usize::from(*index)) else { continue };
-        let chain = turn.used();
-        job.chains.prefetch_write(chain.wrapping_add(AHEAD));
-        if frame.body.len > 0 {
-            prefetch_body(job, picked, n.wrapping_add(BODY_AHEAD));
-        }
-        let need = frame.len().wrapping_add(V1);
-        if write_one::<V1_LEN>(job, frame, chain, need) {
-            turn.push(need);
-        } else if !header::accepts(job.to_driver, &frame.offload) {
-            turn.bad_offload = turn.bad_offload.wrapping_add(1);
-            continue;
-        } else if job.chains.writable(chain).len() >= need {
-            write_any::<V1_LEN>(job, frame, chain);
-            turn.push(need);
-        } else if !spread(job, frame, need, turn) {
-            return n;
-        }
-        turn.sent(frame);
-    }
-    picked.len()
-}
-
-/// Delivers frames, each in one chain. Returns how many are done; there is no chain for the next.
-#[inline]
-pub(super) fn deliver_single<const H: usize>(
-    job: &Job<'_>,
-    picked: &[u16],
-    turn: &mut Turn,
-) -> usize {
-    for chain in 0..AHEAD {
-        job.chains.prefetch_write(chain);
-    }
-    for (n, index) in picked.iter().enumerate() {
-        let Some(frame) = job.batch.frames().get(usize::from(*index)) else { continue };
-        job.chains.prefetch_write(turn.used().wrapping_add(AHEAD));
-        if frame.body.len > 0 {
-            prefetch_body(job, picked, n.wrapping_add(BODY_AHEAD));
-        }
-        let need = frame.len().wrapping_add(const { header::len_u32(H) });
-        if !write_one::<H>(job, frame, turn.used(), need) {
-            if !header::accepts(job.to_driver, &frame.offload) {
-                turn.bad_offload = turn.bad_offload.wrapping_add(1);
-                continue;
-            }
-            skip_useless(job, const { header::len_u32(H) }, turn);
-            if turn.used() >= job.chains.len() {
-                return n;
-            }
-            if job.chains.writable(turn.used()).len() < need {
-                turn.too_large = turn.too_large.wrapping_add(1);
-                continue;
-            }
-            write_any::<H>(job, frame, turn.used());
-        }
-        turn.push(need);
-        turn.sent(frame);
-    }
-    picked.len()
+    turn.push(need);
+    turn.sent(frame);
+    true
 }
 
 /// Gives chains back that cannot hold a header of `header_len` bytes.
@@ -224,8 +245,9 @@ fn skip_useless(job: &Job<'_>, header_len: u32, turn: &mut Turn) {
 }
 
 /// Spreads a frame over several chains, all or nothing. Returns false if there are too few.
-#[cold]
-fn spread(job: &Job<'_>, frame: &Frame, need: u32, turn: &mut Turn) -> bool {
+#[inline(never)]
+fn spread(job: &Job<'_>, frame: &Frame, turn: &mut Turn) -> bool {
+    let need = frame.len().wrapping_add(V1);
     skip_useless(job, V1, turn);
     let first = turn.used();
     let mut room = 0u32;
@@ -254,5 +276,6 @@ fn spread(job: &Job<'_>, frame: &Frame, need: u32, turn: &mut Turn) -> bool {
         }
         turn.push(room.wrapping_sub(writer.remaining()));
     }
+    turn.sent(frame);
     true
 }

@@ -8,7 +8,7 @@ use vm_memory::{
     Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress,
 };
 
-use super::{RawDesc, RawSeg, Reader};
+use super::{RawDesc, RawSeg};
 
 /// The most regions that one map may have: vhost-user's 509 slots fit.
 pub const MAX_REGIONS: usize = 1024;
@@ -260,23 +260,22 @@ impl GuestMap {
     /// Copies the 16 bytes of a descriptor in an indirect table; None if a byte is not mapped.
     #[inline]
     pub(crate) fn fetch_desc(&self, hit: &mut Hit, addr: GuestPhysAddr) -> Option<RawDesc> {
-        let mut bytes = [0u8; 16];
-        if hit.resolve(addr, 16).is_none()
-            && let Some(region) = self.index_of(addr.0).and_then(|i| self.inner.regions.get(i))
-        {
-            hit.region = *region;
+        match hit.resolve(addr, 16) {
+            Some(seg) => RawDesc::fetch(seg),
+            None => self.fetch_desc_slow(hit, addr),
         }
-        let done = match hit.resolve(addr, 16) {
-            Some(seg) => Reader::over(&[seg]).read(&mut bytes),
-            None => {
-                let mut segs = Vec::new();
-                let mapped = self.resolve_slow(hit, addr, 16, &mut segs);
-                if mapped { Reader::over(&segs).read(&mut bytes) } else { 0 }
-            }
-        };
-        let (first, second) = bytes.split_first_chunk::<8>()?;
-        let meta = u64::from_le_bytes(second.try_into().ok()?);
-        (done == bytes.len()).then_some(RawDesc { addr: u64::from_le_bytes(*first), meta })
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn fetch_desc_slow(&self, hit: &mut Hit, addr: GuestPhysAddr) -> Option<RawDesc> {
+        hit.region = *self.inner.regions.get(self.index_of(addr.0)?)?;
+        if let Some(seg) = hit.resolve(addr, 16) {
+            return RawDesc::fetch(seg);
+        }
+        let mut segs = Vec::new();
+        let mapped = self.resolve_slow(hit, addr, 16, &mut segs);
+        mapped.then(|| RawDesc::fetch_bytes(&segs))?
     }
 
     fn index_of(&self, addr: u64) -> Option<usize> {

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use super::word::RingMem;
-use super::{GuestMap, Word, prefetch_read};
+use super::{GuestMap, RawSeg, Reader, Word, prefetch_read};
 use crate::config::{QueueConfig, QueueError, RingArea};
 use crate::shared::Shared;
 
@@ -25,6 +25,31 @@ pub(crate) struct RawDesc {
 
 #[expect(clippy::cast_possible_truncation, reason = "picks bit fields")]
 impl RawDesc {
+    /// Copies the descriptor at `seg`, which has 16 bytes and may be anywhere in guest memory.
+    #[inline(always)]
+    pub(super) fn fetch(seg: RawSeg) -> Option<Self> {
+        if seg.len() != 16 || !seg.ptr().addr().is_multiple_of(8) {
+            return Self::fetch_bytes(&[seg]);
+        }
+        let mem = RingMem { ptr: seg.ptr() };
+        // SAFETY: the segment is mapped, has 16 bytes and is aligned to 8.
+        let addr: Word<'_, u64> = unsafe { mem.word(0) };
+        // SAFETY: as above.
+        let meta: Word<'_, u64> = unsafe { mem.word(8) };
+        Some(Self { addr: addr.load(Relaxed), meta: meta.load(Relaxed) })
+    }
+
+    /// Copies a descriptor that is not aligned or lies in two segments.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn fetch_bytes(segs: &[RawSeg]) -> Option<Self> {
+        let mut bytes = [0u8; 16];
+        let done = Reader::over(segs).read(&mut bytes);
+        let (first, second) = bytes.split_first_chunk::<8>()?;
+        let meta = u64::from_le_bytes(second.try_into().ok()?);
+        (done == bytes.len()).then_some(Self { addr: u64::from_le_bytes(*first), meta })
+    }
+
     #[inline(always)]
     pub(crate) fn len(self) -> u32 {
         self.meta as u32
@@ -115,14 +140,6 @@ impl SplitAreas {
         unsafe { self.avail.word(2) }
     }
 
-    #[inline(always)]
-    pub(crate) fn avail_entry(&self, index: u16) -> u16 {
-        let offset = self.slot(index).wrapping_mul(2).wrapping_add(4);
-        // SAFETY: the slot is masked to the entries that `new` checked.
-        let word: Word<'_, u16> = unsafe { self.avail.word(offset) };
-        word.load(Relaxed)
-    }
-
     /// Where the driver says from which completion on it wants a call, with `EVENT_IDX`.
     #[inline(always)]
     pub(crate) fn used_event(&self) -> Option<Word<'_, u16>> {
@@ -172,11 +189,55 @@ impl SplitAreas {
         RawDesc { addr: addr.load(Relaxed), meta: meta.load(Relaxed) }
     }
 
-    /// Asks for the descriptors two lines behind this one: drivers hand them out in order.
+    /// The entries from `index` on, one after the other, whether available or not: it is the
+    /// caller who knows how many are.
     #[inline(always)]
-    pub(crate) fn prefetch_after(&self, index: u16) {
-        let offset = self.slot(index).wrapping_mul(16).wrapping_add(PREFETCH);
-        prefetch_read(self.desc.ptr.wrapping_add(offset));
+    pub(crate) fn heads(&self, index: u16) -> Heads<'_> {
+        Heads {
+            desc: self.desc,
+            avail: self.avail,
+            mask: usize::from(self.mask),
+            next: usize::from(index),
+            _areas: PhantomData,
+        }
+    }
+}
+
+/// Available entries of a split ring with the descriptors that they name, in a form that a loop
+/// keeps in registers. Invariants: those of [`SplitAreas`], which the lifetime keeps.
+pub(crate) struct Heads<'a> {
+    desc: RingMem,
+    avail: RingMem,
+    mask: usize,
+    next: usize,
+    _areas: PhantomData<&'a SplitAreas>,
+}
+
+impl Heads<'_> {
+    /// Whether `head` is an index of the descriptor table.
+    #[inline(always)]
+    pub(crate) fn has(&self, head: u16) -> bool {
+        usize::from(head) <= self.mask
+    }
+
+    /// The next head as the driver wrote it, and the descriptor that it names if it is in range:
+    /// otherwise another one of the table.
+    #[inline(always)]
+    pub(crate) fn next(&mut self) -> (u16, RawDesc) {
+        let entry = (self.next & self.mask).wrapping_mul(2).wrapping_add(4);
+        self.next = self.next.wrapping_add(1);
+        // SAFETY: the entry is masked to those that `SplitAreas::new` checked.
+        let head: Word<'_, u16> = unsafe { self.avail.word(entry) };
+        let head = head.load(Relaxed);
+        let offset = (usize::from(head) & self.mask).wrapping_mul(16);
+        // SAFETY: the descriptor is masked to those that `SplitAreas::new` checked.
+        let addr: Word<'_, u64> = unsafe { self.desc.word(offset) };
+        // SAFETY: as above, the second half of the same descriptor.
+        let meta: Word<'_, u64> = unsafe { self.desc.word(offset.wrapping_add(8)) };
+        let desc = RawDesc { addr: addr.load(Relaxed), meta: meta.load(Relaxed) };
+        // Drivers hand descriptors out in order.
+        prefetch_read(self.desc.ptr.wrapping_add(offset.wrapping_add(PREFETCH)));
+        (head, desc)
     }
 }
 

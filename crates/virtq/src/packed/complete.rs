@@ -32,11 +32,12 @@ impl Packed {
     pub(crate) fn complete_burst(&mut self, chains: &[Chain]) {
         if self.config.features.in_order {
             let Some(last) = chains.last() else { return };
-            let slots =
-                chains.iter().fold(0u16, |sum, chain| sum.saturating_add(chain.token.slots));
-            self.mark_used(last.token.id, 0, slots);
+            let slots = chains
+                .iter()
+                .fold(0u16, |sum, chain| sum.saturating_add(chain.start.token().slots));
+            self.mark_used(last.start.token().id, 0, slots);
         } else {
-            self.complete_each(chains.iter().map(|chain| (chain.token, 0)));
+            self.complete_each(chains.iter().map(|chain| (chain.start.token(), 0)));
         }
     }
 

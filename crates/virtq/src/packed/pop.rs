@@ -65,13 +65,14 @@ struct Want {
 /// them. Ends at the first that is not, and returns it.
 #[inline(always)]
 fn singles(
-    descs: Descs<'_>,
+    mut descs: Descs<'_>,
     hit: Hit,
     (want, mut first): (Want, u32),
     (chains, segs): (&mut [Chain], &mut [RawSeg]),
 ) -> (u16, Option<RawDesc>) {
     let mut done = 0u16;
-    for (desc, (chain, seg)) in descs.zip(chains.iter_mut().zip(segs)) {
+    for (chain, seg) in chains.iter_mut().zip(segs) {
+        let Some(desc) = descs.next() else { break };
         let (flags, len, id) = (desc.fourth(), desc.len(), desc.third());
         let simple = flags & (AVAIL | USED | NEXT | INDIRECT) == want.flags && id < want.size;
         let Some(found) = hit.resolve(GuestPhysAddr(desc.addr), len).filter(|_| simple) else {

@@ -27,9 +27,13 @@ impl Split {
     pub(crate) fn complete_burst(&mut self, chains: &[Chain]) {
         if self.config.features.in_order {
             let Some(last) = chains.last() else { return };
-            self.use_entries(last.token.id, 0, u16::try_from(chains.len()).unwrap_or(u16::MAX));
+            self.use_entries(
+                last.start.token().id,
+                0,
+                u16::try_from(chains.len()).unwrap_or(u16::MAX),
+            );
         } else {
-            self.complete_each(chains.iter().map(|chain| (chain.token, 0)));
+            self.complete_each(chains.iter().map(|chain| (chain.start.token(), 0)));
         }
     }
 

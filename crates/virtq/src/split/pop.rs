@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Acquire;
 use super::Split;
 use crate::ChainError;
 use crate::chain::{BURST_SEGS, Chain, ChainBuf, RUN, Token};
-use crate::mem::{GuestPhysAddr, Hit, RawDesc, RawSeg, SplitAreas};
+use crate::mem::{GuestPhysAddr, Heads, Hit, RawDesc, RawSeg, SplitAreas};
 use crate::shared::Shared;
 use crate::walk::{INDIRECT, NEXT, Sink, WRITE, Walk, check_indirect, narrow};
 
@@ -17,7 +17,7 @@ pub(super) fn burst(q: &mut Split, buf: &mut ChainBuf, max: usize) -> Result<(),
         let run = left.min(RUN);
         let first = buf.segs.len();
         let places = (buf.chains.spare(run), buf.segs.spare(run));
-        let (done, odd) = singles(&q.areas, q.hit, (q.next_avail, narrow(first)), places);
+        let (done, odd) = singles(q.areas.heads(q.next_avail), q.hit, narrow(first), places);
         buf.chains.advance(done);
         buf.segs.advance(done);
         left = left.wrapping_sub(done);
@@ -60,25 +60,21 @@ type Start = (u16, RawDesc);
 /// them. Ends at the first that is not, and returns it.
 #[inline(always)]
 fn singles(
-    areas: &SplitAreas,
+    mut heads: Heads<'_>,
     hit: Hit,
-    (mut next, mut first): (u16, u32),
+    mut first: u32,
     (chains, segs): (&mut [Chain], &mut [RawSeg]),
 ) -> (usize, Option<Start>) {
     let mut done = 0usize;
     for (chain, seg) in chains.iter_mut().zip(segs) {
-        let head = areas.avail_entry(next);
-        let desc = areas.desc(head);
-        areas.prefetch_after(head);
+        let (head, desc) = heads.next();
         let (flags, len) = (desc.third(), desc.len());
-        let found = hit.resolve(GuestPhysAddr(desc.addr), len);
-        let Some(found) = found.filter(|_| flags & (NEXT | INDIRECT) == 0 && head <= areas.mask())
-        else {
+        let simple = flags & (NEXT | INDIRECT) == 0 && heads.has(head);
+        let Some(found) = hit.resolve(GuestPhysAddr(desc.addr), len).filter(|_| simple) else {
             return (done, Some((head, desc)));
         };
         *seg = found;
         *chain = Chain::single(Token { id: head, slots: 1 }, first, flags & WRITE != 0, len);
-        next = next.wrapping_add(1);
         first = first.wrapping_add(1);
         done = done.wrapping_add(1);
     }
