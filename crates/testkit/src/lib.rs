@@ -1,1 +1,20 @@
-//! Test only: driver mocks, fake front end, ledger, virtual clock, seeded faults.
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+mod clock;
+mod faults;
+mod frames;
+mod front_end;
+mod guest;
+mod ledger;
+mod model;
+mod rng;
+
+pub use clock::VirtualClock;
+pub use faults::{Faults, FaultyEgress, FaultyIngress};
+pub use frames::{TestFrame, read_frame};
+pub use front_end::{FrontEnd, FrontEndError, SharedMemory};
+pub use guest::{Guest, GuestError, GuestSettings};
+pub use ledger::{Imbalance, Ledger, Moved};
+pub use model::{Outcome, SwitchModel};
+pub use rng::Rng;
