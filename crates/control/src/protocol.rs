@@ -128,8 +128,8 @@ pub struct LastError {
 pub struct Placement {
     /// The pair.
     pub index: u16,
-    /// The worker's index in `workers` of `ctl stats`.
-    pub worker: usize,
+    /// The worker, as an index into `workers` of `ctl stats`; null if it is the pair's own.
+    pub worker: Option<usize>,
     /// The worker's CPU; null if it is not pinned.
     pub cpu: Option<u16>,
 }

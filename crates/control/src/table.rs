@@ -31,8 +31,9 @@ pub fn ports(view: &PortsView) -> String {
         let mut cpus: Vec<String> = port
             .placement
             .iter()
-            .map(|at| at.cpu.map_or_else(|| format!("w{}", at.worker), |cpu| cpu.to_string()))
+            .map(|at| at.cpu.map_or_else(|| "any".to_owned(), |cpu| cpu.to_string()))
             .collect();
+        cpus.sort_unstable();
         cpus.dedup();
         vec![
             port.name.clone(),

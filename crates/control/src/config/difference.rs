@@ -12,40 +12,34 @@ pub struct Difference {
     pub added: Vec<PortSpec>,
     /// Ports that stay.
     pub unchanged: Vec<String>,
-    /// Static entries to remove.
-    pub statics_removed: Vec<StaticEntry>,
-    /// Static entries to add.
-    pub statics_added: Vec<StaticEntry>,
     /// Keys of `[switch]` that changed.
     pub switch: Vec<&'static str>,
 }
 
 impl Difference {
-    /// The way from `old` to `new`.
+    /// The way from `old` to `new`. A port has changed if its static entries have.
     pub fn between(old: &Config, new: &Config) -> Self {
         let mut difference = Self { switch: old.switch.changed(&new.switch), ..Self::default() };
-        for port in &old.ports {
-            if new.ports.contains(port) {
-                difference.unchanged.push(port.name.clone());
-            } else {
-                difference.removed.push(port.name.clone());
-            }
-        }
-        let added = new.ports.iter().filter(|port| !old.ports.contains(port));
-        difference.added = added.cloned().collect();
-        // A port that is made anew has lost its entries: they are added with it.
-        let kept = |entry: &&StaticEntry| difference.unchanged.contains(&entry.port);
-        let lost = old.statics.iter().filter(kept).filter(|e| !new.statics.contains(e));
-        difference.statics_removed = lost.cloned().collect();
-        let had = |entry: &&StaticEntry| kept(entry) && old.statics.contains(entry);
-        difference.statics_added = new.statics.iter().filter(|e| !had(e)).cloned().collect();
+        let same = |port: &&PortSpec| {
+            let (before, after) = (old.statics_of(&port.name), new.statics_of(&port.name));
+            old.ports.contains(port) && new.ports.contains(port) && before.eq(after)
+        };
+        let (kept, removed): (Vec<_>, Vec<_>) = old.ports.iter().partition(same);
+        difference.unchanged = kept.iter().map(|port| port.name.clone()).collect();
+        difference.removed = removed.iter().map(|port| port.name.clone()).collect();
+        difference.added = new.ports.iter().filter(|port| !same(port)).cloned().collect();
         difference
     }
 
     /// Whether nothing has to be done.
     pub fn is_empty(&self) -> bool {
-        let ports = self.removed.is_empty() && self.added.is_empty();
-        let statics = self.statics_removed.is_empty() && self.statics_added.is_empty();
-        ports && statics && self.switch.is_empty()
+        self.removed.is_empty() && self.added.is_empty() && self.switch.is_empty()
+    }
+}
+
+impl Config {
+    /// The static entries of a port.
+    pub fn statics_of<'a>(&'a self, port: &'a str) -> impl Iterator<Item = &'a StaticEntry> {
+        self.statics.iter().filter(move |entry| entry.port == port)
     }
 }

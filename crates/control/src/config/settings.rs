@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::keys::{Key, KeyError};
+use crate::keys::{Key, KeyError, names, set};
 use crate::spec::is_name;
 use crate::values::{MacAddress, Poll, VlanId, Workers, between, switch};
 
@@ -149,6 +149,17 @@ pub(super) const SWITCH: &[Key<SwitchSettings>] = &[
 ];
 
 impl SwitchSettings {
+    /// Takes over one key as an option of the command line gives it.
+    ///
+    /// # Errors
+    ///
+    /// The key or its value, and what is allowed.
+    pub fn set(&mut self, key: &str, value: &str) -> Result<(), KeyError> {
+        let names: Vec<_> = names(SWITCH).collect();
+        set(SWITCH, self, key, value)
+            .unwrap_or_else(|| Err(KeyError::unknown(key, "[switch]", &names)))
+    }
+
     /// The keys whose values differ, with the new value; a key that is gone has none.
     pub(super) fn changed(&self, new: &Self) -> Vec<&'static str> {
         let differs = |key: &&Key<Self>| (key.show)(self) != (key.show)(new);

@@ -1,0 +1,235 @@
+//! The control thread: one event loop that owns everything but the workers.
+//!
+//! ```text
+//!  event manager ─┬─ VhostUserPort (one per guest): handled where they arrive
+//!                 └─ Hub: control socket, its clients, signals, switch events, a timer
+//!                      └─► noted, and handled between two rounds, when ports can come and go
+//! ```
+
+mod ports;
+mod reload;
+mod tap;
+pub(crate) mod view;
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use control::server::{ClientId, Server};
+use control::{Config, Reply, Request};
+use event_manager::{
+    EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
+};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
+use switch::{Switch, SwitchEvent};
+use vhost_user_net::VhostUserPort;
+
+use crate::signals::Signals;
+use ports::Port;
+
+/// How often ports are looked after and addresses age.
+const TICK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+/// The running program.
+#[derive(Debug)]
+pub(crate) struct App {
+    switch: Arc<Switch>,
+    manager: EventManager<Subscriber>,
+    hub: SubscriberId,
+    server: Server,
+    signals: Signals,
+    timer: OwnedFd,
+    ports: Vec<Port>,
+    /// The configuration file and what it said when it was read last.
+    file: Option<PathBuf>,
+    config: Config,
+    began: Instant,
+    stopping: bool,
+}
+
+/// What waits for events.
+#[derive(Debug)]
+enum Subscriber {
+    Guest(Box<VhostUserPort>),
+    Hub(Hub),
+}
+
+/// Notes which of our own fds are ready.
+#[derive(Debug, Default)]
+struct Hub {
+    woken: Vec<RawFd>,
+}
+
+impl MutEventSubscriber for Subscriber {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        if let Self::Guest(port) = self {
+            port.init(ops);
+        }
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        match self {
+            Self::Guest(port) => port.process(events, ops),
+            Self::Hub(hub) => hub.woken.push(events.fd()),
+        }
+    }
+}
+
+impl App {
+    /// An app without ports.
+    pub(crate) fn new(switch: Switch, server: Server, signals: Signals) -> Result<Self, String> {
+        let failed = |error: event_manager::Error| format!("cannot make an event loop: {error}");
+        let mut manager = EventManager::new().map_err(failed)?;
+        let hub = manager.add_subscriber(Subscriber::Hub(Hub::default()));
+        let timer = ticking().map_err(|error| format!("cannot make a timer: {error}"))?;
+        let mut ops = manager.event_ops(hub).map_err(failed)?;
+        let fds = [server.listener(), signals.as_fd(), timer.as_fd(), switch.events().as_fd()];
+        for fd in fds {
+            ops.add(Events::new(&fd, EventSet::IN)).map_err(failed)?;
+        }
+        Ok(Self {
+            switch: Arc::new(switch),
+            manager,
+            hub,
+            server,
+            signals,
+            timer,
+            ports: Vec::new(),
+            file: None,
+            config: Config::default(),
+            began: Instant::now(),
+            stopping: false,
+        })
+    }
+
+    /// What the configuration file said, for the next reload.
+    pub(crate) fn remember(&mut self, file: Option<PathBuf>, config: Config) {
+        self.file = file;
+        self.config = config;
+    }
+
+    /// Serves until a signal ends it.
+    pub(crate) fn serve(&mut self) -> Result<(), String> {
+        while !self.stopping {
+            let ran = self.manager.run();
+            let _ = ran.map_err(|error| format!("the event loop failed: {error}"))?;
+            for fd in self.woken() {
+                self.handle(fd);
+            }
+        }
+        tracing::info!("stopping");
+        while let Some(port) = self.ports.pop() {
+            self.remove(port);
+        }
+        Ok(())
+    }
+
+    fn woken(&mut self) -> Vec<RawFd> {
+        match self.manager.subscriber_mut(self.hub) {
+            Ok(Subscriber::Hub(hub)) => std::mem::take(&mut hub.woken),
+            Ok(Subscriber::Guest(_)) | Err(_) => Vec::new(),
+        }
+    }
+
+    fn handle(&mut self, fd: RawFd) {
+        if fd == self.server.listener().as_raw_fd() {
+            self.accept();
+        } else if fd == self.signals.as_fd().as_raw_fd() {
+            self.signal();
+        } else if fd == self.timer.as_raw_fd() {
+            let _ = rustix::io::read(&self.timer, &mut [0; 8]);
+            let _ = self.switch.age();
+            self.look_after_ports();
+        } else if fd == self.switch.events().as_fd().as_raw_fd() {
+            self.switch_events();
+        } else {
+            self.client(fd);
+        }
+    }
+
+    fn signal(&mut self) {
+        let asked = self.signals.take();
+        self.stopping |= asked.stop;
+        if asked.reload {
+            match self.reload() {
+                Reply::Ok(done) => tracing::info!("reload: {done}"),
+                Reply::Usage(text) | Reply::Failed(text) => tracing::error!("reload: {text}"),
+            }
+        }
+    }
+
+    fn switch_events(&mut self) {
+        while let Some(event) = self.switch.events().next() {
+            match event {
+                SwitchEvent::Faulted { queue, way, fault } => self.fault(queue, way, &fault),
+                // The switch has set the port's state; a reset brings it back.
+                SwitchEvent::Panicked { queue, text, .. } => {
+                    tracing::error!(port = queue.port.0, pair = queue.pair, text, "quarantined");
+                }
+            }
+        }
+    }
+
+    fn accept(&mut self) {
+        while let Some(id) = self.server.accept() {
+            let set = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
+            let added = match (self.manager.event_ops(self.hub), self.server.client(id)) {
+                (Ok(mut ops), Some(fd)) => ops.add(Events::new(&fd, set)).is_ok(),
+                _ => false,
+            };
+            if added { self.client(id) } else { self.server.forget(id) }
+        }
+    }
+
+    /// Reads and writes what a client's socket has and takes, and answers.
+    fn client(&mut self, id: ClientId) {
+        let mut kept = self.server.ready(id);
+        for (from, request) in self.server.take_requests() {
+            let reply = match request {
+                Ok(request) => self.answer(request),
+                Err(text) => Reply::Usage(format!("not a request: {text}")),
+            };
+            let sent = self.server.reply(from, &reply);
+            kept = if from == id { sent } else { kept };
+        }
+        if !kept {
+            if let (Ok(mut ops), Some(fd)) =
+                (self.manager.event_ops(self.hub), self.server.client(id))
+                && let Err(error) = ops.remove(Events::empty(&fd))
+            {
+                tracing::warn!(%error, "cannot forget a client of the control socket");
+            }
+            self.server.forget(id);
+        }
+    }
+
+    fn answer(&mut self, request: Request) -> Reply {
+        match request {
+            Request::Ports => Reply::of(&self.ports_view()),
+            Request::Stats => Reply::of(&self.stats_view()),
+            Request::Fdb => Reply::of(&self.fdb_view()),
+            Request::Version => Reply::of(&self.version_view()),
+            Request::FdbFlush => {
+                let count = self.switch.fdb_flush(None);
+                Reply::done(format!("forgot {count} addresses"))
+            }
+            Request::PortAdd { spec } => self.port_add(&spec),
+            Request::PortDel { name } => self.port_del(&name),
+            Request::PortReset { name } => self.port_reset(&name),
+            Request::Reload => self.reload(),
+        }
+    }
+}
+
+/// A timer that is readable once a second.
+fn ticking() -> std::io::Result<OwnedFd> {
+    let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+    let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+    let time = Itimerspec { it_interval: TICK, it_value: TICK };
+    let _ = timerfd_settime(&timer, TimerfdTimerFlags::empty(), &time)?;
+    Ok(timer)
+}

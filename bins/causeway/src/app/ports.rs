@@ -1,0 +1,242 @@
+//! Ports come and go, fault and are reset.
+
+use std::sync::Arc;
+
+use control::config::check_unique;
+use control::{PortKind, PortSpec, Reply, SocketRole, StaticEntry, VhostUserSpec};
+use event_manager::{SubscriberId, SubscriberOps};
+use packet::{MacAddr, VlanId};
+use port::{Fabric, PortState, QueueFault, QueueId};
+use switch::{PortConfig, PortHandle, VlanRule, Way};
+use vhost_user_net::{CountersOf, PortLinks, PortSettings, RingIndex, SocketMode, VhostUserPort};
+
+use super::tap::TapSide;
+use super::{App, Subscriber};
+
+/// A port of the switch and what is behind it.
+#[derive(Debug)]
+pub(super) struct Port {
+    pub(super) spec: PortSpec,
+    pub(super) handle: PortHandle,
+    pub(super) side: Side,
+}
+
+/// What is behind a port.
+#[derive(Debug)]
+pub(super) enum Side {
+    /// Nothing yet, or nothing any more: tried again at every tick.
+    Absent,
+    /// A subscriber of the event manager.
+    Guest(SubscriberId),
+    /// An open interface.
+    Tap(TapSide),
+}
+
+impl App {
+    /// Adds a port with its static entries.
+    pub(crate) fn add<'a>(
+        &mut self,
+        spec: PortSpec,
+        statics: impl Iterator<Item = &'a StaticEntry>,
+    ) -> Result<(), String> {
+        let in_port = |error: String| format!("port {}: {error}", spec.name);
+        let config = config(&spec, statics).map_err(in_port)?;
+        let handle = self.switch.add_port(&config).map_err(|e| in_port(e.to_string()))?;
+        let mut port = Port { spec: spec.clone(), handle, side: Side::Absent };
+        match self.open(&port) {
+            Ok(side) => port.side = side,
+            Err(error) if spec.wait => {
+                tracing::warn!(port = spec.name, error, "waiting");
+                port.handle.status.error(error.as_str());
+                port.handle.status.set(PortState::Waiting, error);
+            }
+            Err(error) => {
+                let _ = self.switch.remove_port(port.handle.id);
+                return Err(in_port(error));
+            }
+        }
+        tracing::info!(port = spec.name, "added {spec}");
+        self.ports.push(port);
+        Ok(())
+    }
+
+    /// Takes a port that is no more in the list apart.
+    pub(super) fn remove(&mut self, mut port: Port) {
+        self.close(&mut port);
+        let _ = self.switch.remove_port(port.handle.id);
+        tracing::info!(port = port.spec.name, "removed");
+    }
+
+    /// Opens what is behind a port.
+    pub(super) fn open(&mut self, port: &Port) -> Result<Side, String> {
+        match &port.spec.kind {
+            PortKind::VhostUser(spec) => self.open_guest(port, spec).map(Side::Guest),
+            PortKind::Tap(spec) => TapSide::open(&self.switch, &port.handle, spec).map(Side::Tap),
+        }
+    }
+
+    fn open_guest(&mut self, port: &Port, spec: &VhostUserSpec) -> Result<SubscriberId, String> {
+        let settings = PortSettings {
+            name: port.spec.name.clone(),
+            socket: spec.socket.clone(),
+            mode: match spec.mode {
+                SocketRole::Server => SocketMode::Server,
+                SocketRole::Client => SocketMode::Client,
+            },
+            socket_mode: spec.socket_mode.0,
+            socket_group: spec.socket_group.clone(),
+            queues: spec.queues,
+            queue_size: spec.queue_size,
+            mtu: spec.mtu.unwrap_or(u16::MAX),
+        };
+        let handle = port.handle.clone();
+        // The session never names a pair beyond `queues`, which the switch port has.
+        let counters: CountersOf = Box::new(move |pair| handle.counters(pair).unwrap_or_default());
+        let links = PortLinks {
+            id: port.handle.id,
+            fabric: Arc::clone(&self.switch) as Arc<dyn Fabric>,
+            status: port.handle.status.clone(),
+            counters,
+        };
+        let guest = VhostUserPort::new(settings, links).map_err(|error| error.to_string())?;
+        Ok(self.manager.add_subscriber(Subscriber::Guest(Box::new(guest))))
+    }
+
+    /// Closes what is behind a port; the port stays in the switch.
+    pub(super) fn close(&mut self, port: &mut Port) {
+        match std::mem::replace(&mut port.side, Side::Absent) {
+            Side::Absent => {}
+            Side::Guest(id) => drop(self.manager.remove_subscriber(id)),
+            Side::Tap(tap) => tap.close(&self.switch, port.handle.id),
+        }
+    }
+
+    /// Tries again what is absent, and looks at interfaces.
+    pub(super) fn look_after_ports(&mut self) {
+        let mut ports = std::mem::take(&mut self.ports);
+        for port in &mut ports {
+            match &mut port.side {
+                Side::Guest(_) => {}
+                Side::Absent => match self.open(port) {
+                    Ok(side) => {
+                        tracing::info!(port = port.spec.name, "is there now");
+                        port.side = side;
+                    }
+                    Err(error) => port.handle.status.set(PortState::Waiting, error),
+                },
+                Side::Tap(tap) => tap.look_after(&self.switch, &port.handle),
+            }
+        }
+        self.ports = ports;
+    }
+
+    /// A worker took a queue out of service.
+    pub(super) fn fault(&mut self, queue: QueueId, way: Way, fault: &QueueFault) {
+        let found = self.ports.iter_mut().find(|port| port.handle.id == queue.port);
+        let Some(port) = found else { return };
+        match &mut port.side {
+            Side::Absent => {}
+            Side::Guest(id) => {
+                let ring = match way {
+                    Way::Egress => queue.pair.saturating_mul(2),
+                    Way::Ingress => queue.pair.saturating_mul(2).saturating_add(1),
+                };
+                if let Ok(Subscriber::Guest(guest)) = self.manager.subscriber_mut(*id) {
+                    guest.ring_fault(RingIndex(ring), fault);
+                }
+            }
+            Side::Tap(tap) => tap.lost(&self.switch, &port.handle, &fault.to_string()),
+        }
+    }
+
+    pub(super) fn port_add(&mut self, text: &str) -> Reply {
+        let spec = match text.parse::<PortSpec>() {
+            Ok(spec) => spec,
+            Err(error) => return Reply::Usage(error.to_string()),
+        };
+        if let Err(error) = check_unique(self.specs().chain([&spec])) {
+            return Reply::Failed(error);
+        }
+        let name = spec.name.clone();
+        match self.add(spec, std::iter::empty()) {
+            Ok(()) => Reply::done(format!("added port {name}")),
+            Err(error) => Reply::Failed(error),
+        }
+    }
+
+    pub(super) fn port_del(&mut self, name: &str) -> Reply {
+        match self.take_port(name) {
+            Some(port) => {
+                self.remove(port);
+                Reply::done(format!("removed port {name}"))
+            }
+            None => self.no_port(name),
+        }
+    }
+
+    pub(super) fn port_reset(&mut self, name: &str) -> Reply {
+        let Some(mut port) = self.take_port(name) else { return self.no_port(name) };
+        let state = port.handle.status.read().state;
+        let reply = if matches!(state, PortState::Broken | PortState::Quarantined) {
+            self.close(&mut port);
+            let _ = self.switch.reset_port(port.handle.id);
+            match self.open(&port) {
+                Ok(side) => {
+                    port.side = side;
+                    Reply::done(format!("port {name} is in service again"))
+                }
+                Err(error) => {
+                    port.handle.status.set(PortState::Waiting, error.as_str());
+                    Reply::Failed(format!("port {name}: {error}"))
+                }
+            }
+        } else {
+            Reply::Failed(format!("port {name} is {}: there is nothing to reset", state.name()))
+        };
+        self.ports.push(port);
+        reply
+    }
+
+    pub(super) fn take_port(&mut self, name: &str) -> Option<Port> {
+        let index = self.ports.iter().position(|port| port.spec.name == name)?;
+        Some(self.ports.remove(index))
+    }
+
+    pub(super) fn specs(&self) -> impl Iterator<Item = &PortSpec> {
+        self.ports.iter().map(|port| &port.spec)
+    }
+
+    fn no_port(&self, name: &str) -> Reply {
+        let names: Vec<&str> = self.specs().map(|spec| spec.name.as_str()).collect();
+        let known = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+        Reply::Failed(format!("there is no port {name:?}; ports are: {known}"))
+    }
+}
+
+/// The switch's side of a port.
+fn config<'a>(
+    spec: &PortSpec,
+    statics: impl Iterator<Item = &'a StaticEntry>,
+) -> Result<PortConfig, String> {
+    let trunk: Vec<u16> = spec.trunk.iter().map(|vlan| vlan.number()).collect();
+    let access = spec.vlan.map(|vlan| vlan.number());
+    let rule = VlanRule::from_keys(access, &trunk).map_err(|error| error.to_string())?;
+    let in_vlan = |number: u16| VlanId::new(number).unwrap_or(VlanId::NONE);
+    let mut stations = Vec::new();
+    for entry in statics {
+        let vlan = entry.vlan.map_or(VlanId::NONE, |vlan| in_vlan(vlan.number()));
+        stations.push((vlan, MacAddr(entry.mac.bytes())));
+    }
+    let (pairs, mac) = match &spec.kind {
+        PortKind::VhostUser(guest) => (guest.queues, guest.mac),
+        PortKind::Tap(tap) => (tap.queues, None),
+    };
+    if let Some(mac) = mac {
+        let mut vlans: Vec<u16> = trunk.iter().copied().chain(access).collect();
+        if vlans.is_empty() {
+            vlans.push(0);
+        }
+        stations.extend(vlans.into_iter().map(|vlan| (in_vlan(vlan), MacAddr(mac.bytes()))));
+    }
+    Ok(PortConfig { name: spec.name.clone(), vlan: rule, stations, pairs })
+}

@@ -1,0 +1,243 @@
+//! The command line: a contract with scripts.
+
+use std::path::PathBuf;
+
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use control::spec::one_line;
+use control::{PortSpec, SwitchSettings};
+
+/// The Causeway virtual switch.
+#[derive(Debug, Parser)]
+#[command(name = "causeway", version, infer_subcommands = false)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a switch
+    Run(RunArgs),
+    /// Ask or change a running switch
+    Ctl(CtlArgs),
+    /// Two guests inside this process talk through a switch
+    Demo,
+}
+
+/// Options of `causeway run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Configuration file (TOML); SIGHUP and `ctl reload` read it again
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// A port: KIND:key=value,key=value with KIND vhost-user or tap; may stand many times
+    #[arg(long = "port", value_name = "SPEC", value_parser = port_spec)]
+    pub(crate) ports: Vec<PortSpec>,
+    /// CPUs of the workers (0,1 or 0-3), or per-queue
+    #[arg(long, value_name = "LIST", value_parser = |text: &str| switch_key("workers", text))]
+    pub(crate) workers: Option<String>,
+    /// How workers wait: adaptive, busy or interrupt
+    #[arg(long, value_name = "HOW", value_parser = |text: &str| switch_key("poll", text))]
+    pub(crate) poll: Option<String>,
+    /// Microseconds that an adaptive worker spins without work
+    #[arg(long, value_name = "N", value_parser = |text: &str| switch_key("poll-us", text))]
+    pub(crate) poll_us: Option<String>,
+    /// Control socket
+    #[arg(long, value_name = "SOCKET", value_parser = |text: &str| switch_key("control", text))]
+    pub(crate) control: Option<String>,
+    /// What is logged to standard error
+    #[arg(long, value_enum, default_value = "info")]
+    pub(crate) log: LogLevel,
+}
+
+impl RunArgs {
+    /// The settings of a file with the options over them.
+    pub(crate) fn over(&self, file: &SwitchSettings) -> Result<SwitchSettings, String> {
+        let mut settings = file.clone();
+        let options = [
+            ("workers", &self.workers),
+            ("poll", &self.poll),
+            ("poll-us", &self.poll_us),
+            ("control", &self.control),
+        ];
+        for (key, value) in options {
+            if let Some(value) = value {
+                settings.set(key, value).map_err(|error| error.to_string())?;
+            }
+        }
+        Ok(settings)
+    }
+}
+
+/// How much is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogLevel {
+    Off,
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+/// Options of `causeway ctl`.
+#[derive(Debug, Args)]
+pub(crate) struct CtlArgs {
+    /// Control socket of the switch
+    #[arg(long, global = true, value_name = "SOCKET")]
+    pub(crate) control: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// What to ask.
+    #[command(subcommand)]
+    pub(crate) command: CtlCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CtlCommand {
+    /// States of the ports, and why
+    Ports,
+    /// Counters
+    Stats,
+    /// The forwarding table
+    Fdb {
+        #[command(subcommand)]
+        command: Option<FdbCommand>,
+    },
+    /// Version of the running switch
+    Version,
+    /// Add, remove or reset a port
+    Port {
+        #[command(subcommand)]
+        command: PortCommand,
+    },
+    /// Read the configuration file again and apply the difference
+    Reload,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum FdbCommand {
+    /// Forget all learned addresses
+    Flush,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PortCommand {
+    /// Add a port
+    Add {
+        /// KIND:key=value,key=value with KIND vhost-user or tap
+        #[arg(value_parser = port_spec)]
+        spec: PortSpec,
+    },
+    /// Remove a port
+    Del {
+        /// Its name
+        name: String,
+    },
+    /// Take a broken or quarantined port back into service
+    Reset {
+        /// Its name
+        name: String,
+    },
+}
+
+/// Why the command line was not understood: what to print and how to exit.
+#[derive(Debug)]
+pub(crate) enum Unparsed {
+    /// Help or version was asked for.
+    Text(String),
+    /// Wrong use, in one line.
+    Wrong(String),
+}
+
+/// Reads the command line.
+pub(crate) fn parse(
+    arguments: impl IntoIterator<Item = std::ffi::OsString>,
+) -> Result<Cli, Unparsed> {
+    Cli::try_parse_from(arguments).map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Unparsed::Text(error.to_string()),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let of = error.to_string();
+            let usage = of.lines().find(|line| line.starts_with("Usage:")).unwrap_or_default();
+            Unparsed::Wrong(format!("a subcommand is missing; {usage}; see --help"))
+        }
+        _ => Unparsed::Wrong(flat(&error.to_string())),
+    })
+}
+
+/// clap's message in one line, without its hints on usage.
+fn flat(message: &str) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for line in message.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        if line.starts_with("Usage:") || line.starts_with("For more information") {
+            break;
+        }
+        parts.push(one_line(line.trim_start_matches("error: ")));
+    }
+    parts.join(" ")
+}
+
+fn port_spec(text: &str) -> Result<PortSpec, String> {
+    text.parse::<PortSpec>().map_err(|error| error.to_string())
+}
+
+fn switch_key(key: &str, text: &str) -> Result<String, String> {
+    let set = SwitchSettings::default().set(key, text);
+    set.map(|()| text.to_owned()).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Cli, Command, CtlCommand, Unparsed, parse};
+
+    fn cli(line: &str) -> Result<Cli, Unparsed> {
+        parse(line.split(' ').map(Into::into))
+    }
+
+    fn wrong(line: &str) -> String {
+        match cli(line) {
+            Err(Unparsed::Wrong(text)) => text,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn options_of_ctl_stand_before_and_after() {
+        for line in [
+            "causeway ctl --json --control /s stats",
+            "causeway ctl stats --control /s --json",
+            "causeway ctl --control /s stats --json",
+        ] {
+            let Ok(Cli { command: Command::Ctl(ctl) }) = cli(line) else { panic!("{line}") };
+            assert!(ctl.json && matches!(ctl.command, CtlCommand::Stats));
+            assert_eq!(ctl.control.unwrap().to_str(), Some("/s"));
+        }
+        assert!(cli("causeway ctl port add tap:name=a,ifname=t --json").is_ok());
+        assert!(cli("causeway ctl fdb flush --control /s").is_ok());
+    }
+
+    #[test]
+    fn wrong_use_is_one_line_that_says_what_is_right() {
+        assert_eq!(
+            wrong("causeway run --poll lazy"),
+            "invalid value 'lazy' for '--poll <HOW>': poll=lazy is not allowed: poll is adaptive, \
+             busy or interrupt"
+        );
+        assert_eq!(
+            wrong("causeway run --port tap:name=a"),
+            "invalid value 'tap:name=a' for '--port <SPEC>': tap needs ifname=INTERFACE"
+        );
+        assert_eq!(
+            wrong("causeway run --log loud"),
+            "invalid value 'loud' for '--log <LOG>' [possible values: off, error, warn, info, \
+             debug, trace]"
+        );
+        assert!(wrong("causeway run --sandbox on").starts_with("unexpected argument '--sandbox'"));
+        assert!(wrong("causeway").starts_with("a subcommand is missing"));
+        assert!(wrong("causeway ctl stat").contains("stats"));
+        assert!(!wrong("causeway ctl port add").contains('\n'));
+    }
+}

@@ -1,0 +1,133 @@
+//! `causeway run`: from options to a switch that serves.
+
+use std::io::IsTerminal;
+
+use control::config::check_unique;
+use control::server::Server;
+use control::{Config, Poll, PortKind, PortSpec, SwitchSettings, Workers};
+use switch::{FdbLimits, PollMode, Switch, SwitchConfig};
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::Failure;
+use crate::app::App;
+use crate::cli::{LogLevel, RunArgs};
+use crate::ctl::default_socket;
+use crate::signals::Signals;
+
+pub(crate) fn run(arguments: &RunArgs) -> Result<(), Failure> {
+    let config = match &arguments.config {
+        Some(file) => Config::load(file).map_err(|error| Failure::Usage(error.to_string()))?,
+        None => Config::default(),
+    };
+    check_unique(config.ports.iter().chain(&arguments.ports)).map_err(Failure::Usage)?;
+    let settings = arguments.over(&config.switch).map_err(Failure::Usage)?;
+    let ports = || config.ports.iter().chain(&arguments.ports);
+    let switch_config = switch_config(&settings, ports())?;
+    log_to_stderr(arguments.log);
+
+    let socket = match &settings.control {
+        Some(path) => path.clone(),
+        None => default_socket()?,
+    };
+    let failed = |what: &str| {
+        let what = what.to_owned();
+        move |error: std::io::Error| Failure::Runtime(format!("cannot {what}: {error}"))
+    };
+    // Signals first: whatever comes from now on ends in a clean stop.
+    let signals = Signals::take_over().map_err(failed("take signals over"))?;
+    let server = Server::bind(&socket).map_err(|error| Failure::Runtime(error.to_string()))?;
+    let switch = Switch::start(&switch_config).map_err(failed("start the workers"))?;
+    let mut app = App::new(switch, server, signals).map_err(Failure::Runtime)?;
+    for spec in ports() {
+        let statics = config.statics_of(&spec.name);
+        app.add(spec.clone(), statics).map_err(Failure::Runtime)?;
+    }
+    let count = ports().count();
+    app.remember(arguments.config.clone(), config);
+    tracing::info!(control = %socket.display(), ports = count, "listening");
+    app.serve().map_err(Failure::Runtime)
+}
+
+fn log_to_stderr(level: LogLevel) {
+    let level = match level {
+        LogLevel::Off => LevelFilter::OFF,
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    };
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .with_max_level(level)
+        .init();
+}
+
+fn switch_config<'a>(
+    settings: &SwitchSettings,
+    ports: impl Iterator<Item = &'a PortSpec>,
+) -> Result<SwitchConfig, Failure> {
+    let defaults = SwitchConfig::default();
+    let limits = FdbLimits::default();
+    Ok(SwitchConfig {
+        workers: workers(settings.workers.as_ref(), ports)?,
+        poll: match settings.poll.unwrap_or_default() {
+            Poll::Adaptive => PollMode::Adaptive,
+            Poll::Busy => PollMode::Busy,
+            Poll::Interrupt => PollMode::Interrupt,
+        },
+        poll_us: settings.poll_us.unwrap_or(defaults.poll_us),
+        fdb: FdbLimits {
+            entries: settings.fdb_entries.unwrap_or(limits.entries),
+            per_port: settings.fdb_entries_per_port.unwrap_or(limits.per_port),
+            age_secs: settings.ageing_s.unwrap_or(limits.age_secs),
+        },
+        forward_reserved: settings.forward_reserved.unwrap_or(defaults.forward_reserved),
+    })
+}
+
+/// The CPUs that were asked for, or those that the process may use, at most one per pair.
+fn workers<'a>(
+    asked: Option<&Workers>,
+    ports: impl Iterator<Item = &'a PortSpec>,
+) -> Result<switch::Workers, Failure> {
+    let usable = usable_cpus()?;
+    match asked {
+        Some(Workers::PerQueue) => Ok(switch::Workers::PerQueue),
+        Some(Workers::Cpus(cpus)) => {
+            let cpus: Vec<usize> = cpus.iter().copied().map(usize::from).collect();
+            match cpus.iter().find(|cpu| !usable.contains(cpu)) {
+                None => Ok(switch::Workers::Cpus(cpus)),
+                Some(cpu) => {
+                    let usable: Vec<String> = usable.iter().map(usize::to_string).collect();
+                    Err(Failure::Usage(format!(
+                        "workers names CPU {cpu}; this process may use {}",
+                        usable.join(",")
+                    )))
+                }
+            }
+        }
+        None => {
+            let pairs: usize = ports.map(pairs).fold(0, usize::saturating_add);
+            // Ports that are added later are to find more than one worker.
+            let most = if pairs == 0 { usable.len() } else { pairs };
+            Ok(switch::Workers::Cpus(usable.into_iter().take(most).collect()))
+        }
+    }
+}
+
+fn pairs(spec: &PortSpec) -> usize {
+    usize::from(match &spec.kind {
+        PortKind::VhostUser(guest) => guest.queues,
+        PortKind::Tap(tap) => tap.queues,
+    })
+}
+
+fn usable_cpus() -> Result<Vec<usize>, Failure> {
+    use rustix::thread::{CpuSet, sched_getaffinity};
+    let set = sched_getaffinity(None)
+        .map_err(|error| Failure::Runtime(format!("cannot ask for usable CPUs: {error}")))?;
+    Ok((0..CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect())
+}
