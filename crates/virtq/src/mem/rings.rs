@@ -286,11 +286,6 @@ impl PackedAreas {
     }
 
     #[inline(always)]
-    pub(crate) fn size(&self) -> u16 {
-        self.size
-    }
-
-    #[inline(always)]
     fn offset(&self, index: u16) -> usize {
         let slot = if index < self.size { index } else { 0 };
         usize::from(slot).wrapping_mul(16)

@@ -1,51 +1,64 @@
 //! Reading chains from a packed ring.
 
-use super::{AVAIL, Packed, Place, USED};
+use super::{AVAIL, Packed, USED};
 use crate::ChainError;
 use crate::chain::{BURST_SEGS, Chain, ChainBuf, RUN, Token};
-use crate::mem::{Descs, GuestPhysAddr, Hit, PackedAreas, RawDesc, RawSeg};
+use crate::mem::{Descs, GuestPhysAddr, Hit, RawDesc, RawSeg};
 use crate::walk::{INDIRECT, NEXT, Sink, WRITE, Walk, check_indirect, narrow};
 
 /// Reads up to `max` chains: runs of simple chains, each within one lap, with a careful look at
 /// each descriptor that ends a run.
 pub(super) fn burst(q: &mut Packed, buf: &mut ChainBuf, max: usize) -> Result<(), ChainError> {
-    let size = q.config.size;
-    // Without room the descriptor here is one that was fetched and not completed.
-    while q.fetched < size && buf.segs.len() <= BURST_SEGS {
-        let room = size.wrapping_sub(q.fetched);
-        let run = max.saturating_sub(buf.chains.len()).min(RUN).min(usize::from(room));
+    loop {
+        let run = q.room(buf, max).min(RUN);
         if run == 0 {
-            break;
+            return Ok(());
         }
         let first = narrow(buf.segs.len());
-        let descs = q.areas.descs(q.avail.index, run);
-        let want = Want { flags: q.avail.available(), size };
+        let want = Want { flags: q.avail.available(), size: q.config.size };
         let places = (buf.chains.spare(run), buf.segs.spare(run));
-        let (done, odd) = singles(descs, q.hit, (want, first), places);
+        let (done, mut odd) =
+            singles(q.areas.descs(q.avail.index, run), q.hit, want, first, places);
         buf.chains.advance(usize::from(done));
         buf.segs.advance(usize::from(done));
         q.fetch(done);
-        let Some(desc) = odd else { continue };
-        let state = desc.fourth() & (AVAIL | USED);
-        if state == q.avail.used() {
-            // What was used in this lap is behind us. Anything else is from the lap before.
-            return Err(ChainError::WrapCounter { index: q.avail.index, wrap: q.avail.wrap });
+        while let Some(desc) = odd {
+            if !q.check_state(desc)? {
+                return Ok(());
+            }
+            let first = buf.segs.len();
+            let chain = q.careful(buf, desc);
+            let slots = buf.settle(first, chain)?.slots;
+            q.fetch(slots);
+            // Odd chains come in company: no new run for each.
+            odd = (q.room(buf, max) > 0)
+                .then(|| q.areas.desc(q.avail.index))
+                .filter(|desc| desc.fourth() & (NEXT | INDIRECT) != 0);
         }
-        if state != q.avail.available() {
-            break;
-        }
-        let first = buf.segs.len();
-        let room = size.wrapping_sub(q.fetched);
-        let ring = Ring { areas: &q.areas, indirect: q.config.features.indirect, room };
-        let mut sink = Sink { map: q.areas.map(), hit: &mut q.hit, segs: &mut buf.segs };
-        let chain = ring.careful(&mut sink, desc, q.avail);
-        let slots = buf.settle(first, chain)?.slots;
-        q.fetch(slots);
     }
-    Ok(())
 }
 
 impl Packed {
+    /// How many chains there may be more: without room in the ring, the descriptor here is one
+    /// that was fetched and not completed.
+    #[inline(always)]
+    fn room(&self, buf: &ChainBuf, max: usize) -> usize {
+        let slots = usize::from(self.config.size.wrapping_sub(self.fetched));
+        let room = max.saturating_sub(buf.chains.len()).min(slots);
+        if buf.segs.len() > BURST_SEGS { 0 } else { room }
+    }
+
+    /// Whether the driver has made the descriptor available.
+    #[inline(always)]
+    fn check_state(&self, desc: RawDesc) -> Result<bool, ChainError> {
+        let state = desc.fourth() & (AVAIL | USED);
+        if state == self.avail.used() {
+            // What was used in this lap is behind us. Anything else is from the lap before.
+            return Err(ChainError::WrapCounter { index: self.avail.index, wrap: self.avail.wrap });
+        }
+        Ok(state == self.avail.available())
+    }
+
     /// Passes `slots` that were read.
     #[inline(always)]
     fn fetch(&mut self, slots: u16) {
@@ -67,7 +80,8 @@ struct Want {
 fn singles(
     mut descs: Descs<'_>,
     hit: Hit,
-    (want, mut first): (Want, u32),
+    want: Want,
+    mut first: u32,
     (chains, segs): (&mut [Chain], &mut [RawSeg]),
 ) -> (u16, Option<RawDesc>) {
     let mut done = 0u16;
@@ -86,29 +100,19 @@ fn singles(
     (done, None)
 }
 
-/// What a walk needs to know of the queue.
-struct Ring<'a> {
-    areas: &'a PackedAreas,
-    indirect: bool,
-    /// Slots that are not fetched already.
-    room: u16,
-}
-
-impl Ring<'_> {
-    /// Any chain.
+impl Packed {
+    /// Any chain, which starts with `desc` at the next place.
     #[inline(never)]
-    fn careful(
-        &self,
-        sink: &mut Sink<'_>,
-        mut desc: RawDesc,
-        mut at: Place,
-    ) -> Result<Chain, ChainError> {
-        let size = self.areas.size();
-        let mut walk = Walk::new(sink, size);
-        for slots in 1..=self.room {
+    fn careful(&mut self, buf: &mut ChainBuf, mut desc: RawDesc) -> Result<Chain, ChainError> {
+        let size = self.config.size;
+        let room = size.wrapping_sub(self.fetched);
+        let mut at = self.avail;
+        let mut sink = Sink { map: self.areas.map(), hit: &mut self.hit, segs: &mut buf.segs };
+        let mut walk = Walk::new(&mut sink, size);
+        for slots in 1..=room {
             let flags = desc.fourth();
             if flags & INDIRECT != 0 {
-                check_indirect(self.indirect, flags, at.index)?;
+                check_indirect(self.config.features.indirect, flags, at.index)?;
                 walk.add_flat_table(desc)?;
             } else {
                 walk.add(desc, flags, at.index)?;
@@ -120,7 +124,7 @@ impl Ring<'_> {
                 }
                 return Ok(walk.finish(Token { id, slots }));
             }
-            if slots == self.room {
+            if slots == room {
                 break;
             }
             at = at.forward(1, size);
@@ -129,7 +133,6 @@ impl Ring<'_> {
                 return Err(ChainError::NotAvailable { index: at.index });
             }
         }
-        let count = u32::from(self.room).saturating_add(1);
-        Err(ChainError::TooLong { count, limit: self.room })
+        Err(ChainError::TooLong { count: u32::from(room).saturating_add(1), limit: room })
     }
 }

@@ -15,21 +15,25 @@ pub(super) fn burst(q: &mut Split, buf: &mut ChainBuf, max: usize) -> Result<(),
     let mut left = ready(q)?.min(max);
     while left > 0 && buf.segs.len() <= BURST_SEGS {
         let run = left.min(RUN);
-        let first = buf.segs.len();
+        let first = narrow(buf.segs.len());
         let places = (buf.chains.spare(run), buf.segs.spare(run));
-        let (done, odd) = singles(q.areas.heads(q.next_avail), q.hit, narrow(first), places);
+        let (done, mut odd) = singles(q.areas.heads(q.next_avail), q.hit, first, places);
         buf.chains.advance(done);
         buf.segs.advance(done);
         left = left.wrapping_sub(done);
         q.next_avail = advanced(q.next_avail, done);
-        if let Some((head, desc)) = odd {
+        while let Some(start) = odd {
             let first = buf.segs.len();
             let mut sink = Sink { map: q.areas.map(), hit: &mut q.hit, segs: &mut buf.segs };
-            let indirect = q.config.features.indirect;
-            let chain = careful(&q.areas, &mut sink, indirect, (head, desc));
+            let chain = careful(&q.areas, &mut sink, q.config.features.indirect, start);
             let _ = buf.settle(first, chain)?;
             left = left.wrapping_sub(1);
             q.next_avail = advanced(q.next_avail, 1);
+            // Odd chains come in company: no new run for each.
+            let more = left > 0 && buf.segs.len() <= BURST_SEGS;
+            odd = more
+                .then(|| q.areas.heads(q.next_avail).next())
+                .filter(|(_, desc)| desc.third() & (NEXT | INDIRECT) != 0);
         }
     }
     Ok(())
