@@ -116,7 +116,8 @@ mod tests {
     fn ports_spread_evenly_over_pairs() {
         let mut pairs = [0; 4];
         for port in 0..4000 {
-            pairs[usize::try_from(u64::from(flow_hash(&udp4(port, 0))) * 4 >> 32).unwrap()] += 1;
+            let hash = u64::from(flow_hash(&udp4(port, 0)));
+            pairs[usize::try_from((hash * 4) >> 32).unwrap()] += 1;
         }
         assert!(pairs.iter().all(|n| (800..1200).contains(n)), "{pairs:?}");
     }

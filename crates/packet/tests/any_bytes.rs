@@ -1,4 +1,5 @@
 //! Properties that hold for every input: nothing panics, and views stay inside of their bytes.
+#![expect(clippy::arithmetic_side_effects, reason = "test code")]
 
 use packet::{Arp, Checksum, Ethernet, Icmp, Ipv4, Ipv6, MacAddr, Tcp, Udp, VlanTag, checksum};
 use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
@@ -27,7 +28,10 @@ proptest! {
     }
 
     #[test]
-    fn an_ipv6_walk_ends_inside_of_the_packet(next: u8, tail in proptest::collection::vec(any::<u8>(), 0..200)) {
+    fn an_ipv6_walk_ends_inside_of_the_packet(
+        next: u8,
+        tail in proptest::collection::vec(any::<u8>(), 0..200),
+    ) {
         let mut bytes = vec![0x60, 0, 0, 0, 0, 0, next, 64];
         bytes.extend([0; 32]);
         bytes.extend(&tail);
@@ -37,7 +41,10 @@ proptest! {
     }
 
     #[test]
-    fn a_stored_checksum_verifies(mut bytes in proptest::collection::vec(any::<u8>(), 2..300), cut: usize) {
+    fn a_stored_checksum_verifies(
+        mut bytes in proptest::collection::vec(any::<u8>(), 2..300),
+        cut: usize,
+    ) {
         bytes[0] = 0;
         bytes[1] = 0;
         let sum = checksum(&bytes);

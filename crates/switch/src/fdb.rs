@@ -385,3 +385,6 @@ impl Writer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

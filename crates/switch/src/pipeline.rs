@@ -173,3 +173,6 @@ impl Pipeline {
 }
 
 const _: () = assert!(BURST_MAX <= u16::MAX as usize);
+
+#[cfg(test)]
+mod tests;

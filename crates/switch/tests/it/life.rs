@@ -1,1 +1,197 @@
-//! .
+//! Ports and queues come and go while frames move.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use port::{DropReason, Fabric};
+use switch::{PortConfig, PortError, Switch, SwitchConfig, Workers};
+
+use crate::mock::{
+    BROADCAST, Behaviour, MockIngress, add, at, attach, attach_egress, attach_ingress, check_law,
+    drops, frame, mac, plain_ports, settle, wait_for,
+};
+
+fn two_workers() -> SwitchConfig {
+    SwitchConfig { workers: Workers::Unpinned(2), ..SwitchConfig::default() }
+}
+
+#[test]
+fn after_detach_nobody_is_inside_of_the_queue() {
+    let switch = Switch::start(&two_workers()).unwrap();
+    let ports = plain_ports(&switch, 3);
+    let wires: Vec<_> = ports.iter().map(|(_, wire)| wire).collect();
+    wires[0].behave(Behaviour::Slow);
+    let mut sent = 0;
+    for round in 0..50 {
+        let frames: Vec<_> = (0..20).map(|n| frame(BROADCAST, mac(1), n)).collect();
+        wires[0].send(&frames);
+        sent += 20;
+        if round % 3 == 0 {
+            wait_for("the worker to take them", || wires[0].waiting() == 0);
+        }
+        let ingress = switch.detach_ingress(at(ports[0].0.id, 0)).unwrap();
+        assert!(!wires[0].inside.load(Ordering::SeqCst), "the worker has released its batch");
+        assert!(!wires[0].is_armed(), "given back disarmed");
+        let ingress = ingress.into_any().downcast::<MockIngress>().unwrap();
+        assert!(Arc::ptr_eq(&ingress.wire, wires[0]));
+        switch.attach_ingress(at(ports[0].0.id, 0), ingress);
+    }
+    let stats = settle(&switch, &wires);
+    assert_eq!(stats.ports[0].queues[0].rx_frames, sent);
+    assert_eq!(wires[1].take().len(), usize::try_from(sent).unwrap());
+}
+
+#[test]
+fn an_egress_goes_and_comes_under_load() {
+    let switch = Switch::start(&two_workers()).unwrap();
+    let ports = plain_ports(&switch, 3);
+    let wires: Vec<_> = ports.iter().map(|(_, wire)| wire).collect();
+    wires[2].send(&[frame(BROADCAST, mac(3), 0)]);
+    let _ = settle(&switch, &wires);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for station in [0, 1] {
+            let (wire, stop) = (wires[station], &stop);
+            let _ = scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    if wire.waiting() < 200 {
+                        wire.send(&vec![frame(mac(3), mac(10 + station as u32), 1); 50]);
+                    }
+                }
+            });
+        }
+        for _ in 0..100 {
+            let egress = switch.detach_egress(at(ports[2].0.id, 0));
+            drop(egress.unwrap());
+            let quiet = wires[2].take().len();
+            std::thread::sleep(std::time::Duration::from_micros(500));
+            assert_eq!(wires[2].take().len(), 0, "nobody touches it any more ({quiet} before)");
+            let _ = switch.stats();
+            attach_egress(&switch, &ports[2].0, 0, wires[2]);
+            wait_for("traffic", || !wires[2].take().is_empty());
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let stats = settle(&switch, &wires);
+    assert!(drops(&stats, DropReason::PortDown) > 0);
+}
+
+#[test]
+fn held_is_never_negative_under_load() {
+    let switch = Switch::start(&two_workers()).unwrap();
+    let ports = plain_ports(&switch, 4);
+    for round in 0..300u32 {
+        for (station, (_, wire)) in (0u32..).zip(&ports) {
+            let to = if round % 5 == 0 { BROADCAST } else { mac((station + 1) % 4) };
+            wire.send(&vec![frame(to, mac(station), round); 10]);
+        }
+        // `stats` would wrap to a huge number if it saw an end before its beginning.
+        let stats = switch.stats();
+        let queues = stats.ports.iter().flat_map(|port| &port.queues);
+        let (began, ended) = queues.fold((stats.flood_copies, 0), |(began, ended), totals| {
+            (began + totals.rx_frames, ended + totals.tx_frames + totals.dropped())
+        });
+        assert!(began >= ended, "{began} began, {ended} ended");
+        assert_eq!(stats.held, began - ended);
+    }
+    let _ = settle(&switch, &ports.iter().map(|(_, wire)| wire).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_removed_port_leaves_its_counts() {
+    let switch = Switch::start(&two_workers()).unwrap();
+    let ports = plain_ports(&switch, 3);
+    let wires: Vec<_> = ports.iter().map(|(_, wire)| wire).collect();
+    let burst: Vec<_> = (0..100).map(|n| frame(BROADCAST, mac(1), n)).collect();
+    wires[1].send(&burst);
+    let before = settle(&switch, &wires);
+    assert!(switch.remove_port(ports[1].0.id));
+    assert!(!switch.remove_port(ports[1].0.id));
+    let after = switch.stats();
+    check_law(&after);
+    assert_eq!(after.removed_ports.rx_frames, 100);
+    assert_eq!(after.ports.len(), before.ports.len() - 1);
+    assert!(switch.fdb().is_empty(), "its stations are forgotten");
+    assert!(switch.port("p1").is_none());
+
+    // Its place is used again, without its past.
+    let (again, wire) = add(&switch, &PortConfig::new("again"));
+    assert_eq!(again.id, ports[1].0.id);
+    wires[0].send(&[frame(BROADCAST, mac(7), 7)]);
+    let stats = settle(&switch, &[wires[0], wires[2], &wire]);
+    assert_eq!(stats.ports[1].queues[0].rx_frames, 0);
+    assert_eq!(wire.take().len(), 1);
+}
+
+#[test]
+fn ports_come_and_go_under_load() {
+    let switch = Switch::start(&two_workers()).unwrap();
+    let ports = plain_ports(&switch, 2);
+    let (a, b) = (&ports[0].1, &ports[1].1);
+    b.send(&[frame(BROADCAST, mac(2), 0)]);
+    let _ = settle(&switch, &[a, b]);
+    let mut sent = 0;
+    for round in 0..60 {
+        let frames: Vec<_> = (0..50).map(|n| frame(mac(2), mac(1), sent + n)).collect();
+        sent += 50;
+        a.send(&frames);
+        let (port, wire) = add(&switch, &PortConfig::new(format!("guest{round}")));
+        wire.send(&[frame(BROADCAST, mac(1000 + round), round)]);
+        assert!(switch.remove_port(port.id));
+    }
+    let stats = settle(&switch, &[a, b]);
+    let to_b = b.take().iter().filter(|frame| frame[..6] == mac(2)).count();
+    assert_eq!(to_b, sent as usize, "ports that did not change lose no frame");
+    assert_eq!(stats.ports.len(), 2);
+}
+
+#[test]
+fn what_a_queue_holds_when_it_is_attached_is_served() {
+    let switch = Switch::start(&SwitchConfig::default()).unwrap();
+    let ports = plain_ports(&switch, 1);
+    let port = switch.add_port(&PortConfig::new("late")).unwrap();
+    let wire = crate::mock::Wire::new();
+    wire.preload(&[frame(BROADCAST, mac(1), 1)]);
+    attach_ingress(&switch, &port, 0, &wire);
+    wait_for("the frame", || ports[0].1.take().len() == 1);
+}
+
+#[test]
+fn attaching_again_replaces() {
+    let switch = Switch::start(&SwitchConfig::default()).unwrap();
+    let (port, old) = add(&switch, &PortConfig::new("p"));
+    let (_, peer) = add(&switch, &PortConfig::new("q"));
+    let new = attach(&switch, &port, 0);
+    old.preload(&[frame(BROADCAST, mac(1), 1)]);
+    peer.send(&[frame(BROADCAST, mac(2), 2)]);
+    let _ = settle(&switch, &[&peer, &new]);
+    assert_eq!((old.take().len(), old.waiting(), new.take().len()), (0, 1, 1));
+    assert!(switch.detach_ingress(at(port.id, 5)).is_none());
+    assert!(switch.detach_egress(at(port.id, 5)).is_none());
+}
+
+#[test]
+fn wrong_ports_are_refused() {
+    let switch = Switch::start(&SwitchConfig::default()).unwrap();
+    let _ = switch.add_port(&PortConfig::new("p")).unwrap();
+    let again = switch.add_port(&PortConfig::new("p"));
+    assert_eq!(again.unwrap_err(), PortError::Name("p".into()));
+    for pairs in [0, switch::PAIRS_MAX + 1] {
+        let port = switch.add_port(&PortConfig { pairs, ..PortConfig::new("q") });
+        assert_eq!(port.unwrap_err(), PortError::Pairs(pairs));
+    }
+    let start = Switch::start(&SwitchConfig {
+        workers: Workers::Cpus(vec![0, 1 << 20]),
+        ..SwitchConfig::default()
+    });
+    assert!(start.unwrap_err().to_string().contains("1048576"));
+}
+
+#[test]
+fn dropping_the_switch_ends_its_threads() {
+    let switch = Switch::start(&two_workers()).unwrap();
+    let ports = plain_ports(&switch, 2);
+    drop(switch);
+    // The workers' boxes are gone: only the test holds the wires.
+    assert_eq!(Arc::strong_count(&ports[0].1), 2, "ours, and that of the egress in the handle");
+}

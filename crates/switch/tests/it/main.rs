@@ -1,5 +1,13 @@
 //! The whole switch with mock ports: workers run, frames move, every one is accounted for.
-#![expect(clippy::arithmetic_side_effects, clippy::cast_possible_truncation, reason = "test code")]
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "test code"
+)]
 
 mod faults;
 mod forwarding;

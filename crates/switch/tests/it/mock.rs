@@ -24,7 +24,7 @@ pub(crate) struct Wire {
     pub(crate) released: AtomicU64,
     pub(crate) ingress_notified: AtomicU64,
     pub(crate) egress_notified: AtomicU64,
-    /// Set while a worker is inside of the ingress.
+    /// Set while a worker holds frames of the ingress.
     pub(crate) inside: AtomicBool,
     pub(crate) behaviour: Mutex<Behaviour>,
 }
@@ -66,7 +66,7 @@ impl Wire {
     pub(crate) fn send(&self, frames: &[Vec<u8>]) {
         self.to_send.lock().unwrap().extend(frames.iter().cloned());
         if self.armed.load(Ordering::SeqCst) {
-            rustix::io::write(&self.kick, &1u64.to_ne_bytes()).unwrap();
+            let _ = rustix::io::write(&self.kick, &1u64.to_ne_bytes()).unwrap();
         }
     }
 
@@ -104,7 +104,6 @@ pub(crate) struct MockIngress {
 
 impl Ingress for MockIngress {
     fn receive<'a>(&'a mut self, frames: &'a mut FrameBuf) -> Batch<'a> {
-        self.wire.inside.store(true, Ordering::SeqCst);
         assert!(!self.wire.does(Behaviour::IngressPanics), "ingress panics");
         frames.clear();
         let mut queue = self.wire.to_send.lock().unwrap();
@@ -119,6 +118,7 @@ impl Ingress for MockIngress {
         }
         drop(queue);
         if count > 0 {
+            self.wire.inside.store(true, Ordering::SeqCst);
             self.counters.ingress.received(count as u64, bytes as u64);
         }
         let late = count > 0 && self.wire.does(Behaviour::IngressPanicsLate);

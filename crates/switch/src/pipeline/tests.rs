@@ -1,0 +1,345 @@
+//! The whole decision against a naive map, in virtual time.
+#![expect(clippy::arithmetic_side_effects, reason = "test code")]
+
+use std::any::Any;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use packet::VlanId;
+use port::{
+    Batch, Counter, DropReason, Egress, FrameBuf, PortId, QueueCounters, QueueFault, StatusCell,
+};
+use proptest::prelude::{Just, Strategy, any, prop_assert_eq, prop_oneof, proptest};
+use virtq::mem::SegStore;
+
+use super::{Env, Origin, Pipeline};
+use crate::fdb::{Fdb, FdbLimits};
+use crate::table::{EgressSlot, Port, Record, Table, Tables};
+use crate::vlan::VlanRule;
+
+type Out = Arc<Mutex<Vec<Vec<u8>>>>;
+
+#[derive(Debug)]
+struct Sink(Out, Arc<QueueCounters>);
+
+impl Egress for Sink {
+    fn send(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
+        for index in picked {
+            let frame = &batch.frames()[usize::from(*index)];
+            self.0.lock().unwrap().push(frame.head().to_vec());
+            self.1.egress.sent(1, 60);
+        }
+        Ok(())
+    }
+
+    fn notify(&mut self) {}
+
+    fn counters(&self) -> &Arc<QueueCounters> {
+        &self.1
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any + Send> {
+        self
+    }
+}
+
+/// A switch without threads.
+struct Bench {
+    fdb: Fdb,
+    table: Arc<Table>,
+    outs: Vec<Out>,
+    origins: Vec<Origin>,
+    pipeline: Pipeline,
+    flood_copies: Counter,
+}
+
+impl Bench {
+    fn new(rules: &[VlanRule]) -> Self {
+        let tables = Tables::default();
+        let mut outs = Vec::new();
+        let mut origins = Vec::new();
+        let _ = tables.edit(|records| {
+            for (id, rule) in (0u16..).zip(rules) {
+                let counters: Arc<QueueCounters> = Arc::default();
+                let out = Out::default();
+                let slot = EgressSlot {
+                    egress: Some(Box::new(Sink(Arc::clone(&out), Arc::clone(&counters)))),
+                    counters: Some(Arc::clone(&counters)),
+                    ..EgressSlot::default()
+                };
+                let port = Port {
+                    id: PortId(id),
+                    name: id.to_string(),
+                    rule: rule.clone(),
+                    status: StatusCell::waiting(""),
+                    counters: Box::new([Arc::clone(&counters)]),
+                    egress: Box::new([Mutex::new(slot).into()]),
+                };
+                records.push(Some(Record {
+                    port: Arc::new(port),
+                    attached: BTreeSet::from([0]),
+                    pairs_seen: 1,
+                    quarantined: false,
+                }));
+                outs.push(out);
+                origins.push(Origin::new(PortId(id), counters));
+            }
+        });
+        let table = tables.current();
+        let mut pipeline = Pipeline::default();
+        pipeline.fit(&table);
+        let limits = FdbLimits { entries: 1000, per_port: 1000, age_secs: 300 };
+        let flood_copies = Counter::default();
+        Self { fdb: Fdb::new(limits, 5), table, outs, origins, pipeline, flood_copies }
+    }
+
+    fn send(&mut self, port: usize, frames: &[Vec<u8>], now: u32) {
+        for burst in frames.chunks(port::BURST_MAX) {
+            let mut buffer = FrameBuf::default();
+            for frame in burst {
+                buffer.slot().unwrap().fill_private(frame);
+                buffer.keep();
+            }
+            let origin = &mut self.origins[port];
+            origin.counters.ingress.received(burst.len() as u64, 0);
+            let env = Env {
+                fdb: &self.fdb,
+                table: &self.table,
+                now,
+                forward_reserved: false,
+                flood_copies: &self.flood_copies,
+            };
+            let mut batch = buffer.batch(SegStore::empty(), None);
+            self.pipeline.forward(&env, origin, &mut batch);
+            assert_eq!(origin.counters.ingress.passed(), origin.handed, "the books");
+            self.pipeline.touched().clear();
+        }
+    }
+
+    fn take(&self) -> Vec<Vec<Vec<u8>>> {
+        self.outs.iter().map(|out| std::mem::take(&mut *out.lock().unwrap())).collect()
+    }
+
+    fn drops(&self) -> BTreeMap<&'static str, u64> {
+        let mut sum = BTreeMap::new();
+        for origin in &self.origins {
+            let totals = origin.counters.read_ends();
+            for (reason, count) in DropReason::ALL.iter().zip(totals.drops) {
+                *sum.entry(reason.name()).or_default() += count;
+            }
+        }
+        sum.retain(|_, count| *count > 0);
+        sum
+    }
+}
+
+/// A port's rule, in the model's own words.
+#[derive(Debug, Clone)]
+struct Rule {
+    vlan: Option<u16>,
+    trunk: BTreeSet<u16>,
+}
+
+#[derive(Debug, Clone)]
+struct Sent {
+    port: usize,
+    to: u8,
+    from: u8,
+    tag: Option<u16>,
+    count: usize,
+    wait: u32,
+}
+
+/// Written straight from the design's table.
+struct Model {
+    rules: Vec<Rule>,
+    map: BTreeMap<(u16, u8), (usize, u32)>,
+    drops: BTreeMap<&'static str, u64>,
+}
+
+impl Model {
+    fn drop(&mut self, reason: &'static str) -> Vec<(usize, Option<u16>)> {
+        *self.drops.entry(reason).or_default() += 1;
+        Vec::new()
+    }
+
+    /// The VLAN of a frame that may come in; its source is learned.
+    fn admit(&mut self, sent: &Sent, now: u32) -> Result<u16, &'static str> {
+        let rule = &self.rules[sent.port];
+        let id = sent.tag.map_or(0, |tag| tag & 0xfff);
+        let any = rule.vlan.is_none() && rule.trunk.is_empty();
+        let access = rule.vlan.is_some() && rule.trunk.is_empty();
+        let vlan = match (id, rule.vlan) {
+            (0, _) if any => 0,
+            (0, Some(native)) => native,
+            (0, None) => return Err("vlan_untagged"),
+            (4095, _) if !access => return Err("vlan_not_allowed"),
+            _ if any => id,
+            _ if access => return Err("vlan_tagged"),
+            (id, native) if rule.trunk.contains(&id) || native == Some(id) => id,
+            _ => return Err("vlan_not_allowed"),
+        };
+        if station(sent.from)[0] & 1 == 1 || station(sent.from) == [0; 6] {
+            return Err("bad_source");
+        }
+        if station(sent.to)[..5] == [1, 0x80, 0xc2, 0, 0] {
+            return Err("reserved_mac");
+        }
+        let _ = self.map.insert((vlan, sent.from), (sent.port, now));
+        Ok(vlan)
+    }
+
+    /// Where the frame goes, and with which tag.
+    fn decide(&mut self, sent: &Sent, vlan: u16) -> Vec<(usize, Option<u16>)> {
+        let member = |rule: &Rule| {
+            (rule.vlan.is_none() && rule.trunk.is_empty())
+                || rule.vlan == Some(vlan)
+                || rule.trunk.contains(&vlan)
+        };
+        let priority = sent.tag.unwrap_or(0) & 0xf000;
+        let form = |rule: &Rule| match rule {
+            _ if rule.vlan == Some(vlan) => None,
+            _ if vlan == 0 => sent.tag,
+            _ => Some(priority | vlan),
+        };
+        let group = station(sent.to)[0] & 1 == 1;
+        match self.map.get(&(vlan, sent.to)).filter(|_| !group) {
+            Some((port, _)) if *port == sent.port => self.drop("same_port"),
+            Some((port, _)) => vec![(*port, form(&self.rules[*port]))],
+            None => {
+                let others = self.rules.iter().enumerate();
+                let others = others.filter(|(port, rule)| *port != sent.port && member(rule));
+                let to: Vec<_> = others.map(|(port, rule)| (port, form(rule))).collect();
+                if to.is_empty() { self.drop("no_destination") } else { to }
+            }
+        }
+    }
+}
+
+fn station(number: u8) -> [u8; 6] {
+    match number {
+        0 => [0xff; 6],
+        1 => [0; 6],
+        2 => [1, 0, 0x5e, 0, 0, 1],
+        3 => [1, 0x80, 0xc2, 0, 0, 0],
+        number => [2, 0, 0, 0, 0, number],
+    }
+}
+
+fn bytes(sent: &Sent, tag: Option<u16>, number: u32) -> Vec<u8> {
+    let mut frame = Vec::new();
+    frame.extend(station(sent.to));
+    frame.extend(station(sent.from));
+    if let Some(tag) = tag {
+        frame.extend([0x81, 0]);
+        frame.extend(tag.to_be_bytes());
+    }
+    frame.extend([0x08, 0x00]);
+    frame.extend(number.to_be_bytes());
+    frame
+}
+
+fn rule() -> impl Strategy<Value = Rule> {
+    let vlan = prop_oneof![Just(None), (1..4u16).prop_map(Some)];
+    let trunk = prop_oneof![Just(BTreeSet::new()), proptest::collection::btree_set(1..4u16, 0..3)];
+    (vlan, trunk).prop_map(|(vlan, trunk)| Rule { vlan, trunk })
+}
+
+fn sent() -> impl Strategy<Value = Sent> {
+    let id = prop_oneof![6 => 0..4u16, 1 => Just(4095)];
+    let tag = prop_oneof![
+        3 => Just(None),
+        2 => (id, any::<u16>()).prop_map(|(id, bits)| Some(bits & 0xf000 | id)),
+    ];
+    let number = || prop_oneof![8 => 4..10u8, 1 => 0..4u8];
+    let wait = prop_oneof![4 => Just(0), 1 => 0..200u32];
+    (0..5usize, number(), number(), tag, 1..5usize, wait)
+        .prop_map(|(port, to, from, tag, count, wait)| Sent { port, to, from, tag, count, wait })
+}
+
+proptest! {
+    /// Bursts mix what several steps send from one port, so that the pair cache, the buckets and
+    /// the tag forms meet in one burst.
+    #[test]
+    fn the_switch_decides_as_the_model(
+        rules in proptest::collection::vec(rule(), 5),
+        plain: bool,
+        steps in proptest::collection::vec(sent(), 1..80),
+        merge in proptest::collection::vec(any::<bool>(), 12),
+    ) {
+        let none = Rule { vlan: None, trunk: BTreeSet::new() };
+        let rules = if plain { vec![none; 5] } else { rules };
+        let trunk = |rule: &Rule| rule.trunk.iter().copied().collect::<Vec<_>>();
+        let real: Vec<_> =
+            rules.iter().map(|r| VlanRule::from_keys(r.vlan, &trunk(r)).unwrap()).collect();
+        let mut bench = Bench::new(&real);
+        let mut model = Model { rules, map: BTreeMap::new(), drops: BTreeMap::new() };
+        let (mut now, mut number, mut copies) = (0, 0, 0);
+        let mut steps = steps.as_slice();
+        while let [first, ..] = steps {
+            let joins = |(index, sent): &(usize, &Sent)| {
+                *index == 0 || *index < 12 && merge[*index] && sent.port == first.port
+            };
+            let len = steps.iter().enumerate().take_while(joins).count();
+            let (burst, rest) = steps.split_at(len);
+            steps = rest;
+            let frames = burst.iter().flat_map(|sent| std::iter::repeat_n(sent, sent.count));
+            let (mut frames_in, mut admitted) = (Vec::new(), Vec::new());
+            for sent in frames {
+                admitted.push((sent, number, model.admit(sent, now)));
+                frames_in.push(bytes(sent, sent.tag, number));
+                number += 1;
+            }
+            let mut want: Vec<Vec<Vec<u8>>> = vec![Vec::new(); 5];
+            for (sent, number, vlan) in admitted {
+                let to = match vlan {
+                    Ok(vlan) => model.decide(sent, vlan),
+                    Err(reason) => model.drop(reason),
+                };
+                copies += to.len().saturating_sub(1) as u64;
+                for (port, tag) in to {
+                    want[port].push(bytes(sent, tag, number));
+                }
+            }
+            bench.send(first.port, &frames_in, now);
+            prop_assert_eq!(bench.take(), want);
+            prop_assert_eq!(bench.flood_copies.get(), copies);
+            prop_assert_eq!(bench.drops(), model.drops.clone());
+            now += burst.iter().map(|sent| sent.wait).sum::<u32>();
+            let _ = bench.fdb.age(now);
+            model.map.retain(|_, (_, seen)| now - *seen < 300);
+        }
+        let entries = bench.fdb.entries(now);
+        prop_assert_eq!(entries.len(), model.map.len());
+        for entry in entries {
+            let number = entry.mac.0[5];
+            let (port, seen) = model.map[&(entry.vlan.get(), number)];
+            prop_assert_eq!((usize::from(entry.port.0), now - entry.age_secs), (port, seen));
+        }
+    }
+}
+
+/// The pair cache must notice everything that changes its decision.
+#[test]
+fn the_cached_pair_follows_moves_flushes_and_seconds() {
+    let mut bench = Bench::new(&[VlanRule::Any, VlanRule::Any, VlanRule::Any]);
+    let sent = |to, from| Sent { port: 0, to, from, tag: None, count: 1, wait: 0 };
+    let (there, back) = (bytes(&sent(6, 5), None, 0), bytes(&sent(5, 6), None, 0));
+    let counts = |bench: &Bench| bench.take().iter().map(Vec::len).collect::<Vec<_>>();
+    bench.send(1, std::slice::from_ref(&back), 0);
+    for _ in 0..3 {
+        bench.send(0, &vec![there.clone(); 64], 0);
+    }
+    assert_eq!(counts(&bench), [1, 192, 1]);
+    bench.send(2, std::slice::from_ref(&back), 0);
+    bench.send(0, &vec![there.clone(); 64], 0);
+    assert_eq!(counts(&bench), [1, 0, 64], "the station moved to port 2");
+    assert_eq!(bench.fdb.flush(Some(PortId(2))), 1);
+    bench.send(0, &vec![there.clone(); 64], 0);
+    assert_eq!(counts(&bench), [0, 64, 64], "flooded after the flush");
+    bench.send(0, std::slice::from_ref(&there), 299);
+    let _ = bench.fdb.age(300);
+    let entries = bench.fdb.entries(300);
+    assert!(entries.len() == 1 && entries[0].age_secs == 1, "refreshed through the cache");
+    assert_eq!(entries[0].vlan, VlanId::NONE);
+}
