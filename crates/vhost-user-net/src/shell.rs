@@ -158,6 +158,10 @@ impl VhostUserPort {
     /// driver resets it, and the front end is told by the ring's err eventfd.
     pub fn ring_fault(&mut self, ring: RingIndex, fault: &QueueFault) {
         let Some(link) = &mut self.link else { return };
+        if !link.session.is_running(ring) {
+            // It was stopped meanwhile, or this is the same fault met by another worker.
+            return;
+        }
         let err = link.session.ring_fault(ring, &mut self.rings);
         if let Some(err) = err {
             let _ = rustix::io::ioctl_fionbio(err.as_fd(), true);
@@ -336,6 +340,8 @@ impl Link {
                 break;
             }
             let Some(message) = self.connection.receive()? else { break };
+            let request = message.header.request;
+            tracing::trace!(port = name, request, payload = ?message.payload, "message");
             let outcome = self.session.handle(message, rings)?;
             if let Some(error) = outcome.refused {
                 tracing::warn!(port = name, "refused: {error}");

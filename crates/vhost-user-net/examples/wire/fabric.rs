@@ -12,6 +12,13 @@ use virtq::mem::SegStore;
 /// What the worker polls when there is nothing to do, in microseconds.
 const IDLE_US: u64 = 50;
 
+/// The ring of a pair, in the order of their numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Side {
+    Receiveq,
+    Transmitq,
+}
+
 type Slots<T> = Mutex<BTreeMap<QueueId, T>>;
 
 /// Queues of two ports, 0 and 1.
@@ -19,7 +26,7 @@ type Slots<T> = Mutex<BTreeMap<QueueId, T>>;
 pub(crate) struct Wire {
     ingress: Slots<Box<dyn Ingress>>,
     egress: Slots<Box<dyn Egress>>,
-    faults: Slots<QueueFault>,
+    faults: Mutex<BTreeMap<(QueueId, Side), QueueFault>>,
     stop: AtomicBool,
 }
 
@@ -49,8 +56,13 @@ impl Wire {
     }
 
     /// The rings that their drivers broke since the last time.
-    pub(crate) fn faults(&self) -> BTreeMap<QueueId, QueueFault> {
-        std::mem::take(&mut *lock(&self.faults))
+    pub(crate) fn faults(&self) -> BTreeMap<(QueueId, Side), QueueFault> {
+        std::mem::take(&mut *self.faults.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn fault(&self, at: QueueId, side: Side, fault: QueueFault) {
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(faults.insert((at, side), fault));
     }
 
     /// Moves one burst of every queue; tells whether there was any.
@@ -60,7 +72,7 @@ impl Wire {
             let counters = Arc::clone(ingress.counters());
             let batch = ingress.receive(frames);
             if let Some(fault) = batch.fault() {
-                let _ = lock(&self.faults).insert(*at, fault.clone());
+                self.fault(*at, Side::Transmitq, fault.clone());
             }
             let picked: Vec<u16> = (0..).zip(batch.frames()).map(|(index, _)| index).collect();
             if picked.is_empty() {
@@ -72,7 +84,7 @@ impl Wire {
             match egresses.get_mut(&to).map(|egress| egress.send(&batch, &picked)) {
                 None => counters.ingress.dropped(DropReason::NoDestination, count(&picked)),
                 Some(Ok(())) => {}
-                Some(Err(fault)) => drop(lock(&self.faults).insert(to, fault)),
+                Some(Err(fault)) => self.fault(to, Side::Receiveq, fault),
             }
             drop(batch);
             ingress.release();
@@ -122,7 +134,7 @@ impl Fabric for Wire {
         let batch = frames.batch(SegStore::empty(), None);
         if let Some(egress) = lock(&self.egress).get_mut(&to) {
             if let Err(fault) = egress.send(&batch, &[0]) {
-                drop(lock(&self.faults).insert(to, fault));
+                self.fault(to, Side::Receiveq, fault);
             }
             // ORDERING: as in `turn`.
             fence(Ordering::SeqCst);

@@ -10,9 +10,12 @@ use std::thread;
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use port::{PortId, StatusCell};
+use tracing_subscriber::EnvFilter;
 use vhost_user_net::{PortLinks, PortSettings, RingIndex, SocketMode, VhostUserPort};
 
 fn main() -> Result<(), Box<dyn Error>> {
+    // RUST_LOG=vhost_user_net=trace shows every message.
+    tracing_subscriber::fmt().with_env_filter(EnvFilter::from_default_env()).init();
     let wire = Arc::new(fabric::Wire::default());
     let worker = wire.start();
     let mut manager = EventManager::<Arc<Mutex<dyn MutEventSubscriber>>>::new()?;
@@ -39,9 +42,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let input = thread::spawn(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink()));
     while !input.is_finished() {
         let _ = manager.run_with_timeout(100)?;
-        for (at, fault) in wire.faults() {
+        for ((at, side), fault) in wire.faults() {
             let Some((port, ..)) = ports.get(usize::from(at.port.0)) else { continue };
-            let ring = RingIndex(at.pair.saturating_mul(2).saturating_add(1));
+            let ring = RingIndex(at.pair.saturating_mul(2).saturating_add(side as u16));
             if let Ok(mut port) = port.lock() {
                 port.ring_fault(ring, &fault);
             }

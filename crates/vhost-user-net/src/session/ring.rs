@@ -283,7 +283,8 @@ impl Session {
         self.features.is_some_and(|f| f & F_PROTOCOL_FEATURES == 0)
     }
 
-    pub(super) fn is_running(&self, index: RingIndex) -> bool {
+    /// Whether the switch has the ring.
+    pub fn is_running(&self, index: RingIndex) -> bool {
         self.rings.get(&index).is_some_and(|ring| ring.running)
     }
 

@@ -1,4 +1,5 @@
 //! A guest: the `vhost` crate's front end, and our driver on shared memory.
+#![expect(clippy::arithmetic_side_effects, reason = "test code")]
 
 use std::fs::File;
 use std::os::fd::AsRawFd;

@@ -87,8 +87,8 @@ fn control_thread(
         // ORDERING: Relaxed: the flag guards nothing but itself.
         while !stop.load(Ordering::Relaxed) {
             let _ = manager.run_with_timeout(5).unwrap();
-            for (at, fault) in wire.faults() {
-                let ring = RingIndex(2 * at.pair + 1);
+            for ((at, side), fault) in wire.faults() {
+                let ring = RingIndex(2 * at.pair + side as u16);
                 ports[usize::from(at.port.0)].lock().unwrap().ring_fault(ring, &fault);
             }
         }
