@@ -1,6 +1,8 @@
-//! The virtio-net device model.
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "vhost-user-backend")]
+pub mod daemon;
 pub mod device;
 pub mod features;
 pub mod header;

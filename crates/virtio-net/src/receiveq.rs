@@ -114,6 +114,12 @@ impl Receiveq {
         self.parts.call = call;
     }
 
+    /// Whether the driver wants a call for what was published since this was asked last: for who
+    /// calls it in another way than by the eventfd. A full fence must stand before it.
+    pub fn wants_call(&mut self) -> bool {
+        self.parts.queue.needs_call()
+    }
+
     /// Gives everything back.
     pub fn into_parts(self) -> ReceiveqParts {
         self.parts
@@ -232,7 +238,7 @@ impl Egress for Receiveq {
     }
 
     fn notify(&mut self) {
-        if self.parts.queue.needs_call() {
+        if self.wants_call() {
             notify::signal(self.parts.call.as_ref());
         }
     }

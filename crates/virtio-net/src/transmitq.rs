@@ -81,6 +81,12 @@ impl Transmitq {
         self.parts.call = call;
     }
 
+    /// Whether the driver wants a call for what was published since this was asked last: for who
+    /// calls it in another way than by the eventfd. A full fence must stand before it.
+    pub fn wants_call(&mut self) -> bool {
+        self.parts.queue.needs_call()
+    }
+
     /// Gives everything back; chains of a batch that was not released are completed.
     pub fn into_parts(mut self) -> TransmitqParts {
         self.release();
@@ -150,7 +156,7 @@ impl Ingress for Transmitq {
     }
 
     fn notify(&mut self) {
-        if self.parts.queue.needs_call() {
+        if self.wants_call() {
             notify::signal(self.parts.call.as_ref());
         }
     }
