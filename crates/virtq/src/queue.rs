@@ -154,3 +154,6 @@ impl Virtq {
         either!(self, queue => queue.stop())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -30,7 +30,7 @@ pub(crate) struct Guest {
     pub(crate) map: GuestMap,
     pub(crate) config: QueueConfig,
     pub(crate) tokens: Vec<Token>,
-    buf: ChainBuf,
+    pub(crate) buf: ChainBuf,
 }
 
 impl Guest {
