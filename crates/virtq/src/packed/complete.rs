@@ -48,15 +48,23 @@ impl Packed {
             let Some((token, written)) = chains.next() else { return };
             self.mark_used(token.id, written, token.slots);
         }
+        let size = self.config.size;
         let (mut used, mut fetched) = (self.used, self.fetched);
+        let mut flags = used_meta(used, 0, 0);
         for (token, written) in chains {
-            let slots = token.slots.min(fetched);
-            if slots == 0 {
+            let slots = token.slots;
+            // None at all, or more than were popped.
+            if slots.wrapping_sub(1) >= fetched {
                 break;
             }
-            self.areas.meta(used.index).store(used_meta(used, token.id, written), Relaxed);
-            used = used.forward(slots, self.config.size);
+            let meta = flags | used_meta(NO_FLAGS, token.id, written);
+            self.areas.meta(used.index).store(meta, Relaxed);
             fetched = fetched.wrapping_sub(slots);
+            used.index = used.index.wrapping_add(slots);
+            if used.index >= size {
+                used = Place { index: used.index.wrapping_sub(size), wrap: !used.wrap };
+                flags = used_meta(used, 0, 0);
+            }
         }
         let passed = self.fetched.wrapping_sub(fetched);
         self.unpublished = self.unpublished.saturating_add(u32::from(passed));
@@ -108,6 +116,9 @@ impl Packed {
         notify::packed_wants_call(&self.areas.driver_event(), step, first)
     }
 }
+
+/// A place whose used descriptors have neither of the two flags.
+const NO_FLAGS: Place = Place { index: 0, wrap: false };
 
 /// The second half of a used descriptor at `place`: length, buffer id, flags.
 #[inline(always)]
