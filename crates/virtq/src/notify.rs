@@ -2,9 +2,10 @@
 //! so that loom checks the very code that runs (`crate::loom`).
 //!
 //! ```text
-//!  publish:  entries ─► index (release)            the driver reads the index (acquire), then entries
-//!  call:     publish ─► full fence ─► event word   the driver writes it, full fence, looks at the index
-//!  kick:     event word ─► full fence ─► ring      the driver makes available, full fence, reads the word
+//!           this side                          the driver
+//!  publish  entries ─► index (release)         index (acquire) ─► entries
+//!  call     index ─► fence ─► event word       event word ─► fence ─► index
+//!  kick     event word ─► fence ─► ring        ring ─► fence ─► event word
 //! ```
 //!
 //! Both notifications are Dekker's pattern: each side writes its own word, then reads the other's.
