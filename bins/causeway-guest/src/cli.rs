@@ -41,7 +41,7 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "NAME")]
     pub(crate) tap: Option<String>,
     /// Network namespace of the tap
-    #[arg(long, value_name = "NS", requires = "tap")]
+    #[arg(long, value_name = "NS")]
     pub(crate) netns: Option<String>,
     /// Send test frames on the first port; check those that arrive at the others
     #[arg(long)]
@@ -56,11 +56,11 @@ pub(crate) struct Cli {
     /// Frames per second [default: as many as possible]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) rate_pps: Option<u64>,
-    /// Bytes of a frame, without its check sequence [default: 64]
+    /// Bytes of a frame, without its check sequence; receive buffers fit it [default: 64]
     #[arg(long, value_name = "N",
           value_parser = clap::value_parser!(u32).range(i64::from(FRAME_MIN)..=i64::from(FRAME_MAX)))]
     pub(crate) size: Option<u32>,
-    /// Let the sizes run from --size to N
+    /// Let the sizes run from --size to N; receive buffers fit them
     #[arg(long, value_name = "N",
           value_parser = clap::value_parser!(u32).range(i64::from(FRAME_MIN)..=i64::from(FRAME_MAX)))]
     pub(crate) size_max: Option<u32>,
@@ -70,13 +70,11 @@ pub(crate) struct Cli {
     /// Stop after N seconds
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) seconds: Option<u64>,
-    /// Most frames that are made available at once
-    #[arg(long, value_name = "N", default_value_t = 32,
-          value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub(crate) burst: u16,
+    /// Most frames that are made available at once [default: 32]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) burst: Option<u16>,
     /// At most N frames on their way from the first port to the others: no queue overflows
-    #[arg(long, value_name = "N", requires = "generate",
-          value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) window: Option<u64>,
     /// Destination address [default: the second port's, else broadcast]
     #[arg(long, value_name = "MAC")]
@@ -91,7 +89,7 @@ pub(crate) struct Cli {
     #[arg(long)]
     pub(crate) verify: bool,
     /// Send every test frame back to where it came from
-    #[arg(long, requires = "receive")]
+    #[arg(long)]
     pub(crate) echo: bool,
 
     /// Address of the first port; further ports count on from it [default: from the socket's path]
@@ -178,15 +176,39 @@ impl Cli {
         if self.window.is_some() && self.socket.len() < 2 {
             return Err("--window: needs a second --socket where the frames arrive".into());
         }
-        if self.verify && (self.tap.is_some() || self.latency) {
-            return Err("--verify: goes with --receive or --generate".into());
+        if self.echo && self.verify {
+            return Err("--echo: does not check frames, --verify has no effect".into());
         }
+        self.check_jobs()?;
         for (index, path) in self.socket.iter().enumerate() {
             if self.socket.iter().take(index).any(|other| other == path) {
                 return Err(format!("--socket {}: given twice", path.display()));
             }
         }
         Ok(())
+    }
+
+    /// Options that would have no effect are refused.
+    fn check_jobs(&self) -> Result<(), String> {
+        let (tap, generate) = (self.tap.is_some(), self.generate);
+        let (receive, latency) = (self.receive, self.latency);
+        let rules = [
+            ("--netns", self.netns.is_some(), tap, "--tap"),
+            ("--echo", self.echo, receive, "--receive"),
+            ("--window", self.window.is_some(), generate, "--generate"),
+            ("--burst", self.burst.is_some(), generate, "--generate"),
+            ("--flows", self.flows.is_some(), generate, "--generate"),
+            ("--rate-pps", self.rate_pps.is_some(), generate || latency, "--generate, --latency"),
+            ("--dst", self.dst.is_some(), generate || latency, "--generate, --latency"),
+            ("--verify", self.verify, generate || receive, "--generate, --receive"),
+            ("--size-max", self.size_max.is_some(), !latency, "--generate, --receive, --tap"),
+            ("--count", self.count.is_some(), !tap, "--generate, --receive, --latency"),
+            ("--vlan", self.vlan.is_some(), !tap, "--generate, --receive, --latency"),
+        ];
+        match rules.iter().find(|(_, given, fits, _)| *given && !*fits) {
+            Some((option, _, _, jobs)) => Err(format!("{option}: goes with {jobs}")),
+            None => Ok(()),
+        }
     }
 
     /// Smallest and largest frame to send.
@@ -241,7 +263,18 @@ mod tests {
         assert!(parse("--socket a --generate --size 60 --vlan 5").is_err());
         assert!(parse("--socket a --generate --size 59").is_err());
         assert!(parse("--socket a --generate --size 90 --size-max 80").is_err());
-        assert!(parse("--socket a --netns x --receive").is_err());
+        for (job, option) in [
+            ("--receive", "--netns x"),
+            ("--generate", "--echo"),
+            ("--receive", "--window 5"),
+            ("--latency --dst 02:00:00:00:00:01", "--flows 2"),
+            ("--receive", "--rate-pps 5"),
+            ("--tap t", "--verify"),
+            ("--tap t", "--count 5"),
+        ] {
+            let error = parse(&format!("--socket a {job} {option}")).unwrap_err();
+            assert!(error.contains("goes with"), "{error}");
+        }
         assert!(parse("--socket a --socket b --tap t0").is_err());
         assert!(parse("--socket a --generate --window 5").is_err());
         assert!(parse("--socket a --latency").is_err());

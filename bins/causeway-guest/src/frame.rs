@@ -266,6 +266,8 @@ fn ipv4_checksum(header: &[u8]) -> u16 {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::arithmetic_side_effects, reason = "test code")]
+
     use super::{Sender, Stamp, hash_of_pattern, port_of, recognise};
     use crate::mac::MacAddr;
 

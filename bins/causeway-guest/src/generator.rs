@@ -155,7 +155,7 @@ impl Generator {
             let Some(flow) = self.next_flow(pair, pairs) else { break };
             let Some(slot) = ring.take()? else { break };
             let len = self.size;
-            self.stamp(ring, pair, slot, flow, sent_ns);
+            self.stamp(ring, (pair, slot), flow, sent_ns);
             ring.send(slot, len)?;
             frames = frames.wrapping_add(1);
             bytes = bytes.wrapping_add(u64::from(len));
@@ -182,7 +182,7 @@ impl Generator {
     }
 
     #[inline]
-    fn stamp(&mut self, ring: &TxRing, pair: usize, slot: u32, flow: u16, sent_ns: u64) {
+    fn stamp(&mut self, ring: &TxRing, (pair, slot): (usize, u32), flow: u16, sent_ns: u64) {
         let Some(next) = self.next_seq.get_mut(usize::from(flow)) else { return };
         let stamp = Stamp { seq: *next, flow, sent_ns };
         *next = next.wrapping_add(1);

@@ -8,7 +8,7 @@ use packet::MacAddr;
 
 use crate::Rng;
 
-/// EtherType for local experiments (IEEE 802, 88b5).
+/// `EtherType` for local experiments (IEEE 802, 88b5).
 const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
 /// Bytes of id, length and sum.
 const STAMP: usize = 20;

@@ -16,6 +16,7 @@ use virtio_net::{QueueOptions, Receiveq, ReceiveqParts, Transmitq, TransmitqPart
 use virtq::driver::{BufferPool, DriverConfig, DriverError, DriverQueue};
 use virtq::mem::{GuestMap, GuestPhysAddr, MapError};
 use virtq::{Layout, QueueConfig, QueueError, RingFeatures};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 /// Where the rings start in guest memory, and where the buffers do.
 const RINGS: [u64; 2] = [0, 4 << 20];
@@ -112,6 +113,7 @@ struct Ring {
 #[derive(Debug)]
 pub struct Guest {
     settings: GuestSettings,
+    memory: Arc<GuestMemoryMmap<()>>,
     map: GuestMap,
     rx: Ring,
     tx: Ring,
@@ -127,19 +129,22 @@ impl Guest {
     ///
     /// [`GuestError`] if the settings make no queue.
     pub fn new(settings: GuestSettings) -> Result<Self, GuestError> {
-        let map = GuestMap::private(MEMORY)?;
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)])
+            .map_err(|_| MapError::Private(MEMORY))?;
+        let memory = Arc::new(memory);
+        let map = GuestMap::new(Arc::clone(&memory))?;
         let [rx_ring, tx_ring] = RINGS;
         let [rx_pool, tx_pool] = BUFFERS;
         let rx = Ring::new(&map, &settings, (rx_ring, rx_pool), settings.rx_bytes)?;
         let tx = Ring::new(&map, &settings, (tx_ring, tx_pool), settings.tx_bytes)?;
-        let mut guest = Self { settings, map, rx, tx, parts: Vec::new(), missing: 0 };
+        let mut guest = Self { settings, memory, map, rx, tx, parts: Vec::new(), missing: 0 };
         guest.refill()?;
         Ok(guest)
     }
 
-    /// The guest's memory.
-    pub fn memory(&self) -> &GuestMap {
-        &self.map
+    /// The guest's memory, as a VMM has it.
+    pub fn memory(&self) -> &Arc<GuestMemoryMmap<()>> {
+        &self.memory
     }
 
     /// What was negotiated.
@@ -309,6 +314,11 @@ impl Guest {
     /// Kicks the transmitq, wanted or not.
     pub fn kick(&self) {
         signal(&self.tx.kick);
+    }
+
+    /// Asks for a call when the next frame arrives; true if one is there already.
+    pub fn enable_calls(&mut self) -> bool {
+        self.rx.queue.enable_calls()
     }
 
     /// Takes the receiveq's call, if there is one.

@@ -1,5 +1,4 @@
 //! The ledger finds what it is there to find.
-#![expect(clippy::unwrap_used, reason = "test code")]
 #![forbid(unsafe_code)]
 
 use packet::MacAddr;

@@ -1,6 +1,7 @@
 //! The whole switch in one process: guests, random frames, ports that come and go. One seed, one
 //! run; `TESTKIT_SEED=n` repeats the run of a seed.
-#![expect(clippy::arithmetic_side_effects, clippy::unwrap_used, reason = "test code")]
+#![expect(clippy::arithmetic_side_effects, clippy::cast_possible_truncation, reason = "test code")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "test code")]
 #![expect(clippy::indexing_slicing, clippy::panic, reason = "test code")]
 #![forbid(unsafe_code)]
 

@@ -15,6 +15,8 @@ use crate::stop::Stop;
 use crate::totals::{Latency, Meter, Totals};
 use crate::tracker::Losses;
 
+/// Frames that are made available at once, unless `--burst` says otherwise.
+const BURST: u16 = 32;
 /// How long after the last frame others may still arrive.
 const QUIET: Duration = Duration::from_millis(200);
 /// How long frames may be on their way before a window gives them up.
@@ -30,7 +32,7 @@ pub(crate) fn run(cli: &Cli, ports: &mut [GuestPort], stop: &Stop) -> anyhow::Re
     let load = Load {
         sizes: cli.sizes(),
         flows: cli.flow_count(),
-        burst: cli.burst,
+        burst: cli.burst.unwrap_or(BURST),
         rate_pps: cli.rate_pps,
         count: cli.count,
     };
