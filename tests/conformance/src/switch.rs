@@ -149,7 +149,8 @@ impl Switch {
         Self::start_with(folder, &arguments)
     }
 
-    /// Starts `causeway run` with these arguments (besides the control socket).
+    /// Starts `causeway run` with these arguments (besides the control socket), and with
+    /// `$CAUSEWAY_LOG` as its log level.
     ///
     /// # Errors
     /// As [`Switch::start`].
@@ -157,6 +158,9 @@ impl Switch {
         let control = folder.join("control.sock");
         let mut command = tied_command(program()?);
         let _ = command.arg("run").arg("--control").arg(&control).args(arguments);
+        if let Some(level) = std::env::var_os("CAUSEWAY_LOG") {
+            let _ = command.arg("--log").arg(level);
+        }
         let log = folder.join("causeway.log");
         let process = Process::spawn("causeway", &mut command, &log)?;
         let mut switch = Self { process, control, folder: folder.to_owned() };
@@ -243,6 +247,19 @@ impl Switch {
             }
             std::thread::sleep(Duration::from_millis(100));
         }
+    }
+
+    /// Each port's counters in a line, for error messages.
+    #[must_use]
+    pub fn counters(&self) -> String {
+        let Ok(stats) = self.stats() else { return "the switch does not answer".to_owned() };
+        let line = |port: &PortStats| {
+            let counted = port.queues.iter().flat_map(|queue| &queue.drops);
+            let drops: Vec<_> = counted.filter(|(_, count)| **count > 0).collect();
+            let (name, rx, tx) = (&port.name, port.rx_frames(), port.tx_frames());
+            format!("{name} ({}): rx {rx}, tx {tx}, drops {drops:?}", port.state)
+        };
+        stats.ports.iter().map(line).collect::<Vec<_>>().join("; ")
     }
 
     /// The folder of its control socket and log.

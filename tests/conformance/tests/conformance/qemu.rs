@@ -113,17 +113,13 @@ impl Case {
     /// Feature bits that the driver must or must not have taken.
     fn expected_features(&self) -> Vec<(usize, bool)> {
         let off = |feature| self.feature != feature;
-        let mut expected = vec![
+        vec![
             (RING_PACKED, self.packed),
             (MRG_RXBUF, off(Feature::MrgRxbufOff)),
             (INDIRECT_DESC, off(Feature::IndirectOff)),
             (EVENT_IDX, off(Feature::EventIdxOff)),
             (MQ, self.queues > 1),
-        ];
-        if self.feature == Feature::QueueReset {
-            expected.push((RING_RESET, true));
-        }
-        expected
+        ]
     }
 
     fn guest(&self, number: u8, scratch: &Scratch) -> GuestSpec {
@@ -161,7 +157,10 @@ fn run(environment: &Environment, scratch: &Scratch, case: &Case) -> Result<()> 
     no_ping_lost(&mut a, &b.address(), PINGS)?;
     tcp(&switch, &mut a, &mut b, case.queues)?;
     if case.feature == Feature::QueueReset {
-        let _ = a.run("ethtool -G eth0 rx 64 tx 64")?;
+        // QEMU up to 10.0 keeps the reset of a ring from a vhost-user back end. So the feature must
+        // either not be offered, and the guest's kernel refuses to resize, or work.
+        let resized = a.run("ethtool -G eth0 rx 64 tx 64").is_ok();
+        ensure!(resized == a.has_feature(RING_RESET)?, "resizing a ring: {resized}");
         a.wait_reachable(&b.address())?;
         no_ping_lost(&mut a, &b.address(), 10)?;
     }

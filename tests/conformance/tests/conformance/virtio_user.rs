@@ -113,12 +113,29 @@ fn run(environment: &Environment, scratch: &Scratch, mut spec: VirtioUserSpec) -
     let _ = user.command("start")?;
     for (index, address) in ["10.78.0.2", "10.78.0.3"].into_iter().enumerate() {
         tap.neighbour(address, &VirtioUserSpec::mac(index))?;
-        echo(address, &FRAME_SIZES).with_context(|| format!("through port v{index}"))?;
+        wait_for_jumbo(address).with_context(|| switch.counters())?;
+        echo(address, &FRAME_SIZES)
+            .with_context(|| format!("through port v{index} ({})", switch.counters()))?;
     }
     let _ = switch.check_ledger()?;
     bounce(&mut user, &switch, &spec)?;
     user.quit()?;
     switch.stop()
+}
+
+/// Waits until the largest frame comes back: the switch looks at the tap's MTU once a second.
+fn wait_for_jumbo(address: &str) -> Result<()> {
+    let socket = UdpSocket::bind((HOST, 0))?;
+    socket.connect((address, 8999))?;
+    socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+    let mut answer = vec![0; LARGEST_FRAME];
+    for _ in 0..10 {
+        let _ = socket.send(&pattern(LARGEST_FRAME, 0))?;
+        if socket.recv(&mut answer).is_ok() {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("no frame of {LARGEST_FRAME} bytes comes back from {address}")
 }
 
 /// Every datagram comes back with its content, in its order, in every size and on every flow.
