@@ -403,3 +403,27 @@ fn nothing_is_written_before_the_first_completion() {
     let config = queue.stop();
     assert_eq!((guest.used_idx(), config), (77, guest.config));
 }
+
+#[test]
+fn the_largest_table_is_reached_to_its_end() {
+    let mut guest = Guest::split(2);
+    guest.desc(0, (DATA, 65536 * 16), INDIRECT, 0);
+    guest.raw(DATA, (0, 3), NEXT, 65535);
+    guest.raw(SECOND - 16, (0, 4), WRITE, 0);
+    guest.avail(0, &[0]);
+    assert_eq!(guest.pop(&mut guest.start(), 1), (vec![(3, 4)], None));
+}
+
+#[test]
+fn kicks_are_disabled_once() {
+    let mut guest = Guest::split(8);
+    guest.config.features.event_idx = false;
+    let mut queue = guest.start();
+    queue.disable_kicks();
+    guest.write(0x18_0000, &[9; 2]);
+    queue.disable_kicks();
+    assert_eq!(guest.used_flags(), 0x0909, "not written again");
+    assert!(!queue.enable_kicks());
+    queue.disable_kicks();
+    assert_eq!(guest.used_flags(), 1);
+}
