@@ -157,14 +157,17 @@ pub(crate) enum Unparsed {
 pub(crate) fn parse(
     arguments: impl IntoIterator<Item = std::ffi::OsString>,
 ) -> Result<Cli, Unparsed> {
-    Cli::try_parse_from(arguments).map_err(|error| match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Unparsed::Text(error.to_string()),
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            let of = error.to_string();
-            let usage = of.lines().find(|line| line.starts_with("Usage:")).unwrap_or_default();
-            Unparsed::Wrong(format!("a subcommand is missing; {usage}; see --help"))
+    Cli::try_parse_from(arguments).map_err(|error| {
+        let kind = error.kind();
+        if matches!(kind, ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+            return Unparsed::Text(error.to_string());
         }
-        _ => Unparsed::Wrong(flat(&error.to_string())),
+        if kind == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+            let help = error.to_string();
+            let usage = help.lines().find(|line| line.starts_with("Usage:")).unwrap_or_default();
+            return Unparsed::Wrong(format!("a subcommand is missing; {usage}; see --help"));
+        }
+        Unparsed::Wrong(flat(&error.to_string()))
     })
 }
 

@@ -40,7 +40,7 @@ pub(crate) fn run(arguments: &RunArgs) -> Result<(), Failure> {
     let mut app = App::new(switch, server, signals).map_err(Failure::Runtime)?;
     for spec in ports() {
         let statics = config.statics_of(&spec.name);
-        app.add(spec.clone(), statics).map_err(Failure::Runtime)?;
+        app.add(spec, statics).map_err(Failure::Runtime)?;
     }
     let count = ports().count();
     app.remember(arguments.config.clone(), config);

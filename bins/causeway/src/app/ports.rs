@@ -36,11 +36,11 @@ impl App {
     /// Adds a port with its static entries.
     pub(crate) fn add<'a>(
         &mut self,
-        spec: PortSpec,
+        spec: &PortSpec,
         statics: impl Iterator<Item = &'a StaticEntry>,
     ) -> Result<(), String> {
         let in_port = |error: String| format!("port {}: {error}", spec.name);
-        let config = config(&spec, statics).map_err(in_port)?;
+        let config = config(spec, statics).map_err(in_port)?;
         let handle = self.switch.add_port(&config).map_err(|e| in_port(e.to_string()))?;
         let mut port = Port { spec: spec.clone(), handle, side: Side::Absent };
         match self.open(&port) {
@@ -158,7 +158,7 @@ impl App {
             return Reply::Failed(error);
         }
         let name = spec.name.clone();
-        match self.add(spec, std::iter::empty()) {
+        match self.add(&spec, std::iter::empty()) {
             Ok(()) => Reply::done(format!("added port {name}")),
             Err(error) => Reply::Failed(error),
         }

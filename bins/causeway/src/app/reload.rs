@@ -28,7 +28,7 @@ impl App {
         let mut failed = Vec::new();
         for spec in &difference.added {
             let statics: Vec<_> = new.statics_of(&spec.name).cloned().collect();
-            if let Err(error) = self.add(spec.clone(), statics.iter()) {
+            if let Err(error) = self.add(spec, statics.iter()) {
                 failed.push(error);
                 // The next reload tries again.
                 new.ports.retain(|port| port.name != spec.name);

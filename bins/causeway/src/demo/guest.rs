@@ -25,7 +25,7 @@ const TRANSMITQ_AT: GuestPhysAddr = GuestPhysAddr(0);
 const RECEIVEQ_AT: GuestPhysAddr = GuestPhysAddr(0x10000);
 const TRANSMIT_BUFFERS_AT: GuestPhysAddr = GuestPhysAddr(0x10_0000);
 const RECEIVE_BUFFERS_AT: GuestPhysAddr = GuestPhysAddr(0x20_0000);
-/// An EtherType for experiments (IEEE 802, local experimental 1).
+/// An `EtherType` for experiments (IEEE 802, local experimental 1).
 const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
 
 /// Address of a station.
@@ -151,15 +151,16 @@ impl Guest {
 /// Frame `number` between two stations: its size and every byte follow from the number.
 fn frame(number: u64, to: Address, from: Address) -> Vec<u8> {
     let sizes = u64::from(FRAME_MAX.saturating_sub(FRAME_MIN)).saturating_add(1);
-    let len = u64::from(FRAME_MIN).saturating_add(number.checked_rem(sizes).unwrap_or(0));
-    let mut frame = Vec::with_capacity(len as usize);
+    let more = narrow(number.checked_rem(sizes).unwrap_or(0));
+    let len = FRAME_MIN.saturating_add(more) as usize;
+    let mut frame = Vec::with_capacity(len);
     frame.extend_from_slice(&to);
     frame.extend_from_slice(&from);
     frame.extend_from_slice(&ETHERTYPE);
     frame.extend_from_slice(&number.to_be_bytes());
     let [seed, ..] = number.to_le_bytes();
     let mut byte = seed;
-    frame.resize_with(len as usize, || {
+    frame.resize_with(len, || {
         byte = byte.wrapping_mul(5).wrapping_add(3);
         byte
     });

@@ -1,0 +1,82 @@
+//! How a switch comes and goes.
+
+use std::os::unix::net::UnixStream;
+
+use rustix::process::Signal;
+
+use crate::bed::{Bed, causeway};
+
+const GUEST: [&str; 2] = ["--port", "vhost-user:name=g0,socket=g0.sock"];
+
+#[test]
+fn signals_end_it_cleanly() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut bed = Bed::started(&GUEST);
+        assert!(bed.path("g0.sock").exists());
+        let status = bed.end(signal);
+        assert_eq!(status.code(), Some(0), "{}", bed.log());
+        assert!(!bed.control().exists() && !bed.path("g0.sock").exists());
+        assert!(!bed.log().contains("panicked"));
+    }
+}
+
+#[test]
+fn a_second_switch_on_a_live_socket_says_who_holds_it() {
+    let bed = Bed::started(&GUEST);
+    let control = bed.control();
+    let arguments = ["run", "--log", "off", "--control", control.to_str().unwrap()];
+    let (code, _, error) = causeway(bed.folder.path(), &arguments);
+    assert_eq!(code, 1);
+    assert_eq!(
+        error,
+        format!("causeway: control socket {} is held by process {}\n", control.display(), bed.id())
+    );
+    // The first one has not noticed, and its socket is still there.
+    assert_eq!(bed.port("g0")["state"], "waiting");
+}
+
+#[test]
+fn stale_sockets_are_replaced() {
+    let mut bed = Bed::started(&GUEST);
+    assert!(!bed.end(Signal::KILL).success());
+    assert!(bed.control().exists() && bed.path("g0.sock").exists());
+    assert_eq!(bed.ctl_full(&["stats"]).0, 1);
+    bed.start(&GUEST);
+    assert_eq!(bed.port("g0")["state"], "waiting");
+    let _ = UnixStream::connect(bed.path("g0.sock")).unwrap();
+}
+
+#[test]
+fn an_idle_switch_does_nearly_nothing() {
+    let bed = Bed::started(&[GUEST[0], GUEST[1], "--port", "vhost-user:name=g1,socket=g1.sock"]);
+    let ticks = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", bed.id())).unwrap();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    };
+    let before = ticks();
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    // A tick is 10 ms: 1 % of a CPU in 2 s would be 2.
+    assert!(ticks() - before <= 2);
+}
+
+#[test]
+fn answers_have_the_shapes_of_the_contract() {
+    let bed = Bed::started(&GUEST);
+    let stats = bed.json(&["stats"]);
+    for key in ["flood_copies", "segments_added", "merged", "originated", "held"] {
+        assert_eq!(stats["switch"][key], 0, "{key}");
+    }
+    let port = &stats["ports"][0];
+    assert_eq!((&port["name"], &port["kind"]), (&"g0".into(), &"vhost-user".into()));
+    assert_eq!(port["state"], "waiting");
+    assert!(port["since_ms"].is_u64() && port["queues"].as_array().unwrap().is_empty());
+    let workers = stats["workers"].as_array().unwrap();
+    assert!(workers.iter().all(|w| w["cpu"].is_u64() && w["busy_ratio"].is_f64()));
+    assert!(workers.iter().all(|w| w["frames"].is_u64()));
+    assert_eq!(bed.json(&["fdb"]), serde_json::json!({"entries": []}));
+    assert_eq!(bed.json(&["version"])["pid"], bed.id());
+    assert_eq!(bed.ctl(&["fdb", "flush"]), "forgot 0 addresses\n");
+    assert!(bed.ctl(&["ports"]).starts_with("PORT  KIND        STATE"));
+    assert!(bed.ctl(&["stats"]).contains("WORKER  CPU"));
+}

@@ -1,0 +1,15 @@
+//! `causeway` as a process: its command line, its life, its ports at run time.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "test code"
+)]
+
+mod bed;
+mod broken;
+mod life;
+mod ports;
+mod taps;
+mod usage;

@@ -1,0 +1,216 @@
+//! Interfaces behind ports, with traffic. Needs root; says so if it is missing.
+
+use std::fs::File;
+use std::net::UdpSocket;
+use std::os::fd::AsFd;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use crate::bed::{Bed, eventually};
+
+/// A namespace that is deleted in the end.
+struct Namespace(String);
+
+impl Namespace {
+    fn name() -> String {
+        let root = rustix::process::geteuid().is_root();
+        assert!(root, "this test makes network interfaces: run it as root");
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        format!("cw-run-{}-{number}", std::process::id())
+    }
+
+    fn new() -> Self {
+        Self::named(Self::name())
+    }
+
+    fn named(name: String) -> Self {
+        let _ = ip(&["netns", "add", &name]);
+        Self(name)
+    }
+
+    fn ip(&self, arguments: &[&str]) -> String {
+        let mut all = vec!["-n", &self.0];
+        all.extend_from_slice(arguments);
+        ip(&all)
+    }
+
+    fn has(&self, ifname: &str) -> bool {
+        self.ip(&["-o", "link"]).contains(&format!(" {ifname}:"))
+    }
+
+    fn tap(&self, name: &str) -> String {
+        format!("tap:name={name},ifname={name},netns={}", self.0)
+    }
+
+    fn udp(&self, address: &str) -> UdpSocket {
+        let namespace = File::open(format!("/run/netns/{}", self.0)).unwrap();
+        std::thread::scope(|scope| {
+            let inside = || {
+                rustix::thread::move_into_link_name_space(namespace.as_fd(), None).unwrap();
+                UdpSocket::bind(address).unwrap()
+            };
+            scope.spawn(inside).join().unwrap()
+        })
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
+    }
+}
+
+fn ip(arguments: &[&str]) -> String {
+    let output = Command::new("ip").args(arguments).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {arguments:?}: {error}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Two namespaces with a tap each on one switch: 10.9.0.1 and 10.9.0.2.
+fn pair(bed: &mut Bed, more: &[&str]) -> (Namespace, Namespace) {
+    let (left, right) = (Namespace::new(), Namespace::new());
+    let (a, b) = (left.tap("left"), right.tap("right"));
+    let mut arguments = vec!["--port", &a, "--port", &b];
+    arguments.extend_from_slice(more);
+    bed.start(&arguments);
+    let _ = left.ip(&["address", "add", "10.9.0.1/24", "dev", "left"]);
+    let _ = right.ip(&["address", "add", "10.9.0.2/24", "dev", "right"]);
+    (left, right)
+}
+
+fn ledger(bed: &Bed) -> (u64, u64) {
+    let stats = bed.json(&["stats"]);
+    let switch = |key: &str| stats["switch"][key].as_u64().unwrap();
+    let mut came = switch("flood_copies") + switch("segments_added") + switch("originated");
+    let mut went = switch("merged") + switch("held");
+    for port in stats["ports"].as_array().unwrap() {
+        for queue in port["queues"].as_array().unwrap() {
+            came += queue["rx_frames"].as_u64().unwrap();
+            went += queue["tx_frames"].as_u64().unwrap();
+            let drops = queue["drops"].as_object().unwrap().values();
+            went += drops.map(|count| count.as_u64().unwrap()).sum::<u64>();
+        }
+    }
+    (came, went)
+}
+
+#[test]
+fn ports_that_stay_lose_no_frame_while_others_come_and_go() {
+    let mut bed = Bed::new();
+    std::fs::write(bed.path("c.toml"), "").unwrap();
+    let (left, right) = pair(&mut bed, &["--config", "c.toml"]);
+    let (sender, receiver) = (left.udp("10.9.0.1:7"), right.udp("10.9.0.2:7"));
+    receiver.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let stop = AtomicBool::new(false);
+    let count = std::thread::scope(|scope| {
+        let sending = scope.spawn(|| {
+            let mut number = 0u64;
+            while !stop.load(Ordering::Relaxed) {
+                let _ = sender.send_to(&number.to_le_bytes(), "10.9.0.2:7").unwrap();
+                number += 1;
+                std::thread::sleep(Duration::from_micros(100));
+            }
+            number
+        });
+        let receiving = scope.spawn(|| {
+            let mut bytes = [0; 8];
+            let mut next = 0u64;
+            while receiver.recv(&mut bytes).is_ok() {
+                let number = u64::from_le_bytes(bytes);
+                if number == u64::MAX {
+                    break;
+                }
+                assert_eq!(number, next, "a frame was lost or came twice");
+                next += 1;
+            }
+            next
+        });
+        for round in 0..5 {
+            let text = format!(
+                "[[port]]\nkind = \"vhost-user\"\nname = \"g\"\nsocket = \"g{round}.sock\"\n"
+            );
+            std::fs::write(bed.path("c.toml"), text).unwrap();
+            let _ = bed.ctl(&["reload"]);
+            let tap = format!("tap:name=more,ifname=more,netns={}", left.0);
+            let _ = bed.ctl(&["port", "add", &tap]);
+            std::thread::sleep(Duration::from_millis(50));
+            let _ = bed.ctl(&["port", "del", "more"]);
+        }
+        stop.store(true, Ordering::Relaxed);
+        let sent = sending.join().unwrap();
+        let _ = sender.send_to(&u64::MAX.to_le_bytes(), "10.9.0.2:7").unwrap();
+        assert_eq!(receiving.join().unwrap(), sent);
+        sent
+    });
+    assert!(count > 100);
+    // Ports that are gone have taken part too.
+    eventually("the ledger adds up", || {
+        let (came, went) = ledger(&bed);
+        came == went && came >= count
+    });
+}
+
+#[test]
+fn large_and_small_frames_reach_the_other_side() {
+    let mut bed = Bed::new();
+    let (left, right) = pair(&mut bed, &[]);
+    for (namespace, name) in [(&left, "left"), (&right, "right")] {
+        let _ = namespace.ip(&["link", "set", name, "mtu", "9000"]);
+    }
+    let (sender, receiver) = (left.udp("10.9.0.1:7"), right.udp("10.9.0.2:7"));
+    receiver.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut got = [0; 9000];
+    // The switch learns a new MTU within a second.
+    std::thread::sleep(Duration::from_millis(1500));
+    for len in [0usize, 1, 100, 1472, 8972] {
+        let sent: Vec<u8> = (0..len).map(|i| i.to_le_bytes()[0]).collect();
+        let _ = sender.send_to(&sent, "10.9.0.2:7").unwrap();
+        let count = receiver.recv(&mut got).unwrap();
+        assert_eq!(&got[..count], &sent[..]);
+    }
+}
+
+#[test]
+fn an_interface_that_goes_takes_its_port_down_until_it_returns() {
+    let namespace = Namespace::new();
+    let _ = namespace.ip(&["tuntap", "add", "t0", "mode", "tap"]);
+    let bed = Bed::started(&["--port", &namespace.tap("t0")]);
+    let _ = bed.wait_state("t0", "up");
+    let _ = namespace.ip(&["link", "set", "t0", "down"]);
+    assert_eq!(bed.wait_state("t0", "down")["reason"], "interface t0 is set down");
+    let _ = namespace.ip(&["link", "set", "t0", "up"]);
+    let _ = bed.wait_state("t0", "up");
+    let _ = namespace.ip(&["link", "del", "t0"]);
+    let port = bed.wait_state("t0", "down");
+    assert!(port["reason"].as_str().unwrap().starts_with("interface t0 is lost"), "{port}");
+    let _ = namespace.ip(&["tuntap", "add", "t0", "mode", "tap"]);
+    let port = bed.wait_state("t0", "up");
+    assert!(port["last_error"]["text"].as_str().unwrap().contains("t0"), "{port}");
+}
+
+#[test]
+fn a_port_that_may_wait_comes_when_its_namespace_does() {
+    let name = Namespace::name();
+    let spec = format!("tap:name=t0,ifname=t0,netns={name},wait=on");
+    let bed = Bed::started(&["--port", &spec]);
+    let port = bed.port("t0");
+    assert_eq!(port["state"], "waiting");
+    assert!(port["reason"].as_str().unwrap().contains(&name), "{port}");
+    let namespace = Namespace::named(name);
+    let _ = bed.wait_state("t0", "up");
+    assert!(namespace.has("t0"));
+    let _ = bed.ctl(&["port", "del", "t0"]);
+    assert!(!namespace.has("t0"));
+}
+
+#[test]
+fn a_stop_leaves_no_interface_behind() {
+    let namespace = Namespace::new();
+    let mut bed = Bed::started(&["--port", &namespace.tap("t0")]);
+    assert!(namespace.has("t0"));
+    assert_eq!(bed.end(rustix::process::Signal::TERM).code(), Some(0));
+    assert!(!namespace.has("t0"));
+}

@@ -1,0 +1,119 @@
+//! Wrong use ends with 2 and one line, failures with 1 and one line.
+
+use std::path::Path;
+
+use crate::bed::{Bed, causeway};
+
+fn error(arguments: &[&str]) -> (i32, String) {
+    let (code, out, error) = causeway(Path::new("/"), arguments);
+    assert_eq!(out, "");
+    assert_eq!(error.lines().count(), 1, "{error}");
+    (code, error.trim_end().to_owned())
+}
+
+#[test]
+fn wrong_specs_and_options_end_with_2() {
+    let cases: [(&[&str], &str); 7] = [
+        (
+            &["run", "--port", "tap:name=a,ifname=t,queues=0"],
+            "causeway: invalid value 'tap:name=a,ifname=t,queues=0' for '--port <SPEC>': queues=0 \
+             is not allowed: queues is a number of pairs from 1 to 256",
+        ),
+        (
+            &["run", "--port", "af-xdp:name=a,ifname=t"],
+            "causeway: invalid value 'af-xdp:name=a,ifname=t' for '--port <SPEC>': kind af-xdp is \
+             not supported in this version; use tap or vhost-user",
+        ),
+        (
+            &["run", "--workers", "x"],
+            "causeway: invalid value 'x' for '--workers <LIST>': workers=x is not allowed: workers \
+             is a list of CPUs as 0,1 or 0-3, or per-queue",
+        ),
+        (
+            &["run", "--port", "tap:name=a,ifname=t", "--port", "tap:name=a,ifname=u"],
+            "causeway: two ports have the name a",
+        ),
+        (
+            &["run", "--config", "/nowhere.toml"],
+            "causeway: /nowhere.toml: No such file or directory (os error 2)",
+        ),
+        (&["run", "--state-dir", "/tmp"], "causeway: unexpected argument '--state-dir' found"),
+        (
+            &["ctl", "port", "add", "tap:name=a"],
+            "causeway: invalid value 'tap:name=a' for '<SPEC>': tap needs ifname=INTERFACE",
+        ),
+    ];
+    for (arguments, text) in cases {
+        assert_eq!(error(arguments), (2, text.to_owned()));
+    }
+    let (code, text) = error(&["run", "--workers", "4000"]);
+    assert_eq!(code, 2);
+    assert!(text.starts_with("causeway: workers names CPU 4000; this process may use "), "{text}");
+}
+
+#[test]
+fn a_wrong_file_is_named_with_its_line() {
+    let bed = Bed::new();
+    let file = bed.path("c.toml");
+    std::fs::write(&file, "[switch]\n\npol = \"busy\"\n").unwrap();
+    let (code, text) = error(&["run", "--config", file.to_str().unwrap()]);
+    assert_eq!(code, 2);
+    let start = format!("causeway: {}:3: unknown key \"pol\" (did you mean poll?)", file.display());
+    assert!(text.starts_with(&start), "{text}");
+}
+
+#[test]
+fn failures_at_start_end_with_1_and_name_the_cause() {
+    let bed = Bed::new();
+    let control = bed.control();
+    let run = |port: &str| {
+        error(&["run", "--log", "off", "--control", control.to_str().unwrap(), "--port", port])
+    };
+    assert_eq!(
+        run("tap:name=a,ifname=t,netns=cw-none"),
+        (
+            1,
+            "causeway: port a: network namespace cw-none cannot be opened: No such file or \
+             directory (os error 2)"
+                .to_owned()
+        )
+    );
+    let (code, text) = run("vhost-user:name=a,socket=/nowhere/s,mode=server");
+    assert_eq!(code, 1);
+    assert!(text.starts_with("causeway: port a: ") && text.contains("/nowhere/"), "{text}");
+    let group = "vhost-user:name=a,socket=/tmp/cw-none.sock,socket-group=cw-none";
+    let (code, text) = run(group);
+    assert_eq!((code, text), (1, "causeway: port a: there is no group \"cw-none\"".to_owned()));
+    assert!(!control.exists());
+}
+
+#[test]
+fn ctl_without_a_switch_ends_with_1() {
+    let bed = Bed::new();
+    let (code, out, text) = bed.ctl_full(&["stats"]);
+    assert_eq!((code, out.as_str()), (1, ""));
+    assert_eq!(
+        text,
+        format!(
+            "causeway: cannot reach the switch at {}: No such file or directory (os error 2); \
+             does `causeway run` run?\n",
+            bed.control().display()
+        )
+    );
+}
+
+#[test]
+fn help_and_version_end_with_0() {
+    for arguments in [&["--help"][..], &["--version"], &["run", "--help"], &["ctl", "--help"]] {
+        let (code, out, error) = causeway(Path::new("/"), arguments);
+        assert_eq!((code, error.as_str()), (0, ""));
+        assert!(!out.is_empty());
+    }
+}
+
+#[test]
+fn the_demo_shows_that_it_works() {
+    let (code, out, error) = causeway(Path::new("/"), &["demo"]);
+    assert_eq!((code, error.as_str()), (0, ""), "{out}");
+    assert!(out.contains("none was lost") && out.contains("RX FRAMES"), "{out}");
+}
