@@ -110,6 +110,18 @@ struct Slot {
     value: AtomicU64,
 }
 
+impl Slot {
+    /// The value, if the slot still is that of `key`, which was found in it.
+    #[inline(always)]
+    fn value_of(&self, key: Key, digest: u64) -> Option<(&Self, Value)> {
+        // ORDERING: Acquire pairs with the Release of the value in `put`: who sees the value of a
+        // recycled slot also sees, in the next line, that the old key is gone.
+        let value = Value(self.value.load(Ordering::Acquire));
+        let still = self.key.load(Ordering::Relaxed) == key.0;
+        (still && value.digest() == digest).then_some((self, value))
+    }
+}
+
 /// What only writers need.
 #[derive(Debug)]
 struct Writer {
@@ -280,18 +292,24 @@ impl Fdb {
     #[inline(always)]
     fn find(&self, key: Key) -> Option<(&Slot, Value)> {
         let (start, digest) = self.place(key);
-        for slot in self.window(start) {
+        let first = self.slots.get(start & self.mask)?;
+        // ORDERING: Acquire pairs with the Release of the key in `put`: the value is there.
+        match first.key.load(Ordering::Acquire) {
+            found if found == key.0 => first.value_of(key, digest),
+            NEVER => None,
+            _ => self.find_later(key, start, digest),
+        }
+    }
+
+    /// Looks at the rest of the window.
+    #[inline(never)]
+    fn find_later(&self, key: Key, start: usize, digest: u64) -> Option<(&Slot, Value)> {
+        for slot in self.window(start).skip(1) {
             // ORDERING: Acquire pairs with the Release of the key in `put`: the value is there.
-            let found = slot.key.load(Ordering::Acquire);
-            if found == key.0 {
-                // ORDERING: Acquire pairs with the Release of the value in `put`: who sees the
-                // value of a recycled slot also sees, below, that the old key is gone.
-                let value = Value(slot.value.load(Ordering::Acquire));
-                let still = slot.key.load(Ordering::Relaxed) == key.0;
-                return (still && value.digest() == digest).then_some((slot, value));
-            }
-            if found == NEVER {
-                return None;
+            match slot.key.load(Ordering::Acquire) {
+                found if found == key.0 => return slot.value_of(key, digest),
+                NEVER => return None,
+                _ => {}
             }
         }
         None

@@ -76,6 +76,7 @@ impl Shared {
     pub(crate) fn wait_for_table(&self, generation: u64) {
         self.wake_all();
         let mailboxes = self.mailboxes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        // ORDERING: Acquire pairs with the Release in `acknowledge`.
         let behind = |mailbox: &Arc<Mailbox>| mailbox.seen.load(Ordering::Acquire) < generation;
         let mut guard = self.acknowledged.0.lock().unwrap_or_else(PoisonError::into_inner);
         while mailboxes.iter().any(behind) {

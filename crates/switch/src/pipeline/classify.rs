@@ -137,8 +137,9 @@ pub(super) struct Classifier {
     drops: [usize; DropReason::COUNT],
     /// The pair of the frame before.
     last: Option<Pair>,
-    /// Whether the source of `last` is in the database.
-    last_known: bool,
+    /// The source of the last frame that was let in, and whether it is in the database.
+    source: Option<Key>,
+    source_known: bool,
 }
 
 impl Default for Classifier {
@@ -149,7 +150,8 @@ impl Default for Classifier {
             to_learn: Vec::with_capacity(BURST_MAX),
             drops: [0; DropReason::COUNT],
             last: None,
-            last_known: false,
+            source: None,
+            source_known: false,
         }
     }
 }
@@ -177,7 +179,8 @@ impl Classifier {
         frames: &[Frame],
     ) {
         self.last = origin.cache.pair;
-        self.last_known = self.last.is_some();
+        self.source = None;
+        self.source_known = self.last.is_some();
         self.to_learn.clear();
         for (index, frame) in frames.iter().enumerate().take(BURST_MAX) {
             let bytes = Pattern::bytes(frame);
@@ -225,9 +228,12 @@ impl Classifier {
             Err(reason) => (Verdict::Drop(reason), Tagging::default()),
             Ok(tagging) => {
                 let key = Key::new(tagging.vlan(), source.to_u64());
-                self.last_known = env.fdb.touch(key, from.port.id, env.now) == Source::Known;
-                if !self.last_known && self.to_learn.last() != Some(&key) {
-                    self.to_learn.push(key);
+                if self.source != Some(key) {
+                    self.source = Some(key);
+                    self.source_known = env.fdb.touch(key, from.port.id, env.now) == Source::Known;
+                    if !self.source_known {
+                        self.to_learn.push(key);
+                    }
                 }
                 let verdict = if destination.is_group() {
                     Verdict::Flood
@@ -265,7 +271,7 @@ impl Classifier {
         for (reason, count) in DropReason::ALL.iter().zip(&mut self.drops) {
             origin.drop_frames(*reason, std::mem::take(count));
         }
-        let usable = self.last_known && !matches!(current, Verdict::Drop(_));
+        let usable = self.source_known && !matches!(current, Verdict::Drop(_));
         self.last.filter(|_| usable).map(|last| Pair { verdict: current, ..last })
     }
 }
