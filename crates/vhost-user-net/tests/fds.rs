@@ -75,7 +75,7 @@ mod tests {
                     for size in [0u32, 8, 40] {
                         let mut bytes = Request::NotOffered(kind).write(true);
                         bytes[8..12].copy_from_slice(&size.to_le_bytes());
-                        bytes.resize(12 + usize::try_from(size).unwrap(), 0);
+                        bytes.resize(12usize.saturating_add(usize::try_from(size).unwrap()), 0);
                         send(&stream, &bytes, &vec![fd; count]);
                         run();
                     }

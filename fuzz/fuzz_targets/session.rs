@@ -1,0 +1,291 @@
+//! A hostile front end: any sequence of messages, likely and unlikely ones, with fds of all kinds.
+//!
+//! Nothing may panic; a ring that the session says is running is one that was started and not
+//! stopped; the memory of running rings is mapped (their rings are read after every message); and
+//! in the end no fd is left.
+#![no_main]
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+
+use libfuzzer_sys::fuzz_target;
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use vhost_user_net::codec::{
+    Decoder, FrontendReq, HEADER_BYTES, Header, Message, Request, VringAddr, VringFd, VringState,
+};
+use vhost_user_net::memory::{FrontendAddr, RegionSpec};
+use vhost_user_net::session::{
+    FEATURES, PROTOCOL_FEATURES, RingIndex, RingStart, Rings, Session, SessionSettings,
+};
+use virtq::mem::GuestPhysAddr;
+use virtq::{ChainBuf, QueueError, RingPosition, Virtq};
+
+const RINGS: u16 = 8;
+/// `VIRTIO_F_RING_PACKED`
+const RING_PACKED: u64 = 1 << 34;
+const PAGE: u64 = 4096;
+const FILE_BYTES: u64 = 16 * PAGE;
+const USER: u64 = 0x7f00_0000_0000;
+
+/// The input, read from the front; zeros behind its end.
+struct Input<'a>(&'a [u8]);
+
+impl Input<'_> {
+    fn byte(&mut self) -> u8 {
+        let Some((first, rest)) = self.0.split_first() else { return 0 };
+        self.0 = rest;
+        *first
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        u64::from(self.byte()) % limit
+    }
+
+    fn u64(&mut self) -> u64 {
+        (0..8).fold(0, |value, _| value << 8 | u64::from(self.byte()))
+    }
+}
+
+/// Rings that only remember; a stopped one must have been running.
+#[derive(Default)]
+struct Shelf(BTreeMap<u16, Virtq>);
+
+impl Rings for Shelf {
+    fn start(&mut self, ring: RingIndex, start: RingStart<'_>) -> Result<(), QueueError> {
+        let queue = start.config.activate(start.memory)?;
+        assert!(self.0.insert(ring.0, queue).is_none(), "ring {} started twice", ring.0);
+        Ok(())
+    }
+
+    fn stop(&mut self, ring: RingIndex) -> Option<RingPosition> {
+        let queue = self.0.remove(&ring.0).expect("stopped, but not running");
+        Some(queue.stop().position)
+    }
+
+    fn announce(&mut self, mac: [u8; 6]) {
+        assert_eq!(mac[0] & 1, 0);
+    }
+}
+
+fn fd(kind: u8) -> OwnedFd {
+    match kind % 4 {
+        0..2 => eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd"),
+        2 => {
+            let fd = memfd_create("m", MemfdFlags::CLOEXEC).expect("memfd");
+            ftruncate(&fd, FILE_BYTES).expect("ftruncate");
+            fd
+        }
+        _ => rustix::pipe::pipe().expect("pipe").0,
+    }
+}
+
+fn region(input: &mut Input<'_>) -> RegionSpec {
+    let at = input.below(8) * 8 * PAGE;
+    match input.byte() {
+        255 => RegionSpec {
+            guest: GuestPhysAddr(input.u64()),
+            size: input.u64(),
+            user: FrontendAddr(input.u64()),
+            mmap_offset: input.u64(),
+        },
+        odd => RegionSpec {
+            guest: GuestPhysAddr(at),
+            size: (input.below(20) + 1) * PAGE - u64::from(odd % 2),
+            user: FrontendAddr(USER + at),
+            mmap_offset: input.below(4) * PAGE + u64::from(odd / 128) * 16,
+        },
+    }
+}
+
+fn state(input: &mut Input<'_>, ring: u32) -> VringState {
+    let nums = [1, 2, 16, 64, 100, 256, 0x8000, 0x8000_8000, 0, u32::MAX];
+    let num = nums[usize::try_from(input.below(10)).expect("small")];
+    VringState { ring, num }
+}
+
+fn place(input: &mut Input<'_>) -> FrontendAddr {
+    let odd = if input.byte() > 250 { input.u64() } else { 0 };
+    FrontendAddr((USER + input.below(64) * PAGE).wrapping_add(odd))
+}
+
+fn request(input: &mut Input<'_>) -> Request {
+    let ring = u32::from(input.byte() % 16 % 9);
+    let v = VringFd { ring, has_fd: input.byte() % 8 != 0 };
+    match input.below(28) {
+        0 => Request::GetFeatures,
+        1 => Request::SetFeatures(match input.byte() {
+            255 => input.u64(),
+            mask => FEATURES & !(u64::from(mask) << 28),
+        }),
+        2 => Request::SetOwner,
+        3 => Request::ResetOwner,
+        4 => Request::SetMemTable((0..input.below(4)).map(|_| region(input)).collect()),
+        5 => Request::SetLogFd,
+        6 => Request::SetVringNum(state(input, ring)),
+        7 => {
+            let (desc, used, avail) = (place(input), place(input), place(input));
+            let flags = u32::from(input.byte() % 4);
+            Request::SetVringAddr(VringAddr { ring, flags, desc, used, avail, log: 0 })
+        }
+        8 => Request::SetVringBase(state(input, ring)),
+        9 => Request::GetVringBase { ring },
+        10 | 11 => Request::SetVringKick(v),
+        12 => Request::SetVringCall(v),
+        13 => Request::SetVringErr(v),
+        14 => Request::GetProtocolFeatures,
+        15 => Request::SetProtocolFeatures(PROTOCOL_FEATURES & !u64::from(input.byte() / 32)),
+        16 => Request::GetQueueNum,
+        17 | 18 => Request::SetVringEnable { ring, enable: input.byte() % 4 != 0 },
+        19 => Request::SendRarp([input.byte(), 0, 0, 0, 0, 1]),
+        20 => Request::NetSetMtu(u64::from(input.byte()) * 64),
+        21 => Request::SetBackendReqFd,
+        22 => Request::ResetDevice,
+        23 => Request::GetMaxMemSlots,
+        24 => Request::AddMemReg(region(input)),
+        25 => Request::RemMemReg(region(input)),
+        26 => Request::SetStatus(input.byte()),
+        _ => {
+            let kind = FrontendReq::try_from(u32::from(input.byte() % 46));
+            Request::NotOffered(kind.unwrap_or(FrontendReq::GET_STATUS))
+        }
+    }
+}
+
+/// How many fds a good front end sends along.
+fn fds_of(request: &Request, bytes: &[u8]) -> usize {
+    match request {
+        Request::SetMemTable(regions) => regions.len(),
+        Request::SetVringKick(v) | Request::SetVringCall(v) | Request::SetVringErr(v) => {
+            usize::from(v.has_fd)
+        }
+        Request::AddMemReg(_) | Request::SetBackendReqFd => 1,
+        _ => bytes.len() % 2,
+    }
+}
+
+/// The next message, decoded from pieces; None if the decoder refuses it.
+fn message(input: &mut Input<'_>) -> Option<Message> {
+    let request = request(input);
+    let mut bytes = request.write(input.byte() % 2 == 0);
+    let mut count = fds_of(&request, &bytes);
+    let memory = matches!(request, Request::SetMemTable(_) | Request::AddMemReg(_));
+    let mut kind = if memory { 2 } else { 0 };
+    if input.byte() > 230 {
+        // Now and then something is wrong.
+        let at = usize::from(input.byte()) % bytes.len();
+        bytes[at] = input.byte();
+        count = usize::from(input.byte() % 40);
+        kind = input.byte();
+    }
+    let step = usize::from(input.byte() % 16) + 1;
+    let mut fds = Some((0..count).map(|_| fd(kind)).collect::<Vec<_>>());
+    let mut decoder = Decoder::default();
+    let mut left = &bytes[..];
+    loop {
+        let space = decoder.space();
+        let len = space.len().min(step).min(left.len());
+        if len == 0 {
+            // The size field was changed to more than there is.
+            assert!(decoder.is_partial() && bytes.len() >= HEADER_BYTES);
+            return None;
+        }
+        space[..len].copy_from_slice(&left[..len]);
+        left = &left[len..];
+        if let Some(message) = decoder.advance(len, fds.take().unwrap_or_default()).ok()? {
+            return Some(message);
+        }
+    }
+}
+
+/// A good beginning: half of the inputs start with two pairs that run.
+fn begin(session: &mut Session, shelf: &mut Shelf, features: u64) {
+    let spec = RegionSpec {
+        guest: GuestPhysAddr(0),
+        size: FILE_BYTES,
+        user: FrontendAddr(USER),
+        mmap_offset: 0,
+    };
+    let mut requests = vec![
+        Request::SetProtocolFeatures(PROTOCOL_FEATURES),
+        Request::SetFeatures(features),
+        Request::SetMemTable(vec![spec]),
+    ];
+    for ring in 0..4u32 {
+        let part = |n: u64| FrontendAddr(USER + (u64::from(ring) * 3 + n) * PAGE);
+        let (desc, used, avail) = (part(0), part(1), part(2));
+        requests.extend([
+            Request::SetVringNum(VringState { ring, num: 64 }),
+            Request::SetVringBase(VringState { ring, num: 0 }),
+            Request::SetVringAddr(VringAddr { ring, flags: 0, desc, used, avail, log: 0 }),
+            Request::SetVringKick(VringFd { ring, has_fd: true }),
+            Request::SetVringEnable { ring, enable: true },
+        ]);
+    }
+    for request in requests {
+        let kind = if matches!(request, Request::SetMemTable(_)) { 2 } else { 0 };
+        let bytes = request.write(false);
+        let count = match request {
+            Request::SetMemTable(_) | Request::SetVringKick(_) => 1,
+            _ => 0,
+        };
+        let header = Header::parse(bytes[..HEADER_BYTES].try_into().expect("a header"));
+        let header = header.expect("a good header");
+        let payload = bytes[HEADER_BYTES..].to_vec();
+        let fds = (0..count).map(|_| fd(kind)).collect();
+        let outcome = session.handle(Message { header, payload, fds }, shelf).expect("accepted");
+        assert!(outcome.refused.is_none());
+    }
+    assert_eq!(shelf.0.len(), 4);
+}
+
+fn check(session: &Session, shelf: &mut Shelf) {
+    for ring in 0..RINGS {
+        assert_eq!(session.is_running(RingIndex(ring)), shelf.0.contains_key(&ring));
+    }
+    let mut buf = ChainBuf::default();
+    for queue in shelf.0.values_mut() {
+        let _ = queue.pop(&mut buf, 4).len();
+        let _ = queue.enable_kicks();
+    }
+    let _ = session.ready().is_ok();
+}
+
+fn open_fds() -> usize {
+    std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
+}
+
+fuzz_target!(|data: &[u8]| {
+    let before = open_fds();
+    let settings = SessionSettings { queues: RINGS / 2, queue_size: 1024, mtu: 9000 };
+    let mut input = Input(data);
+    let (mut session, mut shelf) = (Session::new(settings), Shelf::default());
+    match input.byte() % 4 {
+        0 => begin(&mut session, &mut shelf, FEATURES & !RING_PACKED),
+        1 => begin(&mut session, &mut shelf, FEATURES),
+        _ => {}
+    }
+    while !input.0.is_empty() {
+        match input.byte() {
+            250..252 => {
+                drop(session.ring_fault(RingIndex(u16::from(input.byte() % 10)), &mut shelf))
+            }
+            252..254 => session.release_held_rings(&mut shelf),
+            _ => {}
+        }
+        let went_on = match message(&mut input) {
+            Some(message) => session.handle(message, &mut shelf).is_ok(),
+            None => true,
+        };
+        check(&session, &mut shelf);
+        if !went_on {
+            session.close(&mut shelf);
+            assert!(shelf.0.is_empty());
+            session = Session::new(settings);
+        }
+    }
+    session.close(&mut shelf);
+    assert!(shelf.0.is_empty());
+    drop((session, shelf));
+    assert_eq!(open_fds(), before, "fds are left");
+});
