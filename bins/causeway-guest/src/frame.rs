@@ -207,7 +207,8 @@ impl Seen {
 
 /// The hash of the pattern of a frame with `pattern` bytes after the stamp, tail excluded.
 pub(crate) fn hash_of_pattern(pattern: &[u8]) -> u32 {
-    let end = if pattern.len() >= TAIL { pattern.len().saturating_sub(TAIL) } else { pattern.len() };
+    let end =
+        if pattern.len() >= TAIL { pattern.len().saturating_sub(TAIL) } else { pattern.len() };
     hash_pattern(pattern.get(..end).unwrap_or_default())
 }
 
@@ -272,7 +273,8 @@ mod tests {
     use crate::mac::MacAddr;
 
     fn frame(len: usize, vlan: Option<u16>) -> (Vec<u8>, Stamp) {
-        let sender = Sender { src: MacAddr([2, 0, 0, 7, 8, 9]), dst: MacAddr([2; 6]), vlan, run: 77 };
+        let sender =
+            Sender { src: MacAddr([2, 0, 0, 7, 8, 9]), dst: MacAddr([2; 6]), vlan, run: 77 };
         let stamp = Stamp { seq: 0x0102_0304, flow: 3, sent_ns: 123_456_789 };
         let mut frame = Vec::new();
         sender.build(&mut frame, len, 5);

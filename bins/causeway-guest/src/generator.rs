@@ -159,7 +159,8 @@ impl Generator {
             ring.send(slot, len)?;
             frames = frames.wrapping_add(1);
             bytes = bytes.wrapping_add(u64::from(len));
-            self.size = if len >= self.load.sizes.1 { self.load.sizes.0 } else { len.wrapping_add(1) };
+            self.size =
+                if len >= self.load.sizes.1 { self.load.sizes.0 } else { len.wrapping_add(1) };
         }
         self.sent = self.sent.wrapping_add(frames);
         Ok((frames, bytes))

@@ -59,7 +59,15 @@ impl Idle {
                 watch(pair.tx.call().as_raw_fd(), EventSet::IN)?;
             }
         }
-        Ok(Self { busy, epoll, timer, last_work: Instant::now(), turns: 0, calls: 0, draining: false })
+        Ok(Self {
+            busy,
+            epoll,
+            timer,
+            last_work: Instant::now(),
+            turns: 0,
+            calls: 0,
+            draining: false,
+        })
     }
 
     /// Call this once per turn: `worked` says whether the turn found anything to do. It returns

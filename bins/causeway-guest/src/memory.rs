@@ -49,12 +49,8 @@ impl Memory {
     /// Maps memory for `rings` and `buffers` bytes.
     pub(crate) fn new(rings: u64, buffers: u64, hugepages: bool) -> anyhow::Result<Self> {
         let rings = Area { base: 0, len: round_up(rings)?, file_offset: 0, used: 0 };
-        let buffers = Area {
-            base: BUFFERS_BASE,
-            len: round_up(buffers)?,
-            file_offset: rings.len,
-            used: 0,
-        };
+        let buffers =
+            Area { base: BUFFERS_BASE, len: round_up(buffers)?, file_offset: rings.len, used: 0 };
         let mut flags = MemfdFlags::CLOEXEC;
         if hugepages {
             flags |= MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
@@ -67,11 +63,12 @@ impl Memory {
             let offset = FileOffset::from_arc(Arc::clone(&file), area.file_offset);
             Ok((GuestAddress(area.base), usize::try_from(area.len)?, Some(offset)))
         };
-        let memory = GuestMemoryMmap::<()>::from_ranges_with_files([range(&rings)?, range(&buffers)?])
-            .with_context(|| {
-                let hint = if hugepages { " of large pages (are there enough?)" } else { "" };
-                format!("cannot map {total} B{hint}")
-            })?;
+        let memory =
+            GuestMemoryMmap::<()>::from_ranges_with_files([range(&rings)?, range(&buffers)?])
+                .with_context(|| {
+                    let hint = if hugepages { " of large pages (are there enough?)" } else { "" };
+                    format!("cannot map {total} B{hint}")
+                })?;
         let map = GuestMap::new(Arc::new(memory))?;
         Ok(Self { file, map, rings, buffers })
     }

@@ -3,9 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use virtio_bindings::virtio_config::{
-    VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1,
-};
+use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtq::{Layout, RingFeatures};
@@ -208,7 +206,8 @@ fn plans(cli: &Cli, agreed: Agreed) -> (RingPlan, RingPlan) {
         buffers: 0,
         buffer_bytes: 0,
     };
-    let rx = RingPlan { buffers: fitting(cli.queue_size, rx_bytes), buffer_bytes: rx_bytes, ..common };
+    let rx =
+        RingPlan { buffers: fitting(cli.queue_size, rx_bytes), buffer_bytes: rx_bytes, ..common };
     let tx_bytes = frame_bytes.next_multiple_of(64);
     let slots = fitting(cli.queue_size.min(TX_SLOTS_MAX), tx_bytes);
     (rx, RingPlan { buffers: slots, buffer_bytes: tx_bytes, ..common })

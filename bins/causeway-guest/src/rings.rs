@@ -149,9 +149,7 @@ impl RingPlan {
 
     /// Bytes of buffer memory that the plan needs.
     pub(crate) fn pool_bytes(&self) -> u64 {
-        u64::from(self.buffers)
-            .saturating_mul(u64::from(self.buffer_bytes))
-            .next_multiple_of(4096)
+        u64::from(self.buffers).saturating_mul(u64::from(self.buffer_bytes)).next_multiple_of(4096)
     }
 }
 
@@ -206,6 +204,14 @@ impl TxRing {
                 return Ok(total);
             }
         }
+    }
+
+    /// Frames that can be sent now.
+    pub(crate) fn room(&mut self) -> anyhow::Result<usize> {
+        let _ = self.reclaim()?;
+        let needed = if self.ring.shape.indirect { 1 } else { self.ring.shape.descriptors };
+        let chains = self.ring.queue.free().checked_div(needed).unwrap_or(0);
+        Ok(self.ring.pool.free().min(usize::from(chains)))
     }
 
     /// Whether nothing can be sent until the device has read something.

@@ -229,8 +229,8 @@ fn accept(path: &Path, stop: &Stop) -> anyhow::Result<Option<UnixStream>> {
         std::fs::remove_file(path)
             .with_context(|| format!("cannot remove the stale {}", path.display()))?;
     }
-    let listener = UnixListener::bind(path)
-        .with_context(|| format!("cannot listen on {}", path.display()))?;
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
     let stream = wait_for_client(&listener, stop);
     let _ = std::fs::remove_file(path);
     stream

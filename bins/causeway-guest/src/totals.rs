@@ -44,6 +44,8 @@ pub(crate) struct Totals {
     pub(crate) corrupt: Option<u64>,
     /// Frames that are no test frames.
     pub(crate) foreign: u64,
+    /// Frames that we could not send: too large, or more at once than the ring holds.
+    pub(crate) dropped: u64,
     /// From the first frame to the last.
     pub(crate) seconds: f64,
     pub(crate) tx_pps: f64,
@@ -60,6 +62,7 @@ pub(crate) struct Totals {
 pub(crate) struct Meter {
     pub(crate) ports: Vec<PortTotals>,
     pub(crate) foreign: u64,
+    pub(crate) dropped: u64,
     pub(crate) corrupt: u64,
     first: Option<Instant>,
     last: Option<Instant>,
@@ -75,7 +78,8 @@ impl Meter {
             rx_frames: 0,
             rx_bytes: 0,
         });
-        Self { ports: totals.collect(), foreign: 0, corrupt: 0, first: None, last: None }
+        let ports = totals.collect();
+        Self { ports, foreign: 0, dropped: 0, corrupt: 0, first: None, last: None }
     }
 
     /// Notes that frames moved at `now`.
@@ -129,6 +133,7 @@ impl Meter {
             duplicated: None,
             corrupt: None,
             foreign: self.foreign,
+            dropped: self.dropped,
             seconds,
             tx_pps: per_second(tx_frames).round(),
             rx_pps: per_second(rx_frames).round(),
@@ -176,9 +181,9 @@ impl Totals {
             ("duplicated", self.duplicated),
             ("corrupt", self.corrupt),
         ];
-        let wrong = counts.iter().filter_map(|(name, count)| {
-            count.filter(|n| *n > 0).map(|n| format!("{n} {name}"))
-        });
+        let wrong = counts
+            .iter()
+            .filter_map(|(name, count)| count.filter(|n| *n > 0).map(|n| format!("{n} {name}")));
         let wrong: Vec<_> = wrong.collect();
         (!wrong.is_empty()).then(|| format!("frames are wrong: {}", wrong.join(", ")))
     }
@@ -196,6 +201,7 @@ impl Totals {
             ("duplicated", number(self.duplicated)),
             ("corrupt", number(self.corrupt)),
             ("foreign", self.foreign.to_string()),
+            ("dropped", self.dropped.to_string()),
             ("seconds", format!("{:.3}", self.seconds)),
             ("tx frames/s", format!("{:.0}", self.tx_pps)),
             ("rx frames/s", format!("{:.0}", self.rx_pps)),
@@ -248,6 +254,7 @@ mod tests {
             duplicated: None,
             corrupt: None,
             foreign: 0,
+            dropped: 0,
             seconds: 0.5,
             tx_pps: 20.0,
             rx_pps: 18.0,
@@ -272,8 +279,16 @@ mod tests {
         times.record(1000).unwrap();
         let totals = Totals { latency: Latency::from_histogram(&times), ..totals() };
         let json = serde_json::to_value(&totals).unwrap();
-        for key in ["tx_frames", "tx_bytes", "rx_frames", "rx_bytes", "lost", "out_of_order",
-            "corrupt", "seconds"] {
+        for key in [
+            "tx_frames",
+            "tx_bytes",
+            "rx_frames",
+            "rx_bytes",
+            "lost",
+            "out_of_order",
+            "corrupt",
+            "seconds",
+        ] {
             assert!(json.get(key).is_some(), "{key}");
         }
         assert_eq!(json["latency"]["p99_9_ns"], 1000);

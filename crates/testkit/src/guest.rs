@@ -269,7 +269,10 @@ impl Guest {
                 let mut count = [0; 2];
                 let _ = self.rx.pool.read(slot, 10, &mut count);
                 self.missing = u16::from_le_bytes(count);
-                if used.len < HEADER || self.missing == 0 || (self.missing > 1 && !self.settings.mergeable) {
+                if used.len < HEADER
+                    || self.missing == 0
+                    || (self.missing > 1 && !self.settings.mergeable)
+                {
                     return Err(GuestError::Malformed(used.len, self.missing));
                 }
             }

@@ -92,7 +92,8 @@ impl Ledger {
         let now = flatten(stats);
         let mut lines = Vec::new();
         let zero = 0;
-        let names = now.keys().chain(moved.counters.keys()).collect::<std::collections::BTreeSet<_>>();
+        let names =
+            now.keys().chain(moved.counters.keys()).collect::<std::collections::BTreeSet<_>>();
         for name in names {
             let is = now.get(name).unwrap_or(&zero);
             let was = self.before.get(name).unwrap_or(&zero);

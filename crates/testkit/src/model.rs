@@ -56,7 +56,9 @@ impl SwitchModel {
         }
         let _ = self.stations.insert((vlan, frame.src), port);
         let known = self.stations.get(&(vlan, frame.dst)).copied();
-        if !frame.dst.is_group() && let Some(to) = known {
+        if !frame.dst.is_group()
+            && let Some(to) = known
+        {
             if to == port {
                 return Outcome::Dropped(DropReason::SamePort);
             }

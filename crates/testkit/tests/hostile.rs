@@ -184,8 +184,9 @@ fn a_panic_costs_its_port_only() {
             good.turn(&mut rng);
         }
         assert!(handle.status.read().reason.contains("injected panic"));
-        let panicked = std::iter::from_fn(|| switch.events().next())
-            .any(|event| matches!(event, SwitchEvent::Panicked { queue, .. } if queue.port == handle.id));
+        let panicked = std::iter::from_fn(|| switch.events().next()).any(
+            |event| matches!(event, SwitchEvent::Panicked { queue, .. } if queue.port == handle.id),
+        );
         assert!(panicked);
         good.finish(&mut rng);
         while !other.all_sent().unwrap() {

@@ -70,11 +70,8 @@ fn stations(switch: &Switch, rng: &mut Rng, rules: &[VlanRule]) -> Vec<Station> 
 
 fn settings(rng: &mut Rng) -> GuestSettings {
     let layout = *rng.pick(&[Layout::Split, Layout::Packed]).unwrap();
-    let features = RingFeatures {
-        event_idx: rng.one_in(2),
-        indirect: rng.one_in(2),
-        in_order: rng.one_in(2),
-    };
+    let features =
+        RingFeatures { event_idx: rng.one_in(2), indirect: rng.one_in(2), in_order: rng.one_in(2) };
     let mergeable = !rng.one_in(3);
     GuestSettings {
         features,
@@ -106,8 +103,14 @@ enum Event {
 }
 
 fn rules() -> Vec<VlanRule> {
-    let keys: [(Option<u16>, &[u16]); 6] =
-        [(None, &[]), (None, &[]), (Some(5), &[]), (Some(5), &[]), (None, &[5, 6]), (Some(6), &[5])];
+    let keys: [(Option<u16>, &[u16]); 6] = [
+        (None, &[]),
+        (None, &[]),
+        (Some(5), &[]),
+        (Some(5), &[]),
+        (None, &[5, 6]),
+        (Some(6), &[5]),
+    ];
     keys.iter().map(|(vlan, trunk)| VlanRule::from_keys(*vlan, trunk).unwrap()).collect()
 }
 

@@ -25,7 +25,11 @@ const GIVE_UP: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Runs until the count, the time or a signal.
-pub(crate) fn run(cli: &Cli, ports: &mut [GuestPort], stop: &Stop) -> anyhow::Result<Option<Totals>> {
+pub(crate) fn run(
+    cli: &Cli,
+    ports: &mut [GuestPort],
+    stop: &Stop,
+) -> anyhow::Result<Option<Totals>> {
     announce(cli, ports)?;
     let dst = destination(cli, ports);
     let Some(first) = ports.first() else { return Ok(None) };
@@ -168,8 +172,7 @@ impl Job {
         }
         if cli.verify {
             totals.corrupt = Some(corrupt);
-            totals.latency =
-                self.checkers.get(1).and_then(|c| Latency::from_histogram(&c.delays));
+            totals.latency = self.checkers.get(1).and_then(|c| Latency::from_histogram(&c.delays));
         }
         Ok(Some(totals))
     }

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 
 use super::{announce, deadline, is_over, run_number};
-use crate::clock::now_ns;
 use crate::cli::Cli;
+use crate::clock::now_ns;
 use crate::frame::{HEAD_MAX, STAMP, Sender, Stamp, hash_of_pattern, recognise};
 use crate::idle::Idle;
 use crate::port::GuestPort;
@@ -25,14 +25,19 @@ const DEFAULT_COUNT: u64 = 10_000;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Runs until the count, the time or a signal.
-pub(crate) fn run(cli: &Cli, ports: &mut [GuestPort], stop: &Stop) -> anyhow::Result<Option<Totals>> {
+pub(crate) fn run(
+    cli: &Cli,
+    ports: &mut [GuestPort],
+    stop: &Stop,
+) -> anyhow::Result<Option<Totals>> {
     announce(cli, ports)?;
     let Some(mut job) = Job::new(cli, ports)? else { return Ok(None) };
     let end = deadline(cli, Instant::now());
     let count = cli.count.or_else(|| end.is_none().then_some(DEFAULT_COUNT));
     let mut lost = 0u64;
     let mut tries = 0u64;
-    while count.is_none_or(|count| tries < count) && !is_over(end, Instant::now()) && !stop.asked() {
+    while count.is_none_or(|count| tries < count) && !is_over(end, Instant::now()) && !stop.asked()
+    {
         tries = tries.wrapping_add(1);
         let begin = Instant::now();
         let back = job.round_trip(ports, stop)?;
@@ -65,10 +70,9 @@ impl Job {
     fn new(cli: &Cli, ports: &[GuestPort]) -> anyhow::Result<Option<Self>> {
         let run = run_number();
         let legs = match (ports, cli.dst) {
-            ([a, b], _) => vec![
-                (a.sender(b.mac, cli.vlan, run), 0, 1),
-                (b.sender(a.mac, cli.vlan, run), 1, 0),
-            ],
+            ([a, b], _) => {
+                vec![(a.sender(b.mac, cli.vlan, run), 0, 1), (b.sender(a.mac, cli.vlan, run), 1, 0)]
+            }
             ([a], Some(dst)) => vec![(a.sender(dst, cli.vlan, run), 0, 0)],
             _ => return Ok(None),
         };
@@ -96,8 +100,15 @@ impl Job {
         Ok(true)
     }
 
-    fn send(&mut self, ports: &mut [GuestPort], sender: &Sender, from: usize) -> anyhow::Result<()> {
-        let Some(pair) = ports.get_mut(from).and_then(|p| p.pairs.first_mut()) else { return Ok(()) };
+    fn send(
+        &mut self,
+        ports: &mut [GuestPort],
+        sender: &Sender,
+        from: usize,
+    ) -> anyhow::Result<()> {
+        let Some(pair) = ports.get_mut(from).and_then(|p| p.pairs.first_mut()) else {
+            return Ok(());
+        };
         let Some(slot) = pair.tx.take()? else { return Ok(()) };
         sender.build(&mut self.frame, self.len as usize, 0);
         let pattern = self.frame.get(sender.pattern_at()..).unwrap_or_default();

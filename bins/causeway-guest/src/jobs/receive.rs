@@ -14,7 +14,11 @@ use crate::totals::{Latency, Meter, Totals};
 use crate::tracker::Losses;
 
 /// Runs until the count, the time or a signal.
-pub(crate) fn run(cli: &Cli, ports: &mut [GuestPort], stop: &Stop) -> anyhow::Result<Option<Totals>> {
+pub(crate) fn run(
+    cli: &Cli,
+    ports: &mut [GuestPort],
+    stop: &Stop,
+) -> anyhow::Result<Option<Totals>> {
     announce(cli, ports)?;
     let mut checkers: Vec<Checker> =
         ports.iter().map(|_| Checker::new(cli.verify)).collect::<Result<_, _>>()?;
@@ -93,6 +97,7 @@ impl Echo {
                 meter.received(index, u64::from(len));
                 let fits = len <= tx.pool().buffer_bytes().saturating_sub(NET_HEADER);
                 let Some(slot) = fits.then(|| tx.take()).transpose()?.flatten() else {
+                    meter.dropped = meter.dropped.wrapping_add(1);
                     return Ok(());
                 };
                 if let Some((dst, rest)) = self.frame.split_at_mut_checked(6)
