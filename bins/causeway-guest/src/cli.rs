@@ -147,6 +147,7 @@ pub(crate) enum Switch {
 impl Cli {
     /// The rules that concern several options: an error says what is wrong and what is allowed.
     pub(crate) fn check(&self) -> Result<(), String> {
+        self.check_jobs()?;
         if !self.packed && !self.queue_size.is_power_of_two() {
             return Err(format!(
                 "--queue-size {}: a split ring has a power of two of entries",
@@ -179,7 +180,6 @@ impl Cli {
         if self.echo && self.verify {
             return Err("--echo: does not check frames, --verify has no effect".into());
         }
-        self.check_jobs()?;
         for (index, path) in self.socket.iter().enumerate() {
             if self.socket.iter().take(index).any(|other| other == path) {
                 return Err(format!("--socket {}: given twice", path.display()));
