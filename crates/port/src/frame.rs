@@ -78,21 +78,24 @@ impl Frame {
         got >= 14
     }
 
-    /// As [`Self::fill`], of an ordinary frame in the one segment `piece` that `whole` spans.
+    /// As [`Self::fill`], of an ordinary frame in `piece` after `skip` bytes; the piece is segment
+    /// `segment` of the batch's store.
     #[inline(always)]
-    pub fn fill_piece(&mut self, piece: ReadPiece<'_>, whole: SegSpan) -> bool {
-        let taken = whole.len.min(HEAD_MAX_U32);
+    pub fn fill_piece(&mut self, piece: ReadPiece<'_>, skip: u32, segment: u32) -> bool {
+        let Some(len) = piece.len_u32().checked_sub(skip) else { return false };
+        let taken = len.min(HEAD_MAX_U32);
         let end = HEAD_ROOM.wrapping_add(taken as usize);
         let Some(head) = self.bytes.get_mut(HEAD_ROOM..end) else { return false };
-        if !piece.copy_to(whole.skip, head) {
+        if !piece.copy_to(skip, head) {
             return false;
         }
         self.start = ROOM;
         self.end = ROOM.wrapping_add(u16::try_from(taken).unwrap_or(0));
         self.body = SegSpan {
-            skip: whole.skip.wrapping_add(taken),
-            len: whole.len.wrapping_sub(taken),
-            ..whole
+            first: segment,
+            count: 1,
+            skip: skip.wrapping_add(taken),
+            len: len.wrapping_sub(taken),
         };
         self.offload = Offload::default();
         taken >= 14

@@ -191,9 +191,7 @@ fn take<const H: usize>(
     frames: &mut FrameBuf,
     burst: &mut Burst,
 ) {
-    for ahead in 0..AHEAD {
-        chains.prefetch_read_after(0, ahead);
-    }
+    chains.prefetch_read(AHEAD);
     let mut next = 0;
     while next < chains.len() {
         let run = take_run::<H>((chains, next), options, frames.room());
@@ -222,19 +220,19 @@ fn take_run<const H: usize>(
     room: &mut [Frame],
 ) -> Run {
     let mut run = Run { frames: 0, bytes: 0 };
-    let max_frame = options.max_frame;
-    for (index, frame) in (first..chains.len()).zip(room) {
-        chains.prefetch_read_after(index, AHEAD);
-        let Some(piece) = chains.one_readable(index) else { break };
-        let whole = chains.span(index, const { header::len_u32(H) });
-        let plain = whole.len >= ETHERNET
-            && whole.len <= max_frame
+    let (header_len, max_frame) = (const { header::len_u32(H) }, options.max_frame);
+    for (chain, frame) in chains.from(first).zip(room) {
+        chain.prefetch_read_after(AHEAD);
+        let Some(piece) = chain.one_readable() else { break };
+        let Some(len) = piece.len_u32().checked_sub(header_len) else { break };
+        let plain = len >= ETHERNET
+            && len <= max_frame
             && piece.first::<2>() == Some(PLAIN)
-            && frame.fill_piece(piece, whole);
+            && frame.fill_piece(piece, header_len, chain.first());
         if !plain {
             break;
         }
-        run.bytes = run.bytes.wrapping_add(u64::from(whole.len));
+        run.bytes = run.bytes.wrapping_add(u64::from(len));
         run.frames = run.frames.wrapping_add(1);
     }
     run

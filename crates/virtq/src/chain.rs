@@ -285,43 +285,24 @@ impl<'a> Chains<'a> {
         Writable { segs: self.segments(c.segments(true)), len: c.bytes.writable() }
     }
 
-    /// Chain `index` if it is one readable segment: nearly all chains of a transmitq.
+    /// The chains from `first` on, for hot loops.
     #[inline(always)]
-    pub fn one_readable(&self, index: usize) -> Option<ReadPiece<'a>> {
-        self.one(index, false).map(ReadPiece::new)
+    pub fn from(&self, first: usize) -> impl ExactSizeIterator<Item = OneChain<'a>> + 'a {
+        let segs = self.segs;
+        let chains = self.chains.get(first..).unwrap_or_default();
+        chains.iter().map(move |chain| OneChain { chain, segs })
     }
 
-    /// Chain `index` if it is one writable segment: nearly all chains of a receiveq.
+    /// Asks the CPU for the first two lines of the first `count` segments, to read.
     #[inline(always)]
-    pub fn one_writable(&self, index: usize) -> Option<WritePiece<'a>> {
-        self.one(index, true).map(WritePiece::new)
-    }
-
-    /// Asks the CPU for the first two lines of segment `ahead` after chain `index`'s, to read.
-    #[inline(always)]
-    pub fn prefetch_read_after(&self, index: usize, ahead: usize) {
-        if let Some(seg) = self.segment_after(index, ahead) {
-            seg.prefetch_read();
-        }
+    pub fn prefetch_read(&self, count: usize) {
+        self.segs.iter().take(count).for_each(|seg| seg.prefetch_read());
     }
 
     /// The same, to write.
     #[inline(always)]
-    pub fn prefetch_write_after(&self, index: usize, ahead: usize) {
-        if let Some(seg) = self.segment_after(index, ahead) {
-            seg.prefetch_write();
-        }
-    }
-
-    #[inline(always)]
-    fn segment_after(&self, index: usize, ahead: usize) -> Option<&'a RawSeg> {
-        self.segs.get((self.chain(index)?.start.first() as usize).wrapping_add(ahead))
-    }
-
-    #[inline(always)]
-    fn one(&self, index: usize, writable: bool) -> Option<RawSeg> {
-        let chain = self.chain(index).filter(|c| c.segs == Parts::only(1, writable))?;
-        self.segs.get(chain.start.first() as usize).copied()
+    pub fn prefetch_write(&self, count: usize) {
+        self.segs.iter().take(count).for_each(|seg| seg.prefetch_write());
     }
 
     /// The bytes of chain `index`'s readable part from `skip` on, as a span of [`Self::store`].
@@ -340,5 +321,54 @@ impl<'a> Chains<'a> {
     #[inline(always)]
     pub fn store(&self) -> SegStore<'a> {
         SegStore::new(self.segs)
+    }
+}
+
+/// One chain of a burst, for hot loops over chains of one segment.
+#[derive(Debug, Clone, Copy)]
+pub struct OneChain<'a> {
+    chain: &'a Chain,
+    segs: &'a [RawSeg],
+}
+
+impl<'a> OneChain<'a> {
+    /// Index of the first segment in the burst's store.
+    #[inline(always)]
+    pub fn first(self) -> u32 {
+        self.chain.start.first()
+    }
+
+    /// The chain if it is one readable segment: nearly all chains of a transmitq.
+    #[inline(always)]
+    pub fn one_readable(self) -> Option<ReadPiece<'a>> {
+        self.one(false).map(ReadPiece::new)
+    }
+
+    /// The chain if it is one writable segment: nearly all chains of a receiveq.
+    #[inline(always)]
+    pub fn one_writable(self) -> Option<WritePiece<'a>> {
+        self.one(true).map(WritePiece::new)
+    }
+
+    #[inline(always)]
+    fn one(self, writable: bool) -> Option<RawSeg> {
+        let one = self.chain.segs == Parts::only(1, writable);
+        self.segs.get(self.first() as usize).copied().filter(|_| one)
+    }
+
+    /// Asks the CPU for the first two lines of segment `ahead` after this chain's, to read.
+    #[inline(always)]
+    pub fn prefetch_read_after(self, ahead: usize) {
+        if let Some(seg) = self.segs.get((self.first() as usize).wrapping_add(ahead)) {
+            seg.prefetch_read();
+        }
+    }
+
+    /// The same, to write.
+    #[inline(always)]
+    pub fn prefetch_write_after(self, ahead: usize) {
+        if let Some(seg) = self.segs.get((self.first() as usize).wrapping_add(ahead)) {
+            seg.prefetch_write();
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The delivery loops: frames into popped chains.
 
 use port::{Batch, DropReason, EgressCounters, Frame};
-use virtq::Chains;
+use virtq::{Chains, OneChain};
 
 use crate::OffloadSet;
 use crate::header::{self, V1_LEN};
@@ -119,24 +119,22 @@ fn prefetch_body(job: &Job<'_>, picked: &[u16], n: usize) {
     }
 }
 
-/// Writes an ordinary frame of `need` bytes with its header into chain `chain`: the straight way,
-/// for one buffer that has room for it. Returns false, and has written nothing that counts, if
-/// the chain is not such a buffer.
+/// Writes an ordinary frame with its header into one buffer that has room for it: the straight
+/// way. Returns false, and has written nothing, if it does not go so.
 #[inline(always)]
-fn write_one<const H: usize>(job: &Job<'_>, frame: &Frame, chain: usize, need: u32) -> bool {
-    let Some(buffer) = job.chains.one_writable(chain) else { return false };
+fn write_one<const H: usize>(job: &Job<'_>, frame: &Frame, chain: OneChain<'_>) -> bool {
+    let (Some(buffer), Some(head)) = (chain.one_writable(), frame.head_bytes()) else {
+        return false;
+    };
     let Some(header) = PLAIN.first_chunk::<H>() else { return false };
-    let Some(head) = frame.head_bytes() else { return false };
-    if buffer.len() < need || !frame.offload.is_plain() {
+    if !frame.offload.is_plain() {
         return false;
     }
-    let wrote =
-        buffer.write_if_different(header) && buffer.write(const { header::len_u32(H) }, head);
     if frame.body.len == 0 {
-        return wrote;
+        return buffer.write_frame(header, head, None);
     }
-    let at = need.wrapping_sub(frame.body.len);
-    wrote && job.batch.body_piece(frame).is_some_and(|body| buffer.copy_from(at, body))
+    let body = job.batch.body_piece(frame);
+    body.is_some() && buffer.write_frame(header, head, body)
 }
 
 /// Delivers frames as long as each one goes the straight way; returns how many.
@@ -145,19 +143,17 @@ fn deliver_run<const H: usize>(job: &Job<'_>, picked: &[u16], turn: &mut Turn) -
     let first = turn.used;
     let places = turn.written.get_mut(first..).unwrap_or_default();
     let (mut bytes, mut done) = (0u64, 0usize);
-    for (index, place) in picked.iter().zip(places) {
+    for ((index, place), chain) in picked.iter().zip(places).zip(job.chains.from(first)) {
         let Some(frame) = job.batch.frames().get(usize::from(*index)) else { break };
-        let chain = first.wrapping_add(done);
-        job.chains.prefetch_write_after(chain, AHEAD);
+        chain.prefetch_write_after(AHEAD);
         if frame.body.len > 0 {
             prefetch_body(job, picked, done.wrapping_add(BODY_AHEAD));
         }
         let len = frame.len();
-        let need = len.wrapping_add(const { header::len_u32(H) });
-        if !write_one::<H>(job, frame, chain, need) {
+        if !write_one::<H>(job, frame, chain) {
             break;
         }
-        *place = need;
+        *place = len.wrapping_add(const { header::len_u32(H) });
         bytes = bytes.wrapping_add(u64::from(len));
         done = done.wrapping_add(1);
     }
@@ -176,9 +172,7 @@ fn deliver<const H: usize>(
     turn: &mut Turn,
     one: impl Fn(&Job<'_>, &Frame, &mut Turn) -> bool,
 ) -> usize {
-    for ahead in 0..AHEAD {
-        job.chains.prefetch_write_after(0, ahead);
-    }
+    job.chains.prefetch_write(AHEAD);
     let mut done = 0usize;
     while let Some(left) = picked.get(done..).filter(|left| !left.is_empty()) {
         done = done.wrapping_add(deliver_run::<H>(job, left, turn));

@@ -30,6 +30,12 @@ impl ReadPiece<'_> {
         self.len as usize
     }
 
+    /// The length in the type that lengths of chains have.
+    #[inline(always)]
+    pub fn len_u32(self) -> u32 {
+        self.len
+    }
+
     /// Whether there are no bytes.
     pub fn is_empty(self) -> bool {
         self.len == 0
@@ -89,44 +95,35 @@ impl WritePiece<'_> {
         self.len == 0
     }
 
-    /// The address of `count` bytes from `offset` on, if they are in the piece.
+    /// Writes a header, a head and a body behind each other. The header is left alone where memory
+    /// holds it already, so that its line is not taken from the guest's cache in a modified state
+    /// without need. False, and nothing written, if there is no room for all.
     #[inline(always)]
-    fn room(self, offset: u32, count: usize) -> Option<*mut u8> {
-        let fits = self.len.checked_sub(offset).is_some_and(|left| left as usize >= count);
-        fits.then(|| self.ptr.wrapping_add(offset as usize))
-    }
-
-    /// Writes `data` at `offset`. False, and nothing written, if there is no room.
-    #[inline(always)]
-    pub fn write(self, offset: u32, data: &[u8]) -> bool {
-        let Some(dst) = self.room(offset, data.len()) else { return false };
-        // SAFETY: the piece is mapped and long enough; `data` is private.
-        unsafe { copy_private(data.as_ptr(), dst, data.len()) };
-        true
-    }
-
-    /// Writes `data` at the start, but leaves memory that holds it already untouched, so that the
-    /// line is not taken from the guest's cache in a modified state without need.
-    #[inline(always)]
-    pub fn write_if_different<const N: usize>(self, data: &[u8; N]) -> bool {
-        let Some(dst) = self.room(0, N) else { return false };
+    pub fn write_frame<const N: usize>(
+        self,
+        header: &[u8; N],
+        head: &[u8],
+        body: Option<ReadPiece<'_>>,
+    ) -> bool {
+        let body_len = body.map_or(0, ReadPiece::len);
+        let head_end = N.saturating_add(head.len());
+        if head_end.saturating_add(body_len) > self.len as usize {
+            return false;
+        }
         let mut now = [0u8; N];
         // SAFETY: the piece is mapped and has `N` bytes; `now` is private.
-        unsafe { copy_private(dst, now.as_mut_ptr(), N) };
-        if now != *data {
+        unsafe { copy_private(self.ptr, now.as_mut_ptr(), N) };
+        if now != *header {
             // SAFETY: as above; the comparison is a hint only, a racing driver harms itself.
-            unsafe { copy_private(data.as_ptr(), dst, N) };
+            unsafe { copy_private(header.as_ptr(), self.ptr, N) };
         }
-        true
-    }
-
-    /// The one copy: all of `from` to `offset`. False, and nothing copied, if there is no room.
-    #[inline(always)]
-    pub fn copy_from(self, offset: u32, from: ReadPiece<'_>) -> bool {
-        let Some(dst) = self.room(offset, from.len()) else { return false };
-        // SAFETY: both pieces are mapped and long enough; pieces of two guests may alias, the
-        // copy allows it.
-        unsafe { copy_guest(from.ptr, dst, from.len()) };
+        // SAFETY: the piece has `head.len()` bytes after the header; `head` is private.
+        unsafe { copy_private(head.as_ptr(), self.ptr.wrapping_add(N), head.len()) };
+        if let Some(body) = body {
+            // SAFETY: both pieces are mapped, this one has room behind the head; pieces of two
+            // guests may alias, the copy allows it.
+            unsafe { copy_guest(body.ptr, self.ptr.wrapping_add(head_end), body_len) };
+        }
         true
     }
 }
@@ -143,19 +140,28 @@ mod tests {
         assert_eq!(read.first::<150>(), Some([7; 150]));
         assert_eq!(read.first::<151>(), None);
         for len in 0..=150u8 {
-            let data = vec![len; usize::from(len)];
+            let mut out = vec![0; usize::from(len)];
             let end = 150 - u32::from(len);
-            assert!(write.write(end, &data) && !write.write(end + 1, &data));
-            let mut out = data.clone();
-            out.fill(0);
-            assert!(read.copy_to(end, &mut out) && out == data);
+            assert!(read.copy_to(end, &mut out) && out == vec![7; usize::from(len)]);
             assert!(!read.copy_to(end + 1, &mut out));
         }
-        assert!(!write.write(151, &[]) && !write.write(u32::MAX, &[1]));
-        assert!(write.write_if_different(&[9; 150]) && !write.write_if_different(&[9; 151]));
-        let mut other = [3u8; 100];
-        let from = ReadPiece::new(RawSeg::new(other.as_mut_ptr(), 100));
-        assert!(write.copy_from(50, from) && !write.copy_from(51, from));
-        assert_eq!((memory[49], memory[50], memory[149], memory[150]), (9, 3, 3, 7));
+        let mut other = [3u8; 101];
+        let from = |len| Some(ReadPiece::new(RawSeg::new(other.as_mut_ptr(), len)));
+        let [whole, more] = [100, 101].map(from);
+        for len in 0..=128u8 {
+            let head = vec![len; usize::from(len)];
+            let fits = len <= 40;
+            assert_eq!(write.write_frame(&[9; 10], &head, whole), fits, "{len}");
+            assert_eq!(write.write_frame(&[9; 10], &head, more), len <= 39, "{len}");
+            assert!(write.write_frame(&[9; 10], &head, None));
+            assert_eq!(read.first::<10>(), Some([9; 10]));
+            let mut out = head.clone();
+            out.fill(0);
+            assert!(read.copy_to(10, &mut out) && out == head);
+        }
+        assert!(write.write_frame(&[8; 10], &[4; 40], whole));
+        assert!(!write.write_frame(&[1; 151], &[], None));
+        assert_eq!((memory[9], memory[10]), (8, 4));
+        assert_eq!((memory[49], memory[50], memory[149], memory[150]), (4, 3, 3, 7));
     }
 }

@@ -111,20 +111,25 @@ fn one_segment_chains_have_a_short_way() {
         let chains = queue.pop(&mut guest.buf, 8);
         assert_eq!((chains.len(), chains.tokens().len()), (4, 4));
         assert!(chains.tokens().eq((0..4).map(|index| chains.token(index))));
-        for index in 0..5 {
-            let (read, write) = (chains.one_readable(index), chains.one_writable(index));
+        assert_eq!((chains.from(4).len(), chains.from(5).len()), (0, 0));
+        for (index, chain) in chains.from(0).enumerate() {
+            let (read, write) = (chain.one_readable(), chain.one_writable());
             assert_eq!((read.is_some(), write.is_some()), (index == 0, index == 1), "{index}");
-            chains.prefetch_read_after(index, index);
-            chains.prefetch_write_after(index, index);
+            chain.prefetch_read_after(index);
+            chain.prefetch_write_after(index);
         }
-        assert_eq!(chains.one_readable(0).unwrap().first(), Some(*b"abcd"));
+        chains.prefetch_read(9);
+        chains.prefetch_write(9);
+        let one = |index| chains.from(index).next().unwrap();
+        assert_eq!(one(0).one_readable().unwrap().first(), Some(*b"abcd"));
         let store = chains.store();
         assert_eq!(store.one(chains.span(0, 1)).unwrap().first(), Some(*b"bcd"));
         assert!(store.one(chains.span(2, 0)).is_none());
         let mut both = [0; 2];
         assert_eq!(store.reader(chains.span(2, 0)).read(&mut both), 2);
         assert_eq!(&both, b"xy");
-        assert!(chains.one_writable(1).unwrap().write(0, b"efgh"));
+        assert_eq!(one(1).first(), 1);
+        assert!(one(1).one_writable().unwrap().write_frame(b"ef", b"gh", None));
         assert_eq!(guest.u16(DATA + 66), u16::from_le_bytes(*b"gh"));
     }
 }
