@@ -139,7 +139,10 @@ pub enum CodecError {
     #[error("a reply to {name}, which was not asked", name = request_name(*.0))]
     UnexpectedReply(u32),
     /// More payload than any request has.
-    #[error("{name} with {size} bytes, at most {PAYLOAD_MAX} are allowed", name = request_name(*.request))]
+    #[error(
+        "{name} with {size} bytes, at most {PAYLOAD_MAX} are allowed",
+        name = request_name(*.request)
+    )]
     TooLarge {
         /// The request.
         request: u32,

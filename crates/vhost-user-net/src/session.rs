@@ -12,8 +12,8 @@
 //! from the beginning. *Running*: the switch has it. The session runs a ring whenever it is
 //! started, everything that it needs is there and, for a receiveq, it is enabled. A transmitq that
 //! was started, but of which nobody said yet whether it is enabled, is held for a while, until
-//! [`Session::release_held_rings`]. So messages may come in any order, and every change to a running ring is the same: stop, change, start at the
-//! position where it stopped.
+//! [`Session::release_held_rings`]. So messages may come in any order, and every change to a
+//! running ring is the same: stop, change, start at the position where it stopped.
 //!
 //! **Trust.** The front end is hostile. A refused message changes nothing; only a ring that its
 //! last parameter makes impossible is left as it is then, and stopped.

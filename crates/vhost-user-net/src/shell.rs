@@ -33,6 +33,10 @@ use timer::Timer;
 
 /// Messages handled before others get their turn; the socket stays readable meanwhile.
 const TURN_MESSAGES: usize = 64;
+/// Refusals that are logged for each connection; the port's status shows the last one anyway.
+const LOGGED_REFUSALS: u32 = 10;
+/// How long nobody is accepted after that failed: the process may be short of fds.
+const ACCEPT_PAUSE_MS: u32 = 500;
 /// How long a front end may take from starting a transmitq to enabling it before what the guest
 /// sends there is dropped.
 const HOLD_MS: u32 = 200;
@@ -116,6 +120,8 @@ pub struct VhostUserPort {
     /// Ends the time that held rings have.
     hold: Timer,
     hold_armed: bool,
+    /// The listener is not watched until [`Self::hold`] ends.
+    accept_paused: bool,
 }
 
 /// How connections come about.
@@ -132,6 +138,7 @@ struct Link {
     session: Session,
     /// What the event manager is asked for at present.
     interest: EventSet,
+    refusals: u32,
 }
 
 impl VhostUserPort {
@@ -149,7 +156,9 @@ impl VhostUserPort {
             SocketMode::Client => Way::Connect(Reconnect::new().map_err(no_timer)?),
         };
         let (status, rings) = (links.status.clone(), FabricRings::new(links));
-        let port = Self { settings, status, rings, way, link: None, hold, hold_armed: false };
+        let (hold_armed, accept_paused) = (false, false);
+        let port =
+            Self { settings, status, rings, way, link: None, hold, hold_armed, accept_paused };
         port.show();
         Ok(port)
     }
@@ -200,6 +209,10 @@ impl VhostUserPort {
             Err(error) => {
                 tracing::warn!(port = %self.settings.name, %error, "cannot accept");
                 self.status.error(format!("cannot accept a connection: {error}"));
+                // The listener stays readable: without a pause this would spin.
+                let nothing = Events::new(&listener.as_fd(), EventSet::empty());
+                self.accept_paused = ops.modify(nothing).is_ok();
+                self.hold.arm(ACCEPT_PAUSE_MS);
             }
         }
     }
@@ -235,7 +248,8 @@ impl VhostUserPort {
             mtu: self.settings.mtu,
         };
         let session = Session::new(settings);
-        self.link = Some(Link { connection: Connection::new(stream), session, interest });
+        let connection = Connection::new(stream);
+        self.link = Some(Link { connection, session, interest, refusals: 0 });
         tracing::info!(port = %self.settings.name, "front end connected");
         self.show();
     }
@@ -270,11 +284,18 @@ impl VhostUserPort {
         }
     }
 
-    fn release_held_rings(&mut self) {
+    /// The timer went off.
+    fn timer_expired(&mut self, ops: &mut EventOps<'_>) {
         self.hold.clear();
         self.hold_armed = false;
         if let Some(link) = &mut self.link {
             link.session.release_held_rings(&mut self.rings);
+        }
+        if let Way::Listen(listener) = &self.way
+            && std::mem::take(&mut self.accept_paused)
+            && let Err(error) = ops.modify(Events::new(&listener.as_fd(), EventSet::IN))
+        {
+            self.status.set(PortState::Down, format!("cannot watch the socket: {error}"));
         }
         self.show();
     }
@@ -344,7 +365,10 @@ impl Link {
             tracing::trace!(port = name, request, payload = ?message.payload, "message");
             let outcome = self.session.handle(message, rings)?;
             if let Some(error) = outcome.refused {
-                tracing::warn!(port = name, "refused: {error}");
+                self.refusals = self.refusals.saturating_add(1);
+                if self.refusals <= LOGGED_REFUSALS {
+                    tracing::warn!(port = name, "refused: {error}");
+                }
                 status.error(error.to_string());
             }
             if let Some(reply) = outcome.reply {
@@ -378,7 +402,7 @@ impl MutEventSubscriber for VhostUserPort {
             return;
         }
         if self.hold.as_fd().as_raw_fd() == fd {
-            self.release_held_rings();
+            self.timer_expired(ops);
             return;
         }
         match &self.way {

@@ -10,15 +10,18 @@ mod tests {
     use std::collections::BTreeMap;
     use std::io::IoSlice;
     use std::mem::MaybeUninit;
-    use std::os::fd::{AsFd, BorrowedFd};
+    use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
     use std::os::unix::net::UnixStream;
+    use std::path::Path;
     use std::sync::{Arc, Mutex};
+    use std::time::{Duration, Instant};
 
     use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
     use port::{Egress, Fabric, Ingress, PortId, QueueId, StatusCell};
     use rustix::event::{EventfdFlags, eventfd};
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     use vhost_user_net::codec::{FrontendReq, Request};
     use vhost_user_net::{PortLinks, PortSettings, VhostUserPort};
 
@@ -60,7 +63,7 @@ mod tests {
     }
 
     /// Every request with every number of fds, on a connection of its own each time.
-    fn storm(path: &std::path::Path, run: &mut dyn FnMut()) {
+    fn storm(path: &Path, run: &mut dyn FnMut()) {
         let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let file = memfd_create("m", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&file, 4096).unwrap();
@@ -89,6 +92,26 @@ mod tests {
         }
     }
 
+    /// A front end that comes while the process has no fd left is served later, and nobody spins.
+    fn too_few_fds(path: &Path, run: &mut dyn FnMut(), is_connected: &dyn Fn() -> bool) {
+        let stream = UnixStream::connect(path).unwrap();
+        let before = getrlimit(Resource::Nofile);
+        // The kernel gave the lowest number that was free.
+        let full = u64::try_from(stream.as_raw_fd().wrapping_add(1)).unwrap();
+        setrlimit(Resource::Nofile, Rlimit { current: Some(full), ..before }).unwrap();
+        // This would never return if the listener stayed readable.
+        run();
+        assert!(!is_connected());
+        setrlimit(Resource::Nofile, before).unwrap();
+        let end = Instant::now().checked_add(Duration::from_secs(10)).unwrap();
+        while !is_connected() {
+            assert!(Instant::now() < end);
+            std::thread::sleep(Duration::from_millis(10));
+            run();
+        }
+        drop(stream);
+    }
+
     #[test]
     fn fds_never_leak() {
         let dir = tempfile::tempdir().unwrap();
@@ -110,6 +133,9 @@ mod tests {
             storm(&path, &mut run);
             assert_eq!(open_fds(), idle);
             assert!(!port.lock().unwrap().is_connected());
+            too_few_fds(&path, &mut run, &|| port.lock().unwrap().is_connected());
+            run();
+            assert_eq!(open_fds(), idle);
             // A whole session, and the port goes while it lasts.
             let stream = UnixStream::connect(&path).unwrap();
             let session = std::thread::spawn(move || {
