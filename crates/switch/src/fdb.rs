@@ -13,8 +13,8 @@
 //! share, and pushes nobody out. Refused addresses are counted; their frames are flooded.
 //! **Units.** Time is in seconds since the switch began, and comes in as an argument.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use crossbeam_utils::CachePadded;
 use packet::{MacAddr, VlanId};
@@ -23,6 +23,10 @@ use port::PortId;
 /// Slots after its hash in which a key may stand. At most half of the slots are used, so that a
 /// full window is a matter of bad luck (below 1 in 1000 at the limit).
 const WINDOW: usize = 32;
+/// How often a worker that wants to learn tries the lock.
+const LOCK_TRIES: u32 = 64;
+/// Slots that a removal looks at under one hold of the lock, so that workers can learn between.
+const REMOVE_SLOTS: usize = 4096;
 const NEVER: u64 = 0;
 const FREE: u64 = 1;
 const PRESENT: u64 = 1 << 63;
@@ -128,7 +132,6 @@ struct Writer {
     used: u32,
     /// Learned entries by port.
     learned: Box<[u32]>,
-    refused: u64,
 }
 
 /// The database. See the module's text.
@@ -141,6 +144,9 @@ pub(crate) struct Fdb {
     limits: FdbLimits,
     generation: CachePadded<AtomicU64>,
     writer: CachePadded<Mutex<Writer>>,
+    /// Copies for readers that must not hold writers up.
+    used: AtomicU32,
+    refused: AtomicU64,
 }
 
 /// What is known of a source address.
@@ -165,7 +171,9 @@ impl Fdb {
             seed,
             limits,
             generation: CachePadded::default(),
-            writer: CachePadded::new(Mutex::new(Writer { used: 0, learned, refused: 0 })),
+            writer: CachePadded::new(Mutex::new(Writer { used: 0, learned })),
+            used: AtomicU32::new(0),
+            refused: AtomicU64::new(0),
         }
     }
 
@@ -203,18 +211,15 @@ impl Fdb {
         Source::Known
     }
 
-    /// Learns that `keys` are behind `port`. If another worker is writing just now nothing is
-    /// learned: the stations' next frames will do it.
+    /// Learns that `keys` are behind `port`. If others keep writing just now nothing is learned:
+    /// the stations' next frames will do it.
     #[cold]
     pub(crate) fn learn(&self, keys: &[Key], port: PortId, now: u32) {
-        let mut writer = match self.writer.try_lock() {
-            Ok(writer) => writer,
-            Err(std::sync::TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(std::sync::TryLockError::WouldBlock) => return,
-        };
+        let Some(mut writer) = self.try_lock() else { return };
         for key in keys {
             if !self.put(&mut writer, *key, (port, now, false)) {
-                writer.refused = writer.refused.wrapping_add(1);
+                // ORDERING: Relaxed: a count, written under the lock.
+                let _ = self.refused.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
@@ -243,31 +248,42 @@ impl Fdb {
         self.remove_where(|value| value.port() == port)
     }
 
-    /// All entries, unsorted.
+    /// All entries, unsorted; those that change meanwhile may be missing.
     pub(crate) fn entries(&self, now: u32) -> Vec<FdbEntry> {
-        let writer = self.lock();
         let entry = |slot: &Slot| {
-            // ORDERING: Relaxed: only writers change keys, and we hold their lock.
-            let key = slot.key.load(Ordering::Relaxed);
-            let value = Value(slot.value.load(Ordering::Relaxed));
-            let vlan = u16::try_from(key >> 48 & 0x0fff).ok().and_then(VlanId::new)?;
-            (key & PRESENT != 0).then(|| FdbEntry {
-                vlan,
-                mac: MacAddr::from_u64(key),
+            // ORDERING: Acquire pairs with the Release of the key in `put`: the value is there.
+            let key = Key(slot.key.load(Ordering::Acquire));
+            if key.0 & PRESENT == 0 {
+                return None;
+            }
+            let (_, value) = slot.value_of(key, self.place(key).1)?;
+            Some(FdbEntry {
+                vlan: u16::try_from(key.0 >> 48 & 0x0fff).ok().and_then(VlanId::new)?,
+                mac: MacAddr::from_u64(key.0),
                 port: value.port(),
                 age_secs: if value.is_static() { 0 } else { now.saturating_sub(value.seen()) },
                 fixed: value.is_static(),
             })
         };
-        let entries = self.slots.iter().filter_map(entry).collect();
-        drop(writer);
-        entries
+        self.slots.iter().filter_map(entry).collect()
     }
 
     /// Number of entries, and of addresses that were refused for want of room.
     pub(crate) fn usage(&self) -> (u32, u64) {
-        let writer = self.lock();
-        (writer.used, writer.refused)
+        // ORDERING: Relaxed: counts for people.
+        (self.used.load(Ordering::Relaxed), self.refused.load(Ordering::Relaxed))
+    }
+
+    /// The writers' lock, if it is free within a few microseconds.
+    fn try_lock(&self) -> Option<MutexGuard<'_, Writer>> {
+        for _ in 0..LOCK_TRIES {
+            match self.writer.try_lock() {
+                Ok(writer) => return Some(writer),
+                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
+            }
+        }
+        None
     }
 
     fn lock(&self) -> MutexGuard<'_, Writer> {
@@ -359,14 +375,19 @@ impl Fdb {
         // store that freed the slot; Release of the key publishes the value.
         slot.value.store(value.0, Ordering::Release);
         slot.key.store(key.0, Ordering::Release);
-        self.changed();
+        self.changed(writer);
         true
     }
 
     fn remove_where(&self, condition: impl Fn(Value) -> bool) -> usize {
+        let pieces = self.slots.chunks(REMOVE_SLOTS);
+        pieces.map(|slots| self.remove_in(slots, &condition)).sum()
+    }
+
+    fn remove_in(&self, slots: &[Slot], condition: impl Fn(Value) -> bool) -> usize {
         let mut writer = self.lock();
         let mut removed = 0usize;
-        for slot in &self.slots {
+        for slot in slots {
             // ORDERING: Relaxed: only writers change keys, and we hold their lock.
             let key = slot.key.load(Ordering::Relaxed);
             let value = Value(slot.value.load(Ordering::Relaxed));
@@ -377,12 +398,14 @@ impl Fdb {
             }
         }
         if removed > 0 {
-            self.changed();
+            self.changed(&writer);
         }
         removed
     }
 
-    fn changed(&self) {
+    fn changed(&self, writer: &Writer) {
+        // ORDERING: Relaxed: a count for people.
+        self.used.store(writer.used, Ordering::Relaxed);
         // ORDERING: Release pairs with the Acquire in `generation`; one writer at a time.
         let next = self.generation.load(Ordering::Relaxed).wrapping_add(1);
         self.generation.store(next, Ordering::Release);
