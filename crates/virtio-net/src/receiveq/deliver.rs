@@ -123,9 +123,8 @@ fn prefetch_body(job: &Job<'_>, picked: &[u16], n: usize) {
 /// way. Returns false, and has written nothing, if it does not go so.
 #[inline(always)]
 fn write_one<const H: usize>(job: &Job<'_>, frame: &Frame, chain: OneChain<'_>) -> bool {
-    let (Some(buffer), Some(head)) = (chain.one_writable(), frame.head_bytes()) else {
-        return false;
-    };
+    let Some(buffer) = chain.one_writable() else { return false };
+    let Some(head) = frame.head_bytes() else { return false };
     let Some(header) = PLAIN.first_chunk::<H>() else { return false };
     if !frame.offload.is_plain() {
         return false;

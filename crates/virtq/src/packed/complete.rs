@@ -62,8 +62,7 @@ impl Packed {
             fetched = fetched.wrapping_sub(slots);
             used.index = used.index.wrapping_add(slots);
             if used.index >= size {
-                used = Place { index: used.index.wrapping_sub(size), wrap: !used.wrap };
-                flags = used_meta(used, 0, 0);
+                (used, flags) = next_lap(used, size);
             }
         }
         let passed = self.fetched.wrapping_sub(fetched);
@@ -115,6 +114,14 @@ impl Packed {
         let first = !std::mem::replace(&mut self.called, true);
         notify::packed_wants_call(&self.areas.driver_event(), step, first)
     }
+}
+
+/// The place behind the end of the ring, in the lap after, and the flags of its used descriptors.
+/// Cold, so that the loop branches instead of computing this for each descriptor.
+#[cold]
+fn next_lap(place: Place, size: u16) -> (Place, u64) {
+    let place = Place { index: place.index.wrapping_sub(size), wrap: !place.wrap };
+    (place, used_meta(place, 0, 0))
 }
 
 /// A place whose used descriptors have neither of the two flags.
