@@ -427,6 +427,14 @@ impl Admin {
 impl Drop for Switch {
     fn drop(&mut self) {
         self.admin.get_mut().unwrap_or_else(PoisonError::into_inner).stop(&self.shared);
+        // Handles may outlive the switch, the guests' memory must not.
+        self.shared.tables.read(|records| {
+            for record in records.iter().flatten() {
+                for pair in 0..record.pairs_seen {
+                    drop(record.port.lock(pair).map(|mut slot| slot.egress.take()));
+                }
+            }
+        });
     }
 }
 

@@ -104,6 +104,8 @@ struct Worker {
     queues: Vec<Option<Queue>>,
     /// Numbers of the queues that are looked at in every turn.
     hot: Vec<usize>,
+    /// Number of cold queues.
+    cold: usize,
     /// Numbers of the queues that had work in this turn.
     worked: Vec<usize>,
     clock: Clock,
@@ -143,6 +145,7 @@ impl Worker {
             frames: FrameBuf::default(),
             queues: Vec::new(),
             hot: Vec::new(),
+            cold: 0,
             worked: Vec::new(),
             clock: Clock::default(),
             stopping: false,
@@ -197,6 +200,7 @@ impl Worker {
             (State::Hot | State::Cold, true) => {
                 queue.state = State::Parked;
                 self.hot.retain(|hot| *hot != number);
+                self.count_cold();
             }
             (State::Parked, false) => self.make_hot(number),
             _ => {}
@@ -228,10 +232,16 @@ impl Worker {
     fn remove(&mut self, number: usize) -> Option<Queue> {
         let queue = self.queues.get_mut(number)?.take()?;
         self.hot.retain(|hot| *hot != number);
+        self.count_cold();
         if queue.wakes {
             self.waiter.remove(queue.ingress.wake_fd());
         }
         Some(queue)
+    }
+
+    fn count_cold(&mut self) {
+        let cold = |queue: &&Queue| queue.state == State::Cold;
+        self.cold = self.queues.iter().flatten().filter(cold).count();
     }
 
     fn make_hot(&mut self, number: usize) {

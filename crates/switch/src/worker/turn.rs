@@ -107,6 +107,7 @@ impl Worker {
         match armed {
             Ok(true) => {
                 queue.state = State::Cold;
+                self.cold = self.cold.wrapping_add(1);
                 self.hot.retain(|hot| *hot != number);
                 true
             }
@@ -183,7 +184,7 @@ impl Worker {
         }
         let sleep = self.hot.is_empty() && self.shared.poll != PollMode::Busy;
         let due = self.clock.now_ns.wrapping_sub(self.clock.looked_ns) >= LOOK_NS;
-        if due || self.hot.is_empty() {
+        if sleep || (self.cold > 0 && (due || self.hot.is_empty())) {
             self.look_at_cold(sleep);
         }
         if !worked {
@@ -193,13 +194,14 @@ impl Worker {
 
     /// Makes those cold queues hot that were woken; waits for one if it may sleep.
     fn look_at_cold(&mut self, sleep: bool) {
-        let Self { waiter, queues, hot, .. } = self;
+        let Self { waiter, queues, hot, cold, .. } = self;
         waiter.wait(sleep, |number| {
             if let Some(Some(queue)) = queues.get_mut(number)
                 && queue.state == State::Cold
             {
                 queue.state = State::Hot;
                 queue.idle_since_ns = None;
+                *cold = cold.wrapping_sub(1);
                 hot.push(number);
             }
         });
