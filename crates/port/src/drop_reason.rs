@@ -40,7 +40,7 @@ drop_reasons! {
     VlanTagged "vlan_tagged" "A tagged frame on an access port.";
     VlanNotAllowed "vlan_not_allowed" "The frame's VLAN is not among those of the port.";
     NoBuffer "no_buffer" "The receiving guest had no free buffer.";
-    TooLarge "too_large" "The frame is longer than the guest's buffers; enable mergeable receive buffers.";
+    TooLarge "too_large" "The frame is longer than the guest's buffers; enable mergeable ones.";
     PortDown "port_down" "The egress port went away or its queue stopped.";
     UplinkBusy "uplink_busy" "The kernel's queue of the uplink was full.";
     UplinkError "uplink_error" "The kernel refused the frame.";

@@ -1,4 +1,4 @@
-//! A two-port switch: `two_port_switch SOCKET SOCKET`, each for a vhost-user front end such as QEMU.
+//! A two-port switch: `two_port_switch SOCKET SOCKET`, for vhost-user front ends such as QEMU.
 #![forbid(unsafe_code)]
 
 use std::error::Error;

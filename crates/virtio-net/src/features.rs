@@ -7,7 +7,8 @@
 //! mask what the back end does not offer (QEMU masks `MQ` and `GUEST_ANNOUNCE`, cloud-hypervisor
 //! `CTRL_VQ` and `MQ`), so they must be offered here.
 //!
-//! **Not supported.** Checksum and segmentation offloads, `HASH_REPORT`, `RSS`, `NOTIFICATION_DATA`.
+//! **Not supported.** Checksum and segmentation offloads, `HASH_REPORT`, `RSS` and
+//! `NOTIFICATION_DATA`.
 
 use virtio_bindings::{virtio_config as config, virtio_net as net, virtio_ring as ring};
 use virtq::{Layout, RingFeatures};
