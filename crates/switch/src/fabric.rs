@@ -1,25 +1,20 @@
 //! The switch as control and ports see it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_utils::CachePadded;
 use packet::MacAddr;
-use port::{
-    Counter, Egress, Fabric, FrameBuf, Ingress, PortId, QueueCounters, QueueId, QueueTotals,
-    StatusCell,
-};
-use virtq::mem::SegStore;
+use port::{Egress, Fabric, Ingress, PortId, QueueCounters, QueueId, StatusCell};
 
-use crate::event::Way;
 use crate::event::{Events, events};
-use crate::pipeline::{Env, Origin, Pipeline, notify_egress};
+use crate::own::Own;
+use crate::placement::{Admin, Placed};
 use crate::shared::{Message, Shared};
-use crate::stats::{add_totals, no_totals, read_ends, read_rx};
-use crate::table::{EgressSlot, Port, Record, Table, record, record_mut};
-use crate::worker::WorkerHandle;
-use crate::{FdbEntry, PortConfig, SwitchConfig, SwitchStats, WorkerStats, Workers};
+use crate::stats::{add_totals, read_ends, read_rx};
+use crate::table::{EgressSlot, Port, Record, record, record_mut};
+use crate::{FdbEntry, PortConfig, SwitchConfig, SwitchStats, WorkerStats};
 
 /// The most queue pairs of a port.
 pub const PAIRS_MAX: u16 = 256;
@@ -31,40 +26,6 @@ pub struct Switch {
     events: Events,
     admin: Mutex<Admin>,
     own: Mutex<Own>,
-}
-
-/// What the control thread keeps.
-#[derive(Debug)]
-struct Admin {
-    workers: Vec<WorkerHandle>,
-    /// Whether each pair gets a worker of its own.
-    per_queue: bool,
-    /// Which worker serves a pair's ingress.
-    placed: HashMap<QueueId, Placed>,
-    removed_ports: QueueTotals,
-    /// Flood copies of workers that have ended.
-    ended_copies: u64,
-    /// Number of the next per-queue worker.
-    next_worker: usize,
-}
-
-/// Where an ingress is.
-#[derive(Debug)]
-enum Placed {
-    /// At one of the workers that always run.
-    Shared(usize),
-    /// At a worker of its own.
-    Own(WorkerHandle),
-}
-
-/// What it takes to send frames of our own.
-#[derive(Debug)]
-struct Own {
-    pipeline: Pipeline,
-    frames: FrameBuf,
-    table: Arc<Table>,
-    counters: Arc<QueueCounters>,
-    flood_copies: Counter,
 }
 
 /// A new port, for its owner.
@@ -127,35 +88,8 @@ impl Switch {
         let (sender, events) = events()?;
         let seed = RandomState::new().hash_one(0u8);
         let shared = Arc::new(Shared::new(config, seed, sender));
-        let mut admin = Admin {
-            workers: Vec::new(),
-            per_queue: config.workers == Workers::PerQueue,
-            placed: HashMap::new(),
-            removed_ports: no_totals(),
-            ended_copies: 0,
-            next_worker: 0,
-        };
-        let cpus: Vec<Option<usize>> = match &config.workers {
-            Workers::Cpus(cpus) => cpus.iter().copied().map(Some).collect(),
-            Workers::Unpinned(count) => vec![None; (*count).max(1)],
-            Workers::PerQueue => Vec::new(),
-        };
-        let own = Own {
-            pipeline: Pipeline::default(),
-            frames: FrameBuf::default(),
-            table: shared.tables.current(),
-            counters: Arc::default(),
-            flood_copies: Counter::default(),
-        };
-        for cpu in cpus {
-            match admin.start_worker(&shared, cpu) {
-                Ok(worker) => admin.workers.push(worker),
-                Err(error) => {
-                    admin.stop(&shared);
-                    return Err(error);
-                }
-            }
-        }
+        let admin = Admin::start(&shared, &config.workers)?;
+        let own = Own::new(&shared);
         Ok(Self { shared, events, admin: Mutex::new(admin), own: Mutex::new(own) })
     }
 
@@ -360,70 +294,6 @@ fn new_port(id: PortId, config: &PortConfig) -> Port {
     }
 }
 
-impl Admin {
-    fn start_worker(
-        &mut self,
-        shared: &Arc<Shared>,
-        cpu: Option<usize>,
-    ) -> std::io::Result<WorkerHandle> {
-        let name = format!("worker-{}", self.next_worker);
-        self.next_worker = self.next_worker.wrapping_add(1);
-        WorkerHandle::start(shared, cpu, name)
-    }
-
-    fn all_workers(&self) -> impl Iterator<Item = &WorkerHandle> {
-        let own = self.placed.values().filter_map(|placed| match placed {
-            Placed::Own(worker) => Some(worker),
-            Placed::Shared(_) => None,
-        });
-        self.workers.iter().chain(own)
-    }
-
-    /// The worker with the fewest queues.
-    fn least_loaded(&self) -> usize {
-        let load = |number: usize| {
-            let here = |placed: &&Placed| matches!(placed, Placed::Shared(at) if *at == number);
-            self.placed.values().filter(here).count()
-        };
-        (0..self.workers.len()).min_by_key(|number| load(*number)).unwrap_or(0)
-    }
-
-    fn place(
-        &mut self,
-        shared: &Arc<Shared>,
-        at: QueueId,
-        ingress: Box<dyn Ingress>,
-    ) -> std::io::Result<()> {
-        let placed = if self.per_queue {
-            Placed::Own(self.start_worker(shared, None)?)
-        } else {
-            Placed::Shared(self.least_loaded())
-        };
-        let worker = match &placed {
-            Placed::Own(worker) => Some(worker),
-            Placed::Shared(number) => self.workers.get(*number),
-        };
-        if let Some(worker) = worker
-            && worker.mailbox.send(Message::Attach(at, ingress)).is_err()
-        {
-            return Err(std::io::Error::other("the worker has ended"));
-        }
-        let _ = self.placed.insert(at, placed);
-        Ok(())
-    }
-
-    fn stop(&mut self, shared: &Shared) {
-        for worker in &mut self.workers {
-            worker.stop(shared);
-        }
-        for placed in self.placed.values_mut() {
-            if let Placed::Own(worker) = placed {
-                worker.stop(shared);
-            }
-        }
-    }
-}
-
 impl Drop for Switch {
     fn drop(&mut self) {
         self.admin.get_mut().unwrap_or_else(PoisonError::into_inner).stop(&self.shared);
@@ -522,42 +392,5 @@ impl Switch {
         });
         self.shared.wake_all();
         result
-    }
-}
-
-impl Own {
-    /// Sends a frame as if it had come from `from`. Frames that find no destination are counted
-    /// as drops of our own, and so not as originated.
-    fn originate(&mut self, shared: &Shared, from: PortId, frame: &[u8]) {
-        if shared.tables.generation() != self.table.generation {
-            self.table = shared.tables.current();
-        }
-        self.pipeline.fit(&self.table);
-        self.frames.clear();
-        let Some(slot) = self.frames.slot() else { return };
-        slot.fill_private(frame);
-        self.frames.keep();
-        self.counters.ingress.received(1, frame.len() as u64);
-        let mut origin = Origin::new(from, Arc::clone(&self.counters));
-        let env = Env {
-            fdb: &shared.fdb,
-            table: &self.table,
-            now: shared.now_secs(),
-            forward_reserved: shared.forward_reserved,
-            flood_copies: &self.flood_copies,
-        };
-        let mut batch = self.frames.batch(SegStore::empty(), None);
-        self.pipeline.forward(&env, &mut origin, &mut batch);
-        // ORDERING: SeqCst: as in a worker's turn, used entries before the reads of whether the
-        // drivers want to be notified.
-        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-        for at in std::mem::take(self.pipeline.touched()) {
-            if let Err(failure) = notify_egress(&self.table, at) {
-                self.pipeline.failures().push(failure);
-            }
-        }
-        for failure in std::mem::take(self.pipeline.failures()) {
-            shared.report(failure.at, Way::Egress, failure.what);
-        }
     }
 }

@@ -1,0 +1,69 @@
+//! Frames of our own, sent from the control thread.
+
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use port::{Counter, FrameBuf, PortId, QueueCounters};
+use virtq::mem::SegStore;
+
+use crate::event::Way;
+use crate::pipeline::{Env, Origin, Pipeline, notify_egress};
+use crate::shared::Shared;
+use crate::table::Table;
+
+/// What it takes to send frames of our own.
+#[derive(Debug)]
+pub(crate) struct Own {
+    pipeline: Pipeline,
+    frames: FrameBuf,
+    table: Arc<Table>,
+    pub(crate) counters: Arc<QueueCounters>,
+    pub(crate) flood_copies: Counter,
+}
+
+impl Own {
+    pub(crate) fn new(shared: &Shared) -> Self {
+        Self {
+            pipeline: Pipeline::default(),
+            frames: FrameBuf::default(),
+            table: shared.tables.current(),
+            counters: Arc::default(),
+            flood_copies: Counter::default(),
+        }
+    }
+
+    /// Sends a frame as if it had come from `from`. Frames that find no destination are counted
+    /// as drops of our own, and so not as originated.
+    pub(crate) fn originate(&mut self, shared: &Shared, from: PortId, frame: &[u8]) {
+        if shared.tables.generation() != self.table.generation {
+            self.table = shared.tables.current();
+        }
+        self.pipeline.fit(&self.table);
+        self.frames.clear();
+        let Some(slot) = self.frames.slot() else { return };
+        slot.fill_private(frame);
+        self.frames.keep();
+        self.counters.ingress.received(1, frame.len() as u64);
+        let mut origin = Origin::new(from, Arc::clone(&self.counters));
+        let env = Env {
+            fdb: &shared.fdb,
+            table: &self.table,
+            now: shared.now_secs(),
+            forward_reserved: shared.forward_reserved,
+            flood_copies: &self.flood_copies,
+        };
+        let mut batch = self.frames.batch(SegStore::empty(), None);
+        self.pipeline.forward(&env, &mut origin, &mut batch);
+        // ORDERING: SeqCst: as in a worker's turn, used entries before the reads of whether the
+        // drivers want to be notified.
+        fence(Ordering::SeqCst);
+        for at in std::mem::take(self.pipeline.touched()) {
+            if let Err(failure) = notify_egress(&self.table, at) {
+                self.pipeline.failures().push(failure);
+            }
+        }
+        for failure in std::mem::take(self.pipeline.failures()) {
+            shared.report(failure.at, Way::Egress, failure.what);
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Which worker serves which ingress.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use port::{Ingress, QueueId, QueueTotals};
+
+use crate::Workers;
+use crate::shared::{Message, Shared};
+use crate::stats::no_totals;
+use crate::worker::WorkerHandle;
+
+/// What the control thread keeps.
+#[derive(Debug)]
+pub(crate) struct Admin {
+    pub(crate) workers: Vec<WorkerHandle>,
+    /// Whether each pair gets a worker of its own.
+    per_queue: bool,
+    /// Which worker serves a pair's ingress.
+    pub(crate) placed: HashMap<QueueId, Placed>,
+    pub(crate) removed_ports: QueueTotals,
+    /// Flood copies of workers that have ended.
+    pub(crate) ended_copies: u64,
+    /// Number of the next per-queue worker.
+    next_worker: usize,
+}
+
+/// Where an ingress is.
+#[derive(Debug)]
+pub(crate) enum Placed {
+    /// At one of the workers that always run.
+    Shared(usize),
+    /// At a worker of its own.
+    Own(WorkerHandle),
+}
+
+impl Admin {
+    /// Starts the workers that always run.
+    pub(crate) fn start(shared: &Arc<Shared>, workers: &Workers) -> std::io::Result<Self> {
+        let mut admin = Self {
+            workers: Vec::new(),
+            per_queue: *workers == Workers::PerQueue,
+            placed: HashMap::new(),
+            removed_ports: no_totals(),
+            ended_copies: 0,
+            next_worker: 0,
+        };
+        let cpus: Vec<Option<usize>> = match workers {
+            Workers::Cpus(cpus) => cpus.iter().copied().map(Some).collect(),
+            Workers::Unpinned(count) => vec![None; (*count).max(1)],
+            Workers::PerQueue => Vec::new(),
+        };
+        for cpu in cpus {
+            match admin.start_worker(shared, cpu) {
+                Ok(worker) => admin.workers.push(worker),
+                Err(error) => {
+                    admin.stop(shared);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(admin)
+    }
+
+    fn start_worker(
+        &mut self,
+        shared: &Arc<Shared>,
+        cpu: Option<usize>,
+    ) -> std::io::Result<WorkerHandle> {
+        let name = format!("worker-{}", self.next_worker);
+        self.next_worker = self.next_worker.wrapping_add(1);
+        WorkerHandle::start(shared, cpu, name)
+    }
+
+    pub(crate) fn all_workers(&self) -> impl Iterator<Item = &WorkerHandle> {
+        let own = self.placed.values().filter_map(|placed| match placed {
+            Placed::Own(worker) => Some(worker),
+            Placed::Shared(_) => None,
+        });
+        self.workers.iter().chain(own)
+    }
+
+    /// The worker with the fewest queues.
+    fn least_loaded(&self) -> usize {
+        let load = |number: usize| {
+            let here = |placed: &&Placed| matches!(placed, Placed::Shared(at) if *at == number);
+            self.placed.values().filter(here).count()
+        };
+        (0..self.workers.len()).min_by_key(|number| load(*number)).unwrap_or(0)
+    }
+
+    /// Hands an ingress to a worker.
+    pub(crate) fn place(
+        &mut self,
+        shared: &Arc<Shared>,
+        at: QueueId,
+        ingress: Box<dyn Ingress>,
+    ) -> std::io::Result<()> {
+        let placed = if self.per_queue {
+            Placed::Own(self.start_worker(shared, None)?)
+        } else {
+            Placed::Shared(self.least_loaded())
+        };
+        let worker = match &placed {
+            Placed::Own(worker) => Some(worker),
+            Placed::Shared(number) => self.workers.get(*number),
+        };
+        if let Some(worker) = worker
+            && worker.mailbox.send(Message::Attach(at, ingress)).is_err()
+        {
+            return Err(std::io::Error::other("the worker has ended"));
+        }
+        let _ = self.placed.insert(at, placed);
+        Ok(())
+    }
+
+    pub(crate) fn stop(&mut self, shared: &Shared) {
+        for worker in &mut self.workers {
+            worker.stop(shared);
+        }
+        for placed in self.placed.values_mut() {
+            if let Placed::Own(worker) = placed {
+                worker.stop(shared);
+            }
+        }
+    }
+}
