@@ -66,6 +66,8 @@ pub struct VhostUserSpec {
     pub socket_mode: SocketMode,
     /// Group of the socket file.
     pub socket_group: Option<String>,
+    /// Offer `VIRTIO_F_RING_RESET`: for front ends that forward it, which QEMU does not.
+    pub ring_reset: bool,
 }
 
 impl Default for VhostUserSpec {
@@ -79,6 +81,7 @@ impl Default for VhostUserSpec {
             mac: None,
             socket_mode: SocketMode::default(),
             socket_group: None,
+            ring_reset: false,
         }
     }
 }

@@ -30,7 +30,7 @@ use std::sync::Arc;
 
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
-use virtio_net::features::DEVICE_FEATURES;
+use virtio_net::features::{DEVICE_FEATURES, RING_RESET};
 use virtq::mem::GuestMap;
 use virtq::{QueueConfig, QueueError, RingPosition};
 
@@ -51,8 +51,8 @@ pub const PROTOCOL_FEATURES: u64 = VhostUserProtocolFeatures::MQ.bits()
 
 /// The feature bit that vhost-user adds to those of virtio.
 const F_PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-/// The device features that a session offers.
-pub const FEATURES: u64 = DEVICE_FEATURES | F_PROTOCOL_FEATURES;
+/// The device features that every session offers; `RING_RESET` needs a front end that forwards it.
+pub const FEATURES: u64 = DEVICE_FEATURES & !RING_RESET | F_PROTOCOL_FEATURES;
 /// The smallest MTU that IPv4 allows a link to have.
 const MTU_MIN: u64 = 68;
 
@@ -81,6 +81,9 @@ pub struct SessionSettings {
     pub queue_size: u16,
     /// The largest MTU that the front end may set, and the one before it does.
     pub mtu: u16,
+    /// Offer `VIRTIO_F_RING_RESET`. QEMU up to 10.0 at least lets the guest reset a ring without
+    /// telling the back end, which ends that guest's network; so only for other front ends.
+    pub ring_reset: bool,
 }
 
 /// What a ring starts with.
@@ -165,6 +168,11 @@ impl Session {
             rings: BTreeMap::new(),
             backend_channel: None,
         }
+    }
+
+    /// The device features that the session offers.
+    pub fn offered(&self) -> u64 {
+        if self.settings.ring_reset { FEATURES | RING_RESET } else { FEATURES }
     }
 
     /// Handles one message.
@@ -256,7 +264,7 @@ impl Session {
         type P = VhostUserProtocolFeatures;
         let number = |n: u64| Ok(Answer::Reply(Reply::U64(n)));
         match request {
-            Request::GetFeatures => return number(FEATURES),
+            Request::GetFeatures => return number(self.offered()),
             Request::SetFeatures(bits) => self.set_features(bits, rings)?,
             // Nothing depends on the owner, and back ends are advised to ignore the second one.
             Request::SetOwner | Request::ResetOwner | Request::SetLogFd => {}
@@ -317,7 +325,7 @@ impl Session {
     }
 
     fn set_features(&mut self, bits: u64, rings: &mut dyn Rings) -> Result<(), SessionError> {
-        let unknown = bits & !FEATURES;
+        let unknown = bits & !self.offered();
         if unknown != 0 {
             return Err(SessionError::Features(unknown));
         }

@@ -70,6 +70,8 @@ pub struct PortSettings {
     pub queue_size: u16,
     /// The largest MTU, without Ethernet header.
     pub mtu: u16,
+    /// Offer `VIRTIO_F_RING_RESET`: see [`SessionSettings::ring_reset`].
+    pub ring_reset: bool,
 }
 
 impl PortSettings {
@@ -84,6 +86,7 @@ impl PortSettings {
             queues: 128,
             queue_size: 32768,
             mtu: u16::MAX,
+            ring_reset: false,
         }
     }
 }
@@ -246,6 +249,7 @@ impl VhostUserPort {
             queues: self.settings.queues,
             queue_size: self.settings.queue_size,
             mtu: self.settings.mtu,
+            ring_reset: self.settings.ring_reset,
         };
         let session = Session::new(settings);
         let connection = Connection::new(stream);

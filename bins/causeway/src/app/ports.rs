@@ -88,6 +88,7 @@ impl App {
             queues: spec.queues,
             queue_size: spec.queue_size,
             mtu: spec.mtu.unwrap_or(u16::MAX),
+            ring_reset: spec.ring_reset,
         };
         let handle = port.handle.clone();
         // The session never names a pair beyond `queues`, which the switch port has.

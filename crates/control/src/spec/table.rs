@@ -133,6 +133,15 @@ pub(super) const VHOST_USER: &[Key<VhostUserSpec>] = &[
         },
         show: |port| port.socket_group.clone(),
     },
+    Key {
+        name: "ring-reset",
+        allowed: "on or off",
+        set: |port, text| {
+            port.ring_reset = values::switch(text)?;
+            Some(())
+        },
+        show: |port| port.ring_reset.then(|| "on".to_owned()),
+    },
 ];
 
 pub(super) const TAP: &[Key<TapSpec>] = &[

@@ -44,7 +44,7 @@ fn wrong_keys_and_values_say_what_is_right() {
     assert_eq!(
         error("vhost-user:name=a,zzz=t0"),
         "unknown key \"zzz\"; vhost-user has name, vlan, trunk, wait, socket, mode, queues, \
-         queue-size, mtu, mac, socket-mode, socket-group"
+         queue-size, mtu, mac, socket-mode, socket-group, ring-reset"
     );
     assert_eq!(error("tap:name=a"), "tap needs ifname=INTERFACE");
     assert_eq!(error("tap:ifname=t0"), "tap needs name=NAME");

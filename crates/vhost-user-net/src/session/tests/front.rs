@@ -114,7 +114,8 @@ pub(super) struct Front {
 
 impl Front {
     pub(super) fn new() -> Self {
-        let settings = SessionSettings { queues: 4, queue_size: 1024, mtu: 9000 };
+        let settings =
+            SessionSettings { queues: 4, queue_size: 1024, mtu: 9000, ring_reset: false };
         Self { session: Session::new(settings), rings: Recorder::default() }
     }
 

@@ -223,3 +223,15 @@ fn rarp_and_mtu_reach_the_rings() {
     assert_eq!(front.ack(Request::NetSetMtu(67), Vec::new()), 1);
     assert_eq!(front.rings.queues[&1].mtu, 1400);
 }
+
+#[test]
+fn ring_reset_is_offered_where_the_front_end_forwards_it() {
+    use crate::session::{Session, SessionSettings};
+    use virtio_net::features::RING_RESET;
+
+    for (ring_reset, offered) in [(false, FEATURES), (true, FEATURES | RING_RESET)] {
+        let settings = SessionSettings { queues: 1, queue_size: 256, mtu: 1500, ring_reset };
+        assert_eq!(Session::new(settings).offered(), offered);
+    }
+    assert_eq!(FEATURES & RING_RESET, 0);
+}
