@@ -7,9 +7,10 @@ use clap::{ArgGroup, Parser, ValueEnum};
 use crate::mac::MacAddr;
 
 /// Smallest frame: Ethernet without its frame check sequence.
-pub(crate) const FRAME_MIN: u32 = 60;
+const FRAME_MIN: u32 = 60;
 /// Largest frame that the test frame's IPv4 header can describe and a port accepts.
-pub(crate) const FRAME_MAX: u32 = 65_535;
+const FRAME_MAX: u32 = 65_535;
+const FRAMES: std::ops::RangeInclusive<i64> = FRAME_MIN as i64..=FRAME_MAX as i64;
 
 /// A guest without a VM: a vhost-user front end that generates, checks or forwards frames.
 ///
@@ -58,11 +59,11 @@ pub(crate) struct Cli {
     pub(crate) rate_pps: Option<u64>,
     /// Bytes of a frame, without its check sequence; receive buffers fit it [default: 64]
     #[arg(long, value_name = "N",
-          value_parser = clap::value_parser!(u32).range(i64::from(FRAME_MIN)..=i64::from(FRAME_MAX)))]
+          value_parser = clap::value_parser!(u32).range(FRAMES))]
     pub(crate) size: Option<u32>,
     /// Let the sizes run from --size to N; receive buffers fit them
     #[arg(long, value_name = "N",
-          value_parser = clap::value_parser!(u32).range(i64::from(FRAME_MIN)..=i64::from(FRAME_MAX)))]
+          value_parser = clap::value_parser!(u32).range(FRAMES))]
     pub(crate) size_max: Option<u32>,
     /// Stop after N frames
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]

@@ -1,8 +1,9 @@
 //! The test frame: everything that a receiver needs to judge it is in it.
 //!
 //! ```text
-//!  Ethernet 14 [802.1Q 4] │ IPv4 20 │ UDP 8 │ seq 4 │ flow 2 │ sent_ns 8 │ check 4 │ pattern … │ tail 4
-//!                           id: salt          ╰──────────── stamp, 18 B ──────────╯  (from 22 B of payload on)
+//!  Ethernet 14 [802.1Q 4] │ IPv4 20 │ UDP 8 │ stamp 18 │ pattern … │ tail 4
+//!                           id: salt          │          (from 22 B after UDP on)
+//!                                    seq 4, flow 2, sent_ns 8, check 4
 //! ```
 //!
 //! The pattern follows from the salt (the sender's buffer) and does not change, so that a sender
@@ -85,7 +86,7 @@ impl Sender {
 
     /// The IPv4 header of a frame of `len` bytes: it changes if sizes do.
     pub(crate) fn ipv4(&self, len: usize, salt: u16) -> [u8; 20] {
-        let [d, e, f] = self.src.tail();
+        let [_, _, _, d, e, f] = self.src.0;
         let [s1, s2] = salt.to_be_bytes();
         let [l1, l2] = low16(len.saturating_sub(self.l3())).to_be_bytes();
         let mut ip = [0x45, 0, l1, l2, s1, s2, 0x40, 0, 64, 17, 0, 0, 10, d, e, f, 10, 0, 0, 1];
@@ -121,18 +122,11 @@ impl Stamp {
     /// The bytes of the stamp for a frame of `len` bytes whose pattern has the hash `pattern`.
     #[inline]
     pub(crate) fn bytes(&self, len: usize, salt: u16, pattern: u32) -> [u8; STAMP] {
-        let mut out = [0; STAMP];
-        let check = self.check(len, salt, pattern);
-        let parts: [&[u8]; 4] = [
-            &self.seq.to_be_bytes(),
-            &self.flow.to_be_bytes(),
-            &self.sent_ns.to_be_bytes(),
-            &check.to_be_bytes(),
-        ];
-        for (place, byte) in out.iter_mut().zip(parts.into_iter().flatten()) {
-            *place = *byte;
-        }
-        out
+        let [s0, s1, s2, s3] = self.seq.to_be_bytes();
+        let [f0, f1] = self.flow.to_be_bytes();
+        let [t0, t1, t2, t3, t4, t5, t6, t7] = self.sent_ns.to_be_bytes();
+        let [c0, c1, c2, c3] = self.check(len, salt, pattern).to_be_bytes();
+        [s0, s1, s2, s3, f0, f1, t0, t1, t2, t3, t4, t5, t6, t7, c0, c1, c2, c3]
     }
 
     /// What the frame's last bytes are, if it has room for them.

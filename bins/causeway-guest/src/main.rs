@@ -24,7 +24,6 @@ use anyhow::Context;
 use clap::Parser;
 
 use crate::cli::Cli;
-use crate::mac::MacAddr;
 use crate::port::GuestPort;
 use crate::stop::Stop;
 use crate::totals::Totals;
@@ -63,8 +62,8 @@ fn run(cli: &Cli) -> anyhow::Result<Option<String>> {
     let mut ports = Vec::new();
     for (index, path) in cli.socket.iter().enumerate() {
         let mac = match cli.mac {
-            Some(first) => first.plus(index),
-            None => MacAddr::derived(path, u32::try_from(index)?),
+            Some(first) => mac::plus(first, index),
+            None => mac::derived(path),
         };
         let port = GuestPort::open(cli, path, mac, &stop)
             .with_context(|| format!("port {}", path.display()))?;
