@@ -177,7 +177,8 @@ impl Environment {
 /// The start of a command that does not see an installed DPDK's drivers: testpmd would load them
 /// besides its own, and end. The folder is hidden from this one process only.
 fn without_installed_drivers() -> Command {
-    let hide = "for d in \"$0\"/*/dpdk; do [ ! -d \"$d\" ] || mount -t tmpfs none \"$d\" || exit 1; \
+    let hide = "for d in \"$0\"/*/dpdk; do \
+                [ ! -d \"$d\" ] || mount -t tmpfs none \"$d\" || exit 1; \
                 done; exec \"$@\"";
     let mut command = tied_command("unshare");
     let _ = command.args(["--mount", "--", "sh", "-c", hide, "/usr/lib"]);
