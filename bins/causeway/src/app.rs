@@ -47,6 +47,8 @@ pub(crate) struct App {
     /// The configuration file and what it said when it was read last.
     file: Option<PathBuf>,
     config: Config,
+    /// How often a full receiveq is tried again.
+    retries: u32,
     began: Instant,
     stopping: bool,
 }
@@ -101,9 +103,15 @@ impl App {
             ports: Vec::new(),
             file: None,
             config: Config::default(),
+            retries: virtio_net::DEFAULT_RETRIES,
             began: Instant::now(),
             stopping: false,
         })
+    }
+
+    /// Says how often guests' full receiveqs are tried again, from now on.
+    pub(crate) fn set_retries(&mut self, retries: u32) {
+        self.retries = retries;
     }
 
     /// What the configuration file said, for the next reload.

@@ -38,6 +38,9 @@ pub(crate) fn run(arguments: &RunArgs) -> Result<(), Failure> {
     let server = Server::bind(&socket).map_err(|error| Failure::Runtime(error.to_string()))?;
     let switch = Switch::start(&switch_config).map_err(failed("start the workers"))?;
     let mut app = App::new(switch, server, signals).map_err(Failure::Runtime)?;
+    if let Some(retries) = settings.retries {
+        app.set_retries(retries);
+    }
     for spec in ports() {
         let statics = config.statics_of(&spec.name);
         app.add(spec, statics).map_err(Failure::Runtime)?;

@@ -70,6 +70,8 @@ pub struct PortSettings {
     pub queue_size: u16,
     /// The largest MTU, without Ethernet header.
     pub mtu: u16,
+    /// How often a delivery looks again at a receiveq without room.
+    pub retries: u32,
     /// Offer `VIRTIO_F_RING_RESET`: see [`SessionSettings::ring_reset`].
     pub ring_reset: bool,
 }
@@ -86,6 +88,7 @@ impl PortSettings {
             queues: 128,
             queue_size: 32768,
             mtu: u16::MAX,
+            retries: virtio_net::DEFAULT_RETRIES,
             ring_reset: false,
         }
     }
@@ -158,7 +161,7 @@ impl VhostUserPort {
             SocketMode::Server => Way::Listen(Listener::open(&settings)?),
             SocketMode::Client => Way::Connect(Reconnect::new().map_err(no_timer)?),
         };
-        let (status, rings) = (links.status.clone(), FabricRings::new(links));
+        let (status, rings) = (links.status.clone(), FabricRings::new(links, settings.retries));
         let (hold_armed, accept_paused) = (false, false);
         let port =
             Self { settings, status, rings, way, link: None, hold, hold_armed, accept_paused };

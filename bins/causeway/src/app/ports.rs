@@ -77,8 +77,6 @@ impl App {
 
     fn open_guest(&mut self, port: &Port, spec: &VhostUserSpec) -> Result<SubscriberId, String> {
         let settings = PortSettings {
-            name: port.spec.name.clone(),
-            socket: spec.socket.clone(),
             mode: match spec.mode {
                 SocketRole::Server => SocketMode::Server,
                 SocketRole::Client => SocketMode::Client,
@@ -89,6 +87,8 @@ impl App {
             queue_size: spec.queue_size,
             mtu: spec.mtu.unwrap_or(u16::MAX),
             ring_reset: spec.ring_reset,
+            retries: self.retries,
+            ..PortSettings::server(port.spec.name.as_str(), &spec.socket)
         };
         let handle = port.handle.clone();
         // The session never names a pair beyond `queues`, which the switch port has.

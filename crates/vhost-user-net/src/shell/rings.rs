@@ -18,11 +18,13 @@ pub(super) struct FabricRings {
     id: PortId,
     fabric: Arc<dyn Fabric>,
     counters: CountersOf,
+    /// How often a delivery looks again at a receiveq without room.
+    retries: u32,
 }
 
 impl FabricRings {
-    pub(super) fn new(links: PortLinks) -> Self {
-        Self { id: links.id, fabric: links.fabric, counters: links.counters }
+    pub(super) fn new(links: PortLinks, retries: u32) -> Self {
+        Self { id: links.id, fabric: links.fabric, counters: links.counters, retries }
     }
 
     fn at(&self, ring: RingIndex) -> QueueId {
@@ -33,8 +35,11 @@ impl FabricRings {
 impl Rings for FabricRings {
     fn start(&mut self, ring: RingIndex, start: RingStart<'_>) -> Result<(), QueueError> {
         let queue = start.config.activate(start.memory)?;
-        let options =
-            QueueOptions { enabled: start.enabled, ..queue_options(start.features, start.mtu) };
+        let options = QueueOptions {
+            enabled: start.enabled,
+            retries: self.retries,
+            ..queue_options(start.features, start.mtu)
+        };
         let counters: Arc<QueueCounters> = (self.counters)(ring.pair());
         let (kick, call) = (start.kick, start.call);
         let lost = call.clone().filter(|_| start.resumed);
