@@ -84,7 +84,7 @@ impl Listener {
         let address = SocketAddrUnix::new(temporary)
             .map_err(|e| OpenError::io("the name is too long:", temporary, e))?;
         let _ = unlink(temporary);
-        bind(&socket, &address).map_err(|e| OpenError::io("cannot make", temporary, e))?;
+        bind(&socket, &address).map_err(|e| OpenError::io("cannot make", path, e))?;
         if group.is_some() {
             chown(temporary, None, group)
                 .map_err(|e| OpenError::io("cannot set the group of", path, e))?;
