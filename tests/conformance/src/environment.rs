@@ -24,7 +24,7 @@ use crate::process::tied_command;
 use crate::scratch::target_folder;
 
 /// Raised when the contents of the cache change, so that an old cache is built again.
-const RECIPE: &str = "1";
+const RECIPE: &str = "2";
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 
 /// The QEMU releases that we promise to work with.

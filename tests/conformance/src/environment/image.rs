@@ -94,7 +94,10 @@ stty -echo -onlcr
 for module in {names}; do insmod /lib/modules/$module.ko; done
 ip link set lo up
 echo; echo {UP}
-while IFS= read -r line; do eval \"$line\" </dev/null 2>&1; echo; echo \"{DONE} $?\"; done
+while IFS= read -r line; do
+  eval \"$line\" </dev/null 2>&1
+  status=$?; echo; echo \"{DONE} $status\"
+done
 poweroff -f
 "
     )

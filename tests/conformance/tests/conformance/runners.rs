@@ -72,6 +72,7 @@ fn guests(environment: &Environment, scratch: &Scratch, version: QemuVersion) ->
     let mut b = Guest::start(environment, second, scratch.folder())?;
     a.wait_up()?;
     b.wait_up()?;
+    ensure!(a.run("false").is_err(), "the guest's shell hides a failure");
     a.wait_reachable(&b.address())?;
     ensure!(a.ping(&b.address(), 20, 50)? == 0, "pings are lost through testpmd");
     let _ = b.run("iperf3 -s -D")?;
