@@ -66,7 +66,8 @@ fn wrong_keys_and_values_say_what_is_right() {
         ("mtu=67", "mtu=67 is not allowed: mtu is a number of bytes from 68 to 65535"),
         (
             "queue-size=32769",
-            "queue-size=32769 is not allowed: queue-size is a number of descriptors from 1 to 32768",
+            "queue-size=32769 is not allowed: queue-size is a number of descriptors from 1 to \
+             32768",
         ),
         (
             "mac=01:00:00:00:00:00",

@@ -251,3 +251,6 @@ impl Egress for TapEgress {
         self
     }
 }
+
+#[cfg(test)]
+mod tests;

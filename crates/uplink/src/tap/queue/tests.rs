@@ -1,0 +1,130 @@
+//! Queues over a datagram socket in the place of a tun device: no right is needed, and what the
+//! kernel would refuse can be refused at will.
+use std::io::ErrorKind;
+use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+
+use port::{DropReason, Egress, FrameBuf, Ingress, QueueCounters, QueueTotals};
+
+use super::{HEADER, Queue, TapEgress, TapIngress};
+
+struct Bed {
+    ingress: TapIngress,
+    egress: TapEgress,
+    host: UnixDatagram,
+}
+
+impl Bed {
+    fn new() -> Self {
+        let (ours, host) = UnixDatagram::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        host.set_nonblocking(true).unwrap();
+        let queue = Queue {
+            fd: Arc::new(ours.into()),
+            name: "t0".into(),
+            mtu: Arc::new(AtomicU32::new(1500)),
+            counters: Arc::default(),
+        };
+        let ingress = TapIngress::new(queue.clone()).unwrap();
+        Self { ingress, egress: TapEgress::new(queue), host }
+    }
+
+    fn counters(&self) -> &QueueCounters {
+        self.ingress.counters()
+    }
+
+    fn totals(&self) -> QueueTotals {
+        let mut totals = self.counters().read_ends();
+        self.counters().read_rx(&mut totals);
+        totals
+    }
+
+    /// The host sends: header and frame.
+    fn give(&self, header: [u8; HEADER], frame: &[u8]) {
+        let _ = self.host.send(&[&header, frame].concat()).unwrap();
+    }
+}
+
+fn drops(totals: &QueueTotals, reason: DropReason) -> u64 {
+    totals.drops[reason as usize]
+}
+
+#[test]
+fn a_frame_goes_out_with_its_header_head_and_body() {
+    let mut bed = Bed::new();
+    let frame: Vec<u8> = (0..1000u32).map(|i| i.to_le_bytes()[0]).collect();
+    bed.give([0; HEADER], &frame);
+    let mut frames = FrameBuf::default();
+    let batch = bed.ingress.receive(&mut frames);
+    assert_eq!((batch.len(), batch.fault()), (1, None));
+    bed.egress.send(&batch, &[0]).unwrap();
+    let mut got = [0; 2000];
+    let len = bed.host.recv(&mut got).unwrap();
+    assert_eq!(&got[..HEADER], &[0; HEADER]);
+    assert_eq!(&got[HEADER..len], &frame[..]);
+    let totals = bed.totals();
+    assert_eq!((totals.rx_bytes, totals.tx_bytes, totals.dropped()), (1000, 1000, 0));
+}
+
+#[test]
+fn a_full_host_drops_with_its_reason() {
+    let mut bed = Bed::new();
+    let mut frames = FrameBuf::default();
+    bed.give([0; HEADER], &[1; 1000]);
+    let batch = bed.ingress.receive(&mut frames);
+    let mut offered = 0;
+    while drops(&bed.egress.counters().read_ends(), DropReason::UplinkBusy) == 0 {
+        bed.egress.send(&batch, &[0]).unwrap();
+        offered += 1;
+    }
+    let totals = bed.totals();
+    assert_eq!(totals.tx_frames + totals.dropped(), offered);
+    assert_eq!(totals.dropped(), 1);
+    // As soon as there is room again, frames pass again.
+    while bed.host.recv(&mut [0; 2000]).is_ok() {}
+    let mut frames = FrameBuf::default();
+    bed.give([0; HEADER], &[2; 60]);
+    let batch = bed.ingress.receive(&mut frames);
+    bed.egress.send(&batch, &[0]).unwrap();
+    assert_eq!(bed.host.recv(&mut [0; 2000]).unwrap(), HEADER + 60);
+}
+
+#[test]
+fn what_is_no_frame_is_counted_and_dropped() {
+    let mut bed = Bed::new();
+    bed.give([0; HEADER], &[1; 13]);
+    let _ = bed.host.send(&[0; 5]).unwrap();
+    let mut strange = [0; HEADER];
+    strange[1] = 0x7f;
+    bed.give(strange, &[1; 60]);
+    bed.give([0; HEADER], &[1; 14]);
+    let mut frames = FrameBuf::default();
+    assert_eq!(bed.ingress.receive(&mut frames).len(), 1);
+    let totals = bed.totals();
+    assert_eq!((totals.rx_frames, totals.rx_bytes), (4, 13 + 60 + 14));
+    assert_eq!(drops(&totals, DropReason::Runt), 2);
+    assert_eq!(drops(&totals, DropReason::BadOffload), 1);
+}
+
+#[test]
+fn a_frame_above_the_mtu_needs_a_tag_or_offload_to_pass() {
+    let mut bed = Bed::new();
+    let mut frames = FrameBuf::default();
+    let mut tagged = vec![0; 1518];
+    tagged[12..14].copy_from_slice(&[0x81, 0]);
+    // TCP over IPv4, to be cut into segments of 1448 bytes.
+    let large = [1, 1, 54, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0];
+    bed.give([0; HEADER], &[1; 1515]);
+    bed.give([0; HEADER], &tagged);
+    bed.give(large, &[1; 9000]);
+    let batch = bed.ingress.receive(&mut frames);
+    bed.egress.send(&batch, &[0, 1, 2]).unwrap();
+    let totals = bed.totals();
+    assert_eq!((totals.tx_frames, drops(&totals, DropReason::Oversize)), (2, 1));
+    let mut got = [0; 10_000];
+    assert_eq!(bed.host.recv(&mut got).unwrap(), HEADER + 1518);
+    assert_eq!(bed.host.recv(&mut got).unwrap(), HEADER + 9000);
+    assert_eq!(&got[..HEADER], &large);
+    assert_eq!(bed.host.recv(&mut got).unwrap_err().kind(), ErrorKind::WouldBlock);
+}
