@@ -1,5 +1,6 @@
 //! Queues over a datagram socket in the place of a tun device: no right is needed, and what the
 //! kernel would refuse can be refused at will.
+
 use std::io::ErrorKind;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
