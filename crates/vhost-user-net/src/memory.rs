@@ -67,10 +67,21 @@ impl RegionSpec {
     }
 }
 
+/// How often a front end may add the same region: once for each queue pair.
+const USES_MAX: u16 = 128;
+
+/// A region, and how often the front end has added it. QEMU 7.2 adds each region once for every
+/// queue pair, and removes it as often.
+#[derive(Debug, Clone)]
+struct Slot {
+    region: Arc<Region>,
+    uses: u16,
+}
+
 /// The regions of a session and the map that rings run on.
 #[derive(Debug, Clone, Default)]
 pub struct RegionTable {
-    slots: Vec<Arc<Region>>,
+    slots: Vec<Slot>,
     map: Option<GuestMap>,
 }
 
@@ -106,9 +117,12 @@ impl RegionTable {
     /// [`MemoryError::NoSuchRegion`] if there is none with exactly these addresses and size.
     pub fn without(&self, spec: &RegionSpec) -> Result<Self, MemoryError> {
         let mut table = self.clone();
-        let at = table.slots.iter().position(|slot| slot.spec.same_slot(spec));
+        let at = table.slots.iter().position(|slot| slot.region.spec.same_slot(spec));
         let at = at.ok_or(MemoryError::NoSuchRegion(spec.guest, spec.size))?;
-        drop(table.slots.remove(at));
+        match table.slots.get_mut(at) {
+            Some(slot) if slot.uses > 1 => slot.uses = slot.uses.saturating_sub(1),
+            _ => drop(table.slots.remove(at)),
+        }
         table.publish()
     }
 
@@ -120,9 +134,9 @@ impl RegionTable {
     /// Where the guest sees what the front end has at `addr`.
     pub fn translate(&self, addr: FrontendAddr) -> Option<GuestPhysAddr> {
         self.slots.iter().find_map(|slot| {
-            let offset = addr.0.checked_sub(slot.spec.user.0)?;
-            let inside = offset < slot.spec.size;
-            inside.then(|| GuestPhysAddr(slot.spec.guest.0.wrapping_add(offset)))
+            let spec = &slot.region.spec;
+            let offset = addr.0.checked_sub(spec.user.0)?;
+            (offset < spec.size).then(|| GuestPhysAddr(spec.guest.0.wrapping_add(offset)))
         })
     }
 
@@ -139,35 +153,43 @@ impl RegionTable {
     /// Eight bytes of a region, for tests.
     #[cfg(test)]
     pub(crate) fn peek(&self, at: GuestPhysAddr) -> [u8; 8] {
-        let slot = self.slots.iter().find(|slot| slot.spec.guest <= at).unwrap();
+        let region = &self.slots.iter().find(|s| s.region.spec.guest <= at).unwrap().region;
         let mut bytes = [0; 8];
-        let offset = at.0.checked_sub(slot.spec.guest.0).unwrap();
-        vm_memory::Bytes::read_slice(&**slot, &mut bytes, MemoryRegionAddress(offset)).unwrap();
+        let offset = at.0.checked_sub(region.spec.guest.0).unwrap();
+        vm_memory::Bytes::read_slice(&**region, &mut bytes, MemoryRegionAddress(offset)).unwrap();
         bytes
     }
 
     fn insert(&mut self, spec: RegionSpec, fd: OwnedFd) -> Result<(), MemoryError> {
         spec.check()?;
+        if let Some(slot) = self.slots.iter_mut().find(|slot| slot.region.spec == spec)
+            && slot.uses < USES_MAX
+            && slot.region.file == FileId::of(&fd, spec.guest)?
+        {
+            slot.uses = slot.uses.saturating_add(1);
+            return Ok(());
+        }
         if self.slots.len() >= SLOTS_MAX {
             return Err(MemoryError::TooManyRegions);
         }
-        let total = self.slots.iter().fold(spec.size, |sum, s| sum.saturating_add(s.spec.size));
+        let sizes = self.slots.iter().map(|slot| slot.region.spec.size);
+        let total = sizes.fold(spec.size, u64::saturating_add);
         if total > BYTES_MAX {
             return Err(MemoryError::TooLarge(total));
         }
-        if let Some(other) = self.slots.iter().find(|slot| slot.spec.overlaps(&spec)) {
-            return Err(MemoryError::Overlap(spec.guest, other.spec.guest));
+        if let Some(other) = self.slots.iter().find(|slot| slot.region.spec.overlaps(&spec)) {
+            return Err(MemoryError::Overlap(spec.guest, other.region.spec.guest));
         }
-        self.slots.push(Arc::new(Region::map(spec, fd)?));
+        self.slots.push(Slot { region: Arc::new(Region::map(spec, fd)?), uses: 1 });
         Ok(())
     }
 
     fn publish(mut self) -> Result<Self, MemoryError> {
         self.map = None;
         if !self.slots.is_empty() {
-            let mut slots = self.slots.clone();
-            slots.sort_by_key(|slot| slot.spec.guest);
-            let memory = GuestRegionCollection::from_arc_regions(slots)
+            let mut regions: Vec<_> = self.slots.iter().map(|s| Arc::clone(&s.region)).collect();
+            regions.sort_by_key(|region| region.spec.guest);
+            let memory = GuestRegionCollection::from_arc_regions(regions)
                 .map_err(|_| MemoryError::TooManyRegions)?;
             self.map = Some(GuestMap::new(Arc::new(memory))?);
         }
@@ -175,10 +197,25 @@ impl RegionTable {
     }
 }
 
+/// Which file it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+impl FileId {
+    fn of(fd: &OwnedFd, guest: GuestPhysAddr) -> Result<Self, MemoryError> {
+        let stat = rustix::fs::fstat(fd).map_err(|e| MemoryError::Stat(guest, e.into()))?;
+        Ok(Self { device: stat.st_dev, inode: stat.st_ino })
+    }
+}
+
 /// One mapped region. The mapping starts at a page of the file, so perhaps before the region.
 #[derive(Debug)]
 struct Region {
     spec: RegionSpec,
+    file: FileId,
     mapping: MmapRegion,
     /// Bytes of the mapping before the region.
     skip: u64,
@@ -202,10 +239,11 @@ impl Region {
         // The file of an ordinary memfd may end inside of the last page: do not map beyond it.
         let len = len.min(has.saturating_sub(spec.mmap_offset.wrapping_sub(skip)));
         let len = usize::try_from(len).map_err(|_| MemoryError::TooLarge(spec.size))?;
+        let id = FileId { device: stat.st_dev, inode: stat.st_ino };
         let file = FileOffset::new(File::from(fd), spec.mmap_offset.wrapping_sub(skip));
         let mapping = MmapRegion::from_file(file, len)
             .map_err(|e| MemoryError::Map(spec.guest, io::Error::other(e)))?;
-        Ok(Self { spec, mapping, skip })
+        Ok(Self { spec, file: id, mapping, skip })
     }
 }
 

@@ -102,6 +102,28 @@ fn overlap_in_either_address_space_is_refused() {
 }
 
 #[test]
+fn a_region_added_twice_is_removed_twice() {
+    // QEMU 7.2 adds and removes every region once for each queue pair.
+    let file = memory(REGION_BYTES);
+    let again = || rustix::io::dup(&file).unwrap();
+    let mut table = RegionTable::new(&[region(0)], vec![again()]).unwrap();
+    table = table.with(region(0), again()).unwrap();
+    assert_eq!(table.len(), 1);
+    let other_file = table.with(region(0), memory(REGION_BYTES)).unwrap_err();
+    assert!(matches!(other_file, MemoryError::Overlap(_, _)), "{other_file}");
+    table = table.without(&region(0)).unwrap();
+    assert_eq!(table.len(), 1);
+    table = table.without(&region(0)).unwrap();
+    assert!(table.is_empty() && table.map().is_none());
+    assert!(table.without(&region(0)).is_err());
+    table = RegionTable::new(&[region(0)], vec![again()]).unwrap();
+    for _ in 1..128 {
+        table = table.with(region(0), again()).unwrap();
+    }
+    assert!(table.with(region(0), again()).is_err(), "more often than there are queue pairs");
+}
+
+#[test]
 fn a_region_may_start_anywhere_in_its_file() {
     let fd = memory(0x3000);
     let writer = rustix::io::dup(&fd).unwrap();
