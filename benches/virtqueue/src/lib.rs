@@ -4,9 +4,12 @@
 //! callgrind tells them apart.
 #![forbid(unsafe_code)]
 
+mod path;
+
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+pub use path::Path;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use virtq::driver::{Buffer, DriverConfig, DriverError, DriverQueue, Used};
 use virtq::mem::{GuestMap, GuestPhysAddr};

@@ -5,19 +5,21 @@
 //! valgrind --tool=callgrind --toggle-collect='*::serve' target/release/instructions split 32
 //! ```
 //!
-//! `--toggle-collect` counts the device's part only (`virtqueue::Ours::serve`, or
-//! `virtqueue::Theirs::serve`); `*Guest::offer` and `*Guest::reclaim` are the driver's.
+//! `--toggle-collect` counts the device's part only (`virtqueue::Ours::serve`,
+//! `virtqueue::Theirs::serve`, and for `path-*`, which takes frames from one guest's transmitq to
+//! another's receiveq, `virtqueue::Path::serve`); `offer` and `reclaim` are the driver's.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 
 use virtq::Layout;
-use virtqueue::{Ours, SIZE, Theirs, Variant};
+use virtqueue::{Ours, Path, SIZE, Theirs, Variant};
 
 /// Chains per run: divide callgrind's count by it.
 const CHAINS: u32 = 100_000;
 const KINDS: &str = "split, packed, split-indirect, packed-indirect, split-in-order, \
-                     packed-in-order, virtio-queue, virtio-queue-indirect";
+                     packed-in-order, path-split, path-packed, virtio-queue, \
+                     virtio-queue-indirect";
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
@@ -49,6 +51,19 @@ fn run(kind: &str, batch: usize) -> anyhow::Result<u64> {
             ring.offer(count)?;
             bytes = bytes.wrapping_add(ring.serve(batch)?);
             anyhow::ensure!(ring.reclaim()? == usize::from(count), "chains are missing");
+        }
+    } else if let Some(layout) = kind.strip_prefix("path-") {
+        let layout = if layout == "packed" { Layout::Packed } else { Layout::Split };
+        let batch = u16::try_from(batch.min(port::BURST_MAX))?;
+        let mut path = Path::new(layout)?;
+        let mut left = CHAINS;
+        while left > 0 {
+            let count = batch.min(u16::try_from(left).unwrap_or(batch));
+            path.offer(count)?;
+            anyhow::ensure!(path.serve()? == usize::from(count), "frames are missing");
+            bytes = bytes.wrapping_add(u64::from(count).wrapping_mul(64));
+            anyhow::ensure!(path.reclaim()? == usize::from(count), "chains are missing");
+            left = left.saturating_sub(u32::from(count));
         }
     } else {
         let layout = if kind.starts_with("packed") { Layout::Packed } else { Layout::Split };
