@@ -100,18 +100,15 @@ impl<'s, 'a> Walk<'s, 'a> {
     }
 
     /// Adds the descriptors of the indirect table that `table` points to, one after the other.
-    /// A first entry that is writable before a readable one counts as readable.
+    /// A readable part comes first, so a table that ends readable is readable as a whole: DPDK
+    /// 22.11 leaves WRITE on the first entries of what it transmits.
     pub(crate) fn add_flat_table(&mut self, table: RawDesc) -> Result<(), ChainError> {
-        let entries = table_entries(table)?;
-        for index in 0..=u16::try_from(entries.wrapping_sub(1)).unwrap_or(u16::MAX) {
+        let last = u16::try_from(table_entries(table)?.wrapping_sub(1)).unwrap_or(u16::MAX);
+        let writable = self.fetch(table, last)?.fourth() & WRITE;
+        for index in 0..=last {
             let desc = self.fetch(table, index)?;
             // NEXT means nothing in such a table, and real drivers set it.
-            let mut flags = desc.fourth();
-            if index == 0 && flags & WRITE != 0 && entries > 1 {
-                // DPDK leaves WRITE on the header of what it transmits. A chain's readable part
-                // comes first, so the second entry says what the first one is.
-                flags &= self.fetch(table, 1)?.fourth() | !WRITE;
-            }
+            let flags = desc.fourth() & (writable | !WRITE);
             if flags & INDIRECT != 0 {
                 return Err(ChainError::NestedIndirect { index });
             }
