@@ -100,15 +100,13 @@ impl<'s, 'a> Walk<'s, 'a> {
     }
 
     /// Adds the descriptors of the indirect table that `table` points to, one after the other.
-    /// A readable part comes first, so a table that ends readable is readable as a whole: DPDK
-    /// 22.11 leaves WRITE on the first entries of what it transmits.
-    pub(crate) fn add_flat_table(&mut self, table: RawDesc) -> Result<(), ChainError> {
-        let last = u16::try_from(table_entries(table)?.wrapping_sub(1)).unwrap_or(u16::MAX);
-        let writable = self.fetch(table, last)?.fourth() & WRITE;
-        for index in 0..=last {
+    /// Flags outside of `known` are ignored.
+    pub(crate) fn add_flat_table(&mut self, table: RawDesc, known: u16) -> Result<(), ChainError> {
+        let entries = table_entries(table)?;
+        for index in 0..=u16::try_from(entries.wrapping_sub(1)).unwrap_or(u16::MAX) {
             let desc = self.fetch(table, index)?;
             // NEXT means nothing in such a table, and real drivers set it.
-            let flags = desc.fourth() & (writable | !WRITE);
+            let flags = desc.fourth() & known;
             if flags & INDIRECT != 0 {
                 return Err(ChainError::NestedIndirect { index });
             }
