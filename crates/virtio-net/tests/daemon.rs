@@ -57,7 +57,9 @@ impl Peer {
         frontend.set_owner().unwrap();
         let vhost = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
         let wanted = features::VERSION_1 | features::MRG_RXBUF | ring | vhost;
-        assert_eq!(frontend.get_features().unwrap() & wanted, wanted);
+        let offered = frontend.get_features().unwrap();
+        assert_eq!(offered & wanted, wanted);
+        assert_eq!(offered & (features::RING_PACKED | features::RING_RESET), 0);
         frontend.set_features(wanted).unwrap();
         let protocol = frontend.get_protocol_features().unwrap();
         assert!(protocol.contains(VhostUserProtocolFeatures::MQ));
