@@ -145,6 +145,8 @@ struct Link {
     /// What the event manager is asked for at present.
     interest: EventSet,
     refusals: u32,
+    /// Others that came meanwhile.
+    sent_away: u32,
 }
 
 impl VhostUserPort {
@@ -205,10 +207,13 @@ impl VhostUserPort {
     fn accept(&mut self, ops: &mut EventOps<'_>) {
         let Way::Listen(listener) = &self.way else { return };
         match listener.accept() {
-            Ok(Some(stream)) if self.link.is_none() => self.open_link(stream, ops),
             Ok(Some(stream)) => {
+                let Some(link) = &mut self.link else { return self.open_link(stream, ops) };
                 drop(stream);
-                tracing::warn!(port = %self.settings.name, "a second front end was sent away");
+                link.sent_away = link.sent_away.saturating_add(1);
+                if link.sent_away <= LOGGED_REFUSALS {
+                    tracing::warn!(port = %self.settings.name, "a second front end was sent away");
+                }
                 self.status.error("a second front end tried to connect and was sent away");
             }
             Ok(None) => {}
@@ -256,7 +261,7 @@ impl VhostUserPort {
         };
         let session = Session::new(settings);
         let connection = Connection::new(stream);
-        self.link = Some(Link { connection, session, interest, refusals: 0 });
+        self.link = Some(Link { connection, session, interest, refusals: 0, sent_away: 0 });
         tracing::info!(port = %self.settings.name, "front end connected");
         self.show();
     }
