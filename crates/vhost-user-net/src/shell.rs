@@ -172,15 +172,16 @@ impl VhostUserPort {
     }
 
     /// A worker met a ring that its driver broke: the ring is taken out of service until the
-    /// driver resets it, and the front end is told by the ring's err eventfd.
+    /// driver resets it, and the front end is told by the ring's err eventfd. Nothing happens if
+    /// the ring that runs now is sound.
     pub fn ring_fault(&mut self, ring: RingIndex, fault: &QueueFault) {
-        let Some(link) = &mut self.link else { return };
-        if !link.session.is_running(ring) {
-            // It was stopped meanwhile, or this is the same fault met by another worker.
-            return;
+        let Some(link) = &mut self.link else { return self.show() };
+        if !link.session.ring_fault(ring, &mut self.rings) {
+            // Late: the ring is another one now, or this is the same fault met by another worker.
+            // The switch has shown the port as broken already.
+            return self.show();
         }
-        let err = link.session.ring_fault(ring, &mut self.rings);
-        if let Some(err) = err {
+        if let Some(err) = link.session.err_eventfd(ring) {
             let _ = rustix::io::ioctl_fionbio(err.as_fd(), true);
             let _ = rustix::io::write(err.as_fd(), &1u64.to_ne_bytes());
         }

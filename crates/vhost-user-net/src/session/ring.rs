@@ -148,7 +148,7 @@ impl Session {
         rings: &mut dyn Rings,
     ) -> Result<Answer, SessionError> {
         let index = self.index(ring)?;
-        self.stop_ring(index, rings);
+        let _ = self.stop_ring(index, rings);
         let fresh = self.features.map_or(0, |f| RingPosition::start(layout(f)).to_vhost_base());
         let state = self.ring_mut(index);
         state.end();
@@ -181,27 +181,32 @@ impl Session {
         rings: &mut dyn Rings,
         change: impl FnOnce(&mut Ring),
     ) -> Result<(), SessionError> {
-        self.stop_ring(index, rings);
+        let _ = self.stop_ring(index, rings);
         change(self.ring_mut(index));
         self.try_start(index, rings)
     }
 
-    pub(super) fn stop_ring(&mut self, index: RingIndex, rings: &mut dyn Rings) {
-        let Some(ring) = self.rings.get_mut(&index) else { return };
-        if ring.running {
-            ring.running = false;
-            if let Some(position) = rings.stop(index) {
-                ring.base = Some(position.to_vhost_base());
-            }
-        }
+    /// Stops the ring if it runs. Returns whether it ran and is broken or lost.
+    pub(super) fn stop_ring(&mut self, index: RingIndex, rings: &mut dyn Rings) -> bool {
+        let Some(ring) = self.rings.get_mut(&index).filter(|ring| ring.running) else {
+            return false;
+        };
+        ring.running = false;
+        let Some(stopped) = rings.stop(index) else { return true };
+        ring.base = Some(stopped.position.to_vhost_base());
+        stopped.fault.is_some()
     }
 
     /// After a change to all rings: those whose set-up does not fit (any more) wait.
     pub(super) fn try_start_all(&mut self, rings: &mut dyn Rings) {
         for index in self.indexes() {
-            if let Err(error) = self.try_start(index, rings) {
-                tracing::debug!("not started: {error}");
-            }
+            self.start_again(index, rings);
+        }
+    }
+
+    pub(super) fn start_again(&mut self, index: RingIndex, rings: &mut dyn Rings) {
+        if let Err(error) = self.try_start(index, rings) {
+            tracing::debug!("not started: {error}");
         }
     }
 

@@ -3,14 +3,16 @@
 use std::io::Write;
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use port::{DropReason, PortState};
+use port::{DropReason, PortId, PortState, QueueFault, QueueId};
 use vhost::VhostUserMemoryRegionInfo;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost_user_net::SocketMode;
 use virtio_net::features::{EVENT_IDX, IN_ORDER, MRG_RXBUF, RING_PACKED, VERSION_1};
+use virtq::ChainError;
 use virtq::driver::Buffer;
 use virtq::mem::GuestPhysAddr;
 
+use crate::fabric::Side;
 use crate::guest::{GUEST, Guest, USER};
 use crate::harness::{Bench, wait_for};
 
@@ -182,6 +184,23 @@ fn a_broken_ring_is_reported_and_comes_back_after_a_reset() {
         bench.wait(0, PortState::Up, "");
         exchange(&mut a, &mut b, 0..50);
     }
+}
+
+#[test]
+fn a_late_word_of_a_fault_changes_nothing() {
+    let bench = Bench::new(SocketMode::Server);
+    let (mut a, mut b) = pair(&bench, SPLIT);
+    exchange(&mut a, &mut b, 0..5);
+    for side in [Side::Receiveq, Side::Transmitq] {
+        // What a switch does when a worker meets a fault.
+        bench.status[0].set(PortState::Broken, "a fault of an earlier ring");
+        let fault = QueueFault::Ring(ChainError::Head { head: 64, size: 64 });
+        bench.wire.fault(QueueId { port: PortId(0), pair: 0 }, side, fault);
+        bench.wait(0, PortState::Up, "");
+    }
+    assert!(a.queues.iter().all(|queue| queue.err.read().is_err()));
+    exchange(&mut a, &mut b, 5..50);
+    exchange(&mut b, &mut a, 0..50);
 }
 
 #[test]
