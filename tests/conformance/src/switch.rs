@@ -152,6 +152,16 @@ pub fn program() -> Result<PathBuf> {
     Ok(path)
 }
 
+/// The release build of `causeway-guest`, beside that of `causeway`.
+///
+/// # Errors
+/// There is none.
+pub fn guest_program() -> Result<PathBuf> {
+    let path = program()?.with_file_name("causeway-guest");
+    ensure!(path.is_file(), "no {}: cargo build --release -p causeway-guest", path.display());
+    Ok(path)
+}
+
 impl Switch {
     /// Starts a switch with these ports (each a SPEC) and waits until it answers.
     ///
