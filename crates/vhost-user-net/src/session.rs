@@ -36,7 +36,7 @@ use virtq::{ChainError, QueueConfig, QueueError, RingPosition, Virtq};
 
 use crate::codec::{CodecError, Message, Reply, Request, VringFd, VringState};
 use crate::memory::{RegionTable, SLOTS_MAX};
-pub use error::{SessionError, Unready};
+pub use error::{SessionError, SetUpError, Unready};
 use ring::Ring;
 
 /// The protocol features that a session offers.
@@ -167,6 +167,8 @@ pub struct Session {
     status: u8,
     memory: RegionTable,
     rings: BTreeMap<RingIndex, Ring>,
+    /// Rings that turned out to be set up wrongly when something else changed.
+    complaints: BTreeMap<RingIndex, SetUpError>,
     /// Where requests of the back end will go; held so that the front end sees it open.
     backend_channel: Option<OwnedFd>,
 }
@@ -182,6 +184,7 @@ impl Session {
             status: 0,
             memory: RegionTable::default(),
             rings: BTreeMap::new(),
+            complaints: BTreeMap::new(),
             backend_channel: None,
         }
     }
@@ -271,10 +274,18 @@ impl Session {
                 return Err(Unready::NotEnabled(index));
             }
             if !ring.running {
-                return Err(Unready::NoMemory(index));
+                let wrong = ring.wrong.map(|error| Unready::SetUp(index, error));
+                return Err(wrong.unwrap_or(Unready::NoMemory(index)));
             }
         }
         Ok(())
+    }
+
+    /// What is wrong with rings that became complete by a message which was not about them, such
+    /// as the one that shares the memory: it is not refused. Each is told once.
+    pub fn take_complaints(&mut self) -> Vec<SessionError> {
+        let all = std::mem::take(&mut self.complaints).into_iter();
+        all.map(|(index, error)| SessionError::SetUp { index, error }).collect()
     }
 
     /// The device features that were negotiated, if they were.

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use port::{Fabric, PortId, PortState, QueueCounters, QueueFault, StatusCell};
 
-use crate::session::{RingIndex, Session, SessionSettings, Unready};
+use crate::session::{RingIndex, Session, SessionError, SessionSettings, Unready};
 use connection::{Connection, Disconnect};
 use listener::Listener;
 pub use listener::OpenError;
@@ -303,6 +303,7 @@ impl VhostUserPort {
         self.hold_armed = false;
         if let Some(link) = &mut self.link {
             link.session.release_held_rings(&mut self.rings);
+            link.complain_of_rings(&self.settings.name, &self.status);
         }
         if let Way::Listen(listener) = &self.way
             && std::mem::take(&mut self.accept_paused)
@@ -378,17 +379,29 @@ impl Link {
             tracing::trace!(port = name, request, payload = ?message.payload, "message");
             let outcome = self.session.handle(message, rings)?;
             if let Some(error) = outcome.refused {
-                self.refusals = self.refusals.saturating_add(1);
-                if self.refusals <= LOGGED_REFUSALS {
-                    tracing::warn!(port = name, "refused: {error}");
-                }
-                status.error(error.to_string());
+                self.complain("refused", &error, (name, status));
             }
+            self.complain_of_rings(name, status);
             if let Some(reply) = outcome.reply {
                 self.connection.send(&reply)?;
             }
         }
         Ok(())
+    }
+
+    fn complain_of_rings(&mut self, name: &str, status: &StatusCell) {
+        for error in self.session.take_complaints() {
+            self.complain("not started", &error, (name, status));
+        }
+    }
+
+    fn complain(&mut self, what: &str, error: &SessionError, to: (&str, &StatusCell)) {
+        let (name, status) = to;
+        self.refusals = self.refusals.saturating_add(1);
+        if self.refusals <= LOGGED_REFUSALS {
+            tracing::warn!(port = name, "{what}: {error}");
+        }
+        status.error(error.to_string());
     }
 }
 

@@ -9,7 +9,7 @@ use virtq::{Layout, QueueConfig, RingPosition};
 
 use super::{
     Answer, F_PROTOCOL_FEATURES, FrontendReq, Reply, RingIndex, RingStart, Rings, Session,
-    SessionError, VringFd, VringState,
+    SessionError, SetUpError, VringFd, VringState,
 };
 use crate::codec::VringAddr;
 
@@ -32,6 +32,8 @@ pub(super) struct Ring {
     pub(super) running: bool,
     /// The driver broke it; it does not run until it is started anew.
     pub(super) broken: bool,
+    /// Why it could not be started when that was tried last.
+    pub(super) wrong: Option<SetUpError>,
     /// It ran since it was started.
     resumed: bool,
     /// The front end took too long to say whether the ring is enabled: it is not.
@@ -50,6 +52,7 @@ impl Ring {
     }
 
     fn end(&mut self) {
+        self.wrong = None;
         self.kick = None;
         self.started = false;
         self.broken = false;
@@ -183,7 +186,8 @@ impl Session {
     ) -> Result<(), SessionError> {
         let _ = self.stop_ring(index, rings);
         change(self.ring_mut(index));
-        self.try_start(index, rings)
+        let started = self.start_if_complete(index, rings);
+        started.map_err(|error| SessionError::SetUp { index, error })
     }
 
     /// Stops the ring if it runs. Returns whether it ran and is broken or lost.
@@ -205,8 +209,11 @@ impl Session {
     }
 
     pub(super) fn start_again(&mut self, index: RingIndex, rings: &mut dyn Rings) {
-        if let Err(error) = self.try_start(index, rings) {
-            tracing::debug!("not started: {error}");
+        let known = self.rings.get(&index).and_then(|ring| ring.wrong);
+        if let Err(error) = self.start_if_complete(index, rings)
+            && known != Some(error)
+        {
+            let _ = self.complaints.insert(index, error);
         }
     }
 
@@ -225,7 +232,19 @@ impl Session {
         self.try_start_all(rings);
     }
 
-    fn try_start(&mut self, index: RingIndex, rings: &mut dyn Rings) -> Result<(), SessionError> {
+    fn start_if_complete(
+        &mut self,
+        index: RingIndex,
+        rings: &mut dyn Rings,
+    ) -> Result<(), SetUpError> {
+        let result = self.try_start(index, rings);
+        if let Some(ring) = self.rings.get_mut(&index) {
+            ring.wrong = result.err();
+        }
+        result
+    }
+
+    fn try_start(&mut self, index: RingIndex, rings: &mut dyn Rings) -> Result<(), SetUpError> {
         let from_the_beginning = self.rings_start_enabled();
         let (Some(features), Some(memory)) = (self.features, self.memory.map()) else {
             return Ok(());
@@ -239,7 +258,7 @@ impl Session {
         if !ring.started || ring.running || ring.broken || !runs {
             return Ok(());
         }
-        let Some(config) = self.queue_config(index, ring, features)? else { return Ok(()) };
+        let Some(config) = self.queue_config(ring, features)? else { return Ok(()) };
         let start = RingStart {
             config,
             memory,
@@ -250,7 +269,7 @@ impl Session {
             mtu: self.mtu,
             resumed: ring.resumed,
         };
-        rings.start(index, start).map_err(|error| SessionError::Queue { index, error })?;
+        rings.start(index, start)?;
         let ring = self.ring_mut(index);
         ring.running = true;
         ring.resumed = true;
@@ -258,12 +277,7 @@ impl Session {
     }
 
     /// The ring's configuration, if all of it is known and in memory.
-    fn queue_config(
-        &self,
-        index: RingIndex,
-        ring: &Ring,
-        features: u64,
-    ) -> Result<Option<QueueConfig>, SessionError> {
+    fn queue_config(&self, ring: &Ring, features: u64) -> Result<Option<QueueConfig>, SetUpError> {
         let (Some(size), Some(addr)) = (ring.size, ring.addr) else { return Ok(None) };
         let part = |addr| self.memory.translate(addr);
         let (desc, driver, device) = (part(addr.desc), part(addr.avail), part(addr.used));
@@ -274,7 +288,7 @@ impl Session {
         let position = match ring.base {
             None => RingPosition::start(layout),
             Some(base) if layout == Layout::Split && base > u32::from(u16::MAX) => {
-                return Err(SessionError::RingBase { ring: u32::from(index.0), base });
+                return Err(SetUpError::Base(base));
             }
             Some(base) => RingPosition::from_vhost_base(layout, base),
         };

@@ -77,6 +77,31 @@ fn status_tells_what_is_missing() {
 }
 
 #[test]
+fn what_is_wrong_with_a_ring_is_told_when_its_memory_comes_last() {
+    let mut front = Front::new();
+    front.negotiate(PLAIN);
+    for ring in 0..2 {
+        front.describe(ring, 0);
+        front.say(Request::SetVringNum(VringState { ring, num: 3 - ring }));
+        front.kick(ring);
+        front.enable(ring, true);
+    }
+    assert!(front.session.take_complaints().is_empty());
+    front.share();
+    let wrong = front.session.ready().unwrap_err();
+    assert!(matches!(wrong, Unready::SetUp(RingIndex(0), _)));
+    assert!(wrong.to_string().contains("power of two"), "{wrong}");
+    let complaints = front.session.take_complaints();
+    assert_eq!(complaints.len(), 1);
+    assert!(complaints[0].to_string().starts_with("ring 0: "), "{}", complaints[0]);
+    // Known already.
+    front.share();
+    assert!(front.session.take_complaints().is_empty());
+    front.say(Request::SetVringNum(VringState { ring: 0, num: 4 }));
+    assert_eq!(front.session.ready(), Ok(()));
+}
+
+#[test]
 fn a_call_is_replaced_while_the_ring_runs() {
     let mut front = Front::new();
     front.up(PLAIN, 1);
