@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
 use libfuzzer_sys::fuzz_target;
 use rustix::event::{EventfdFlags, eventfd};
@@ -271,7 +272,11 @@ fuzz_target!(|data: &[u8]| {
             250..252 => {
                 let _ = session.ring_fault(RingIndex(u16::from(input.byte() % 10)), &mut shelf);
             }
-            252..254 => session.release_held_rings(&mut shelf),
+            252..254 => {
+                let now = Instant::now();
+                let _ = session.hold_rings(now);
+                session.release_held_rings(now, &mut shelf);
+            }
             _ => {}
         }
         let went_on = match message(&mut input) {

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustix::fs::{FileType, fstat};
 use virtio_net::features::{layout, ring_features};
@@ -36,6 +37,8 @@ pub(super) struct Ring {
     pub(super) wrong: Option<SetUpError>,
     /// It ran since it was started.
     resumed: bool,
+    /// When the time is over that the front end has for it.
+    held_until: Option<Instant>,
     /// The front end took too long to say whether the ring is enabled: it is not.
     impatient: bool,
 }
@@ -58,6 +61,7 @@ impl Ring {
         self.broken = false;
         self.resumed = false;
         self.impatient = false;
+        self.held_until = None;
     }
 
     /// Whether the ring is disabled only because the front end has not come to say more yet.
@@ -217,17 +221,23 @@ impl Session {
         }
     }
 
-    /// Whether a transmitq waits to hear if it is enabled.
-    pub fn holds_rings(&self) -> bool {
-        let from_the_beginning = self.rings_start_enabled();
-        let waits = |(index, ring): (&RingIndex, &Ring)| index.is_transmitq() && ring.is_held();
-        !from_the_beginning && self.rings.iter().any(waits)
+    /// Transmitqs that wait to hear whether they are enabled since now wait until `until`. Returns
+    /// when the first of all that wait has waited long enough.
+    pub fn hold_rings(&mut self, until: Instant) -> Option<Instant> {
+        if self.rings_start_enabled() {
+            return None;
+        }
+        let waits =
+            |(index, ring): &(&RingIndex, &mut Ring)| index.is_transmitq() && ring.is_held();
+        let held = self.rings.iter_mut().filter(waits);
+        held.map(|(_, ring)| *ring.held_until.get_or_insert(until)).min()
     }
 
-    /// The front end had its time: what it did not enable is disabled.
-    pub fn release_held_rings(&mut self, rings: &mut dyn Rings) {
+    /// The front end had its time for some rings: those that it did not enable are disabled.
+    pub fn release_held_rings(&mut self, now: Instant, rings: &mut dyn Rings) {
         for ring in self.rings.values_mut() {
-            ring.impatient = ring.started;
+            let over = ring.held_until.is_some_and(|until| until <= now);
+            ring.impatient |= ring.is_held() && over;
         }
         self.try_start_all(rings);
     }
