@@ -90,7 +90,7 @@ impl Bench {
         pipeline.fit(&table);
         let limits = FdbLimits { entries: 1000, per_port: 1000, age_secs: 300 };
         let flood_copies = Counter::default();
-        Self { fdb: Fdb::new(limits, 5), table, outs, origins, pipeline, flood_copies }
+        Self { fdb: Fdb::new(limits, 0, 5), table, outs, origins, pipeline, flood_copies }
     }
 
     fn send(&mut self, port: usize, frames: &[Vec<u8>], now: u32) {
@@ -357,7 +357,7 @@ fn two_tags_survive_ways_out_in_any_order() {
     let outs = [(&access, popped), (&trunk, whole.clone()), (&native, whole.clone())];
     for order in (0..27).map(|n| [n / 9, n / 3 % 3, n % 3]) {
         let rules = order.map(|n| outs[n].0.clone());
-        let mut bench = Bench::new(&[&[trunk.clone()], &rules[..]].concat());
+        let mut bench = Bench::new(&[std::slice::from_ref(&trunk), &rules[..]].concat());
         bench.send(0, &vec![whole.clone(); 3], 0);
         let want: Vec<_> = order.iter().map(|n| vec![outs[*n].1.clone(); 3]).collect();
         assert_eq!(bench.take()[1..], want, "{rules:?}");
