@@ -23,6 +23,8 @@ pub(crate) struct Admin {
     pub(crate) ended_copies: u64,
     /// Number of the next per-queue worker.
     next_worker: usize,
+    /// Where the search for the next port's id begins.
+    pub(crate) next_id: u16,
 }
 
 /// Where an ingress is.
@@ -44,6 +46,7 @@ impl Admin {
             removed_ports: no_totals(),
             ended_copies: 0,
             next_worker: 0,
+            next_id: 0,
         };
         let cpus: Vec<Option<usize>> = match workers {
             Workers::Cpus(cpus) => cpus.iter().copied().map(Some).collect(),

@@ -1,10 +1,12 @@
 //! Ports and queues come and go while frames move.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use packet::{MacAddr, VlanId};
 use port::{DropReason, Fabric};
-use switch::{PortConfig, PortError, Switch, SwitchConfig, Workers};
+use switch::{FdbLimits, PortConfig, PortError, STATIC_MAX, Switch, SwitchConfig, Workers};
 
 use crate::mock::{
     BROADCAST, Behaviour, MockIngress, add, at, attach, attach_egress, attach_ingress, check_law,
@@ -119,12 +121,12 @@ fn a_removed_port_leaves_its_counts() {
     assert!(switch.fdb().is_empty(), "its stations are forgotten");
     assert!(switch.port("p1").is_none());
 
-    // Its place is used again, without its past.
+    // A new port has neither its past nor its id, which an event may still name.
     let (again, wire) = add(&switch, &PortConfig::new("again"));
-    assert_eq!(again.id, ports[1].0.id);
+    assert_ne!(again.id, ports[1].0.id);
     wires[0].send(&[frame(BROADCAST, mac(7), 7)]);
     let stats = settle(&switch, &[wires[0], wires[2], &wire]);
-    assert_eq!(stats.ports[1].queues[0].rx_frames, 0);
+    assert_eq!(stats.ports[2].queues[0].rx_frames, 0);
     assert_eq!(wire.take().len(), 1);
 }
 
@@ -173,6 +175,37 @@ fn attaching_again_replaces() {
     assert_eq!((old.take().len(), old.waiting(), new.take().len()), (0, 1, 1));
     assert!(switch.detach_ingress(at(port.id, 5)).is_none());
     assert!(switch.detach_egress(at(port.id, 5)).is_none());
+}
+
+/// An event of a removed port that is still under way must not name a new one.
+#[test]
+fn the_id_of_a_removed_port_comes_back_late() {
+    let switch = Switch::start(&SwitchConfig::default()).unwrap();
+    let stays = switch.add_port(&PortConfig::new("stays")).unwrap().id;
+    let new = || switch.add_port(&PortConfig::new("p")).unwrap().id;
+    let mut seen = HashSet::from([stays]);
+    for _ in 0..100 {
+        let id = new();
+        assert!(seen.insert(id), "{id:?} again");
+        assert!(switch.remove_port(id));
+    }
+}
+
+#[test]
+fn static_entries_have_a_bound_and_a_text() {
+    let fdb = FdbLimits { entries: 1, per_port: 1, age_secs: 300 };
+    let switch = Switch::start(&SwitchConfig { fdb, ..SwitchConfig::default() }).unwrap();
+    let stations: Vec<_> = (0..STATIC_MAX).map(|n| (VlanId::NONE, MacAddr(mac(n)))).collect();
+    let full = PortConfig { stations, ..PortConfig::new("full") };
+    let (port, _) = add(&switch, &full);
+    let one = vec![(VlanId::NONE, MacAddr(mac(STATIC_MAX)))];
+    let one = PortConfig { stations: one, ..PortConfig::new("one more") };
+    let error = switch.add_port(&one).unwrap_err().to_string();
+    let text =
+        "no room for the static entry of 02:00:00:00:10:00: 4096 static entries are possible";
+    assert_eq!(error, text);
+    assert!(switch.remove_port(port.id));
+    assert!(switch.add_port(&one).is_ok());
 }
 
 #[test]
