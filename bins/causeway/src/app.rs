@@ -50,6 +50,8 @@ pub(crate) struct App {
     /// How often a full receiveq is tried again.
     retries: u32,
     began: Instant,
+    /// Clients could not be taken: the control socket is left alone until the next tick.
+    deaf: bool,
     stopping: bool,
 }
 
@@ -105,6 +107,7 @@ impl App {
             config: Config::default(),
             retries: virtio_net::DEFAULT_RETRIES,
             began: Instant::now(),
+            deaf: false,
             stopping: false,
         })
     }
@@ -151,6 +154,9 @@ impl App {
         } else if fd == self.timer.as_raw_fd() {
             let _ = rustix::io::read(&self.timer, &mut [0; 8]);
             let _ = self.switch.age();
+            if self.deaf {
+                self.accept();
+            }
             self.look_after_ports();
         } else if fd == self.switch.events().as_fd().as_raw_fd() {
             self.switch_events();
@@ -183,13 +189,40 @@ impl App {
     }
 
     fn accept(&mut self) {
-        while let Some(id) = self.server.accept() {
-            let set = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
-            let added = match (self.manager.event_ops(self.hub), self.server.client(id)) {
-                (Ok(mut ops), Some(fd)) => ops.add(Events::new(&fd, set)).is_ok(),
-                _ => false,
-            };
-            if added { self.client(id) } else { self.server.forget(id) }
+        loop {
+            match self.server.accept() {
+                Ok(Some(id)) => self.welcome(id),
+                Ok(None) => return self.listen(true),
+                Err(error) => {
+                    if !self.deaf {
+                        tracing::warn!(%error, "cannot accept clients on the control socket");
+                    }
+                    return self.listen(false);
+                }
+            }
+        }
+    }
+
+    fn welcome(&mut self, id: ClientId) {
+        let set = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
+        let added = match (self.manager.event_ops(self.hub), self.server.client(id)) {
+            (Ok(mut ops), Some(fd)) => ops.add(Events::new(&fd, set)).is_ok(),
+            _ => false,
+        };
+        if added { self.client(id) } else { self.server.forget(id) }
+    }
+
+    /// Watches the control socket for clients, or leaves it alone: a client that cannot be taken
+    /// would wake us again and again.
+    fn listen(&mut self, on: bool) {
+        if self.deaf != on {
+            return;
+        }
+        let set = if on { EventSet::IN } else { EventSet::empty() };
+        let events = Events::new(&self.server.listener(), set);
+        match self.manager.event_ops(self.hub).and_then(|ops| ops.modify(events)) {
+            Ok(()) => self.deaf = !on,
+            Err(error) => tracing::warn!(%error, "cannot watch the control socket"),
         }
     }
 
