@@ -12,12 +12,11 @@ mod tap;
 pub(crate) mod view;
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use control::server::{ClientId, Server};
-use control::{Config, Reply, Request};
+use control::{Reply, Request};
 use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
 };
@@ -29,7 +28,9 @@ use switch::{Switch, SwitchEvent};
 use vhost_user_net::VhostUserPort;
 
 use crate::signals::Signals;
+pub(crate) use ports::Origin;
 use ports::Port;
+pub(crate) use reload::Source;
 
 /// How often ports are looked after and addresses age.
 const TICK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
@@ -44,9 +45,7 @@ pub(crate) struct App {
     signals: Signals,
     timer: OwnedFd,
     ports: Vec<Port>,
-    /// The configuration file and what it said when it was read last.
-    file: Option<PathBuf>,
-    config: Config,
+    source: Option<Source>,
     /// How often a full receiveq is tried again.
     retries: u32,
     began: Instant,
@@ -103,8 +102,7 @@ impl App {
             signals,
             timer,
             ports: Vec::new(),
-            file: None,
-            config: Config::default(),
+            source: None,
             retries: virtio_net::DEFAULT_RETRIES,
             began: Instant::now(),
             deaf: false,
@@ -117,10 +115,9 @@ impl App {
         self.retries = retries;
     }
 
-    /// What the configuration file said, for the next reload.
-    pub(crate) fn remember(&mut self, file: Option<PathBuf>, config: Config) {
-        self.file = file;
-        self.config = config;
+    /// What the next reload has to know.
+    pub(crate) fn remember(&mut self, source: Source) {
+        self.source = Some(source);
     }
 
     /// Serves until a signal ends it.
@@ -134,7 +131,7 @@ impl App {
         }
         tracing::info!("stopping");
         while let Some(port) = self.ports.pop() {
-            self.remove(port);
+            drop(self.remove(port));
         }
         Ok(())
     }
