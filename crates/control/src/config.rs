@@ -113,20 +113,25 @@ impl Config {
         table: &DeTable<'_>,
         beside: &[PortSpec],
     ) -> Result<(), ConfigError> {
-        let tables = table.get("static").and_then(|v| v.get_ref().as_array());
-        let places: Vec<usize> = tables.into_iter().flatten().map(|v| v.span().start).collect();
-        let place = |index: usize| places.get(index).copied().unwrap_or(0);
+        let place = |section: &str, index: usize| {
+            let tables = table.get(section).and_then(|v| v.get_ref().as_array());
+            tables.and_then(|tables| tables.get(index)).map_or(0, |value| value.span().start)
+        };
         let ports = || self.ports.iter().chain(beside);
         for (index, entry) in self.statics.iter().enumerate() {
             let Some(port) = ports().find(|port| port.name == entry.port) else {
                 let message = format!("static entry for port {:?}, which is not here", entry.port);
-                return Err(file.error(place(index), message));
+                return Err(file.error(place("static", index), message));
             };
-            entry.check(port).map_err(|message| file.error(place(index), message))?;
+            entry.check(port).map_err(|message| file.error(place("static", index), message))?;
         }
-        check_stations(ports(), &self.statics).map_err(|clash| match clash.entry {
-            Some(index) => file.error(place(index), clash.message),
-            None => ConfigError { file: None, line: None, message: clash.message },
+        check_stations(ports(), &self.statics).map_err(|clash| {
+            let port = self.ports.iter().position(|port| port.name == clash.port);
+            match (clash.entry, port) {
+                (Some(index), _) => file.error(place("static", index), clash.message),
+                (None, Some(index)) => file.error(place("port", index), clash.message),
+                (None, None) => ConfigError { file: None, line: None, message: clash.message },
+            }
         })
     }
 }

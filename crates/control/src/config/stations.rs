@@ -13,7 +13,9 @@ pub type Station = (Option<VlanId>, MacAddress);
 /// Two ports that say of one station that it is behind them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Clash {
-    /// The static entry that came second, if it was one.
+    /// The port that came second.
+    pub port: String,
+    /// Its static entry, if it was one.
     pub entry: Option<usize>,
     /// What is wrong.
     pub message: String,
@@ -59,7 +61,7 @@ pub fn check_stations<'a>(
                 let vlan = vlan.map_or_else(String::new, |vlan| format!(" in VLAN {vlan}"));
                 let other = place.get();
                 let message = format!("{mac}{vlan} is behind port {other} already, not {port}");
-                return Err(Clash { entry, message });
+                return Err(Clash { port: port.to_owned(), entry, message });
             }
         }
         Ok(())

@@ -109,6 +109,16 @@ fn errors_name_line_value_and_what_is_allowed() {
     let twice = "[[port]]\nkind = \"tap\"\nname = \"a\"\nifname = \"t\"\n\
                  [[port]]\nkind = \"tap\"\nname = \"a\"\nifname = \"u\"";
     assert_eq!(error(twice), "line 5: two ports have the name a");
+    let guest = |name: &str| {
+        format!(
+            "[[port]]\nkind = \"vhost-user\"\nname = \"{name}\"\nsocket = \"/{name}\"\n\
+             mac = \"02:00:00:00:00:01\"\n"
+        )
+    };
+    assert_eq!(
+        error(&(guest("a") + &guest("b"))),
+        "line 6: 02:00:00:00:00:01 is behind port a already, not b"
+    );
     assert!(error("[switch\n").starts_with("line 1: "));
     assert_eq!(
         Config::load(Path::new("/nowhere/x.toml"), &[]).unwrap_err().to_string(),

@@ -38,7 +38,7 @@ pub enum BindError {
     #[error("{} exists and is not a socket", .0.display())]
     NotSocket(PathBuf),
     /// Somebody else starts here, or only holds the lock.
-    #[error("lock {path} is held by another process: end it, or remove the file", path = .0.display())]
+    #[error("lock {} is held by another process: end it, or remove the file", .0.display())]
     Locked(PathBuf),
     /// A call failed.
     #[error("cannot {what} {path}: {error}", path = path.display())]

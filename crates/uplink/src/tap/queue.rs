@@ -7,9 +7,9 @@
 //!
 //! **Trust.** What the kernel gives came from the network. Bodies that are written may belong to a
 //! hostile guest: only their addresses are handed on.
-//! **Limits.** A frame has at most [`FRAME_MAX`] bytes, and at most 62 pieces of body. The frames of
-//! a burst stand one behind the other in [`BUFFER_BYTES`], which are all the memory that a queue
-//! ever takes: a burst ends where the largest frame has no room any more.
+//! **Limits.** A frame has at most [`FRAME_MAX`] bytes, and at most 62 pieces of body. The frames
+//! of a burst stand one behind the other in [`BUFFER_BYTES`], which are all the memory that a queue
+//! takes: a burst ends where the largest frame has no room any more.
 
 use std::any::Any;
 use std::io;
