@@ -28,6 +28,13 @@ use crate::scratch::target_folder;
 const RECIPE: &str = "2";
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 const OVS_SWITCH: &str = "usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
+/// The last is what DPDK loads for its memory, so that nothing depends on it.
+const OVS_PACKAGES: [&str; 4] = [
+    "openvswitch-switch-dpdk",
+    "openvswitch-switch",
+    "openvswitch-common",
+    "librte-mempool-ring23",
+];
 const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The QEMU releases that we promise to work with.
@@ -170,8 +177,7 @@ impl Environment {
         }
         let root = self.part("ovs", |root| {
             say("fetching OVS-DPDK (unpacked into the cache, not installed)");
-            let packages = ["openvswitch-switch-dpdk", "openvswitch-switch", "openvswitch-common"];
-            apt::unpack_closure(&self.cache, &["bookworm"], &packages, root)
+            apt::unpack_closure(&self.cache, &["bookworm"], &OVS_PACKAGES, root)
         })?;
         Ok(Ovs { root })
     }

@@ -57,6 +57,12 @@ impl Forwarder {
         Ok(Self { process })
     }
 
+    /// The process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Stops forwarding and says what it cost; `None` if there were no frames.
     ///
     /// # Errors

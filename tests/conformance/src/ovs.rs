@@ -15,6 +15,8 @@ use crate::process::{Process, output};
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 const LINK_TIMEOUT: Duration = Duration::from_secs(30);
 const ASK_TIMEOUT: Duration = Duration::from_secs(30);
+/// What the log says when DPDK has started in it.
+const READY: &str = "DPDK Enabled - initialized";
 const TICK: Duration = Duration::from_millis(50);
 
 /// A running OVS-DPDK; dropped, both of its processes end.
@@ -53,7 +55,9 @@ impl OvsDpdk {
         let _ = run.args([database(folder), unixctl(folder, "vs")]);
         let switch = Process::spawn("ovs-vswitchd", &mut run, &folder.join("ovs.log"))?;
         let folder = folder.to_owned();
-        let ovs = Self { programs, folder, switch, _database: served };
+        let mut ovs = Self { programs, folder, switch, _database: served };
+        let ready = |text: &str| text.contains(READY).then_some(());
+        ovs.switch.wait_for("DPDK's start", 0, START_TIMEOUT, ready)?;
         ovs.add_ports(sockets, mtu).with_context(|| ovs.switch.tail())?;
         Ok(ovs)
     }
@@ -85,6 +89,12 @@ impl OvsDpdk {
             }
         }
         Ok(())
+    }
+
+    /// The process id of the switch.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.switch.id()
     }
 
     /// Cycles that the polling thread has spent on each frame since it started, polls that found
@@ -128,8 +138,10 @@ fn configure(programs: &Ovs, folder: &Path) -> Result<()> {
 
 fn vsctl(programs: &Ovs, folder: &Path, arguments: &[&str]) -> Result<String> {
     let mut command = with_folder(programs.command("usr/bin/ovs-vsctl")?, folder);
-    let _ = command.arg(format!("--db={}", database(folder))).args(arguments);
-    output(command.arg(format!("--timeout={}", START_TIMEOUT.as_secs())), ASK_TIMEOUT)
+    // Options stand before the command.
+    let options =
+        [format!("--db={}", database(folder)), format!("--timeout={}", START_TIMEOUT.as_secs())];
+    output(command.args(options).args(arguments), ASK_TIMEOUT)
 }
 
 /// Nothing of the machine's own OVS is read or written.

@@ -240,6 +240,12 @@ impl VirtioUser {
         Ok(rates)
     }
 
+    /// The process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Stops forwarding and says what it cost testpmd, if it was counted.
     ///
     /// # Errors

@@ -154,6 +154,15 @@ impl BackEnd {
         Ok(())
     }
 
+    /// The id of the process that polls.
+    pub(crate) fn id(&self) -> u32 {
+        match self {
+            Self::Switch { switch, .. } => switch.id(),
+            Self::Ovs(ovs) => ovs.id(),
+            Self::Testpmd(forwarder) => forwarder.id(),
+        }
+    }
+
     /// What the run has cost it. `mhz` is the frequency in whose cycles that is said.
     pub(crate) fn account(&mut self, mhz: Option<f64>) -> Result<Account> {
         match self {

@@ -92,9 +92,9 @@ fn measure(options: &Options) -> Result<Run> {
     let mut guest = Process::spawn("causeway-guest", &mut command, &scratch.path("guest.log"))?;
     switch.wait_ports_up(&names.iter().map(String::as_str).collect::<Vec<_>>())?;
     sleep(SETTLE);
-    let (before, start) = (cpu_time(switch.id())?, Instant::now());
+    let (before, start) = (cpu_time(switch.id())?.running, Instant::now());
     sleep(Duration::from_secs(options.seconds.into()));
-    let (after, seconds) = (cpu_time(switch.id())?, start.elapsed().as_secs_f64());
+    let (after, seconds) = (cpu_time(switch.id())?.running, start.elapsed().as_secs_f64());
     // A guest that ended meanwhile was not attached.
     switch.wait_ports_up(&names.iter().map(String::as_str).collect::<Vec<_>>())?;
     let _ = guest.stop()?;

@@ -194,6 +194,7 @@ fn publish(steps: &mut Steps, runs: Vec<Run>, versions: Versions) -> Result<()> 
     for line in report.origin().into_iter().chain(table("us", &report.summary, 2)) {
         println!("{line}");
     }
+    ensure!(!report.summary.is_empty(), "no run can be compared, nothing is written");
     let json = report.write("latency")?;
     steps.note("latency", Ok(format!("{count} runs in {}", json.display())));
     Ok(())

@@ -75,22 +75,33 @@ pub(crate) fn now() -> Result<String> {
     Ok(shown.trim().to_owned())
 }
 
-/// CPU time that all threads of a process have taken so far. A thread that has ended meanwhile is
-/// not in it, and the switch ends none while it is measured.
-pub(crate) fn cpu_time(process: u32) -> Result<Duration> {
-    let mut total = Duration::ZERO;
+/// What the scheduler gave to a process.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct CpuTime {
+    pub(crate) running: Duration,
+    /// It could have run, and another program had its CPU.
+    pub(crate) waiting: Duration,
+}
+
+/// The times of all threads of a process so far. A thread that has ended meanwhile is not in it,
+/// and neither the switch nor its peers end one while they are measured.
+pub(crate) fn cpu_time(process: u32) -> Result<CpuTime> {
+    let mut total = CpuTime::default();
     for entry in fs::read_dir(format!("/proc/{process}/task")).context("the process has ended")? {
         if let Ok(text) = fs::read_to_string(entry?.path().join("schedstat")) {
-            total = total.saturating_add(on_cpu(&text)?);
+            let thread = parse_times(&text).with_context(|| format!("schedstat says {text}"))?;
+            total.running = total.running.saturating_add(thread.running);
+            total.waiting = total.waiting.saturating_add(thread.waiting);
         }
     }
     Ok(total)
 }
 
-/// The first number of `schedstat`: nanoseconds on a CPU.
-fn on_cpu(text: &str) -> Result<Duration> {
-    let first = text.split(' ').next().unwrap_or_default();
-    Ok(Duration::from_nanos(first.parse().with_context(|| format!("schedstat says {text}"))?))
+/// Reads a line of `schedstat`: nanoseconds on a CPU, nanoseconds waiting for one, time slices.
+fn parse_times(text: &str) -> Option<CpuTime> {
+    let mut numbers = text.split_whitespace().map(|word| word.parse().ok());
+    let mut next = || numbers.next().flatten().map(Duration::from_nanos);
+    Some(CpuTime { running: next()?, waiting: next()? })
 }
 
 fn cpu_name(info: &str) -> Option<String> {
@@ -116,9 +127,10 @@ mod tests {
 
     #[test]
     fn cpu_time_is_the_sum_of_the_threads() {
-        assert_eq!(on_cpu("1500 7 3\n").unwrap(), Duration::from_nanos(1500));
-        assert!(on_cpu("none").is_err());
-        assert!(cpu_time(std::process::id()).unwrap() > Duration::ZERO);
+        let [running, waiting] = [1500, 7].map(Duration::from_nanos);
+        assert_eq!(parse_times("1500 7 3\n"), Some(CpuTime { running, waiting }));
+        assert_eq!(parse_times("none"), None);
+        assert!(cpu_time(std::process::id()).unwrap().running > Duration::ZERO);
         assert!(cpu_time(u32::MAX).is_err());
     }
 }

@@ -1,7 +1,7 @@
 //! Frames per second from guest to guest and back, the switch and its peers in turn.
 
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
@@ -9,7 +9,7 @@ use conformance::{Environment, Scratch, Topology, VirtioUser, VirtioUserSpec};
 use serde::Serialize;
 
 use super::back_end::{BackEnd, Subject, available, sockets};
-use super::machine::Versions;
+use super::machine::{Versions, cpu_time};
 use super::regime::{Regime, round_trip_ns};
 use super::report::{Report, table, write};
 use super::summary::{Sample, median, rows};
@@ -64,6 +64,8 @@ struct Run {
     regime: Regime,
     before_ns: f64,
     after_ns: f64,
+    /// The share of the time for which the guest or the back end waited for its CPU.
+    waited: f64,
     /// Frames per second that a port of the guest receives, in millions: the median of the looks.
     mpps: f64,
     looks: Vec<f64>,
@@ -147,7 +149,8 @@ fn measure_in(
     back_end.wait_connected()?;
     let before_ns = round_trip_ns()?;
     guest.circulate(case.size.into(), BURSTS)?;
-    let looks = look(&mut guest)?;
+    let programs = [guest.id(), back_end.id()];
+    let (looks, waited) = look(&mut guest, programs)?;
     let cycles = guest.stop_forwarding()?;
     let after_ns = round_trip_ns()?;
     let account = back_end.account(cycles.map(|cycles| cycles.mhz))?;
@@ -159,9 +162,10 @@ fn measure_in(
     let run = Run {
         case: case.name(),
         subject,
-        regime: Regime::of_run(before_ns, after_ns),
+        regime: Regime::of_run(before_ns, after_ns).unless_disturbed(waited),
         before_ns: before_ns.round(),
         after_ns: after_ns.round(),
+        waited,
         mpps,
         looks,
         cycles_per_frame: account.cycles_per_frame,
@@ -186,17 +190,25 @@ fn guest(subject: Subject, case: Case, scratch: &Scratch) -> VirtioUserSpec {
     }
 }
 
-/// The guest's rates while the frames go round: the mean of its ports, in millions.
-fn look(guest: &mut VirtioUser) -> Result<Vec<f64>> {
+/// The guest's rates while the frames go round, the mean of its ports in millions, and the share
+/// of the time for which one of the programs waited for its CPU.
+fn look(guest: &mut VirtioUser, programs: [u32; 2]) -> Result<(Vec<f64>, f64)> {
     sleep(WARM_UP);
     // The first look has the start in it.
     let _ = guest.rates()?;
+    let (before, start) = (waiting(programs)?, Instant::now());
     let mut looks = Vec::new();
     for _ in 0..LOOKS {
         sleep(LOOK);
         looks.push(mean_in_millions(&guest.rates()?));
     }
-    Ok(looks)
+    let waited = waiting(programs)?.saturating_sub(before);
+    Ok((looks, waited.as_secs_f64() / start.elapsed().as_secs_f64()))
+}
+
+fn waiting(programs: [u32; 2]) -> Result<Duration> {
+    let [guest, back_end] = programs;
+    Ok(cpu_time(guest)?.waiting.saturating_add(cpu_time(back_end)?.waiting))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "rates are far below 2^52")]
@@ -209,11 +221,12 @@ impl Run {
     fn line(&self) -> String {
         let cycles = |cycles: Option<f64>| cycles.map_or_else(|| "-".into(), |c| format!("{c:.0}"));
         let mut line = format!(
-            "{:.2} Mpps, {} ({:.0}/{:.0} ns), {} cycles a frame, the guest {}",
+            "{:.2} Mpps, {} ({:.0}/{:.0} ns, waited {:.1} %), {} cycles a frame, the guest {}",
             self.mpps,
             self.regime.name(),
             self.before_ns,
             self.after_ns,
+            100.0 * self.waited,
             cycles(self.cycles_per_frame),
             cycles(self.guest_cycles_per_frame),
         );
@@ -236,7 +249,7 @@ impl Run {
 
 fn publish(steps: &mut Steps, runs: Vec<Run>, versions: Versions) -> Result<()> {
     let samples: Vec<Sample> = runs.iter().map(Run::sample).collect();
-    let changed = runs.iter().filter(|run| run.regime == Regime::Changed).count();
+    let left_out = runs.iter().filter(|run| !Regime::STEADY.contains(&run.regime)).count();
     let summary = rows(&samples, Subject::Causeway);
     let count = runs.len();
     let report = Report::new("million frames per second, per direction", versions, runs, summary)?;
@@ -244,7 +257,11 @@ fn publish(steps: &mut Steps, runs: Vec<Run>, versions: Versions) -> Result<()> 
     for line in report.origin().into_iter().chain(table("Mpps", &report.summary, 2)) {
         println!("{line}");
     }
-    println!("{changed} of {count} runs left out: the regime changed while they went on");
+    println!(
+        "{left_out} of {count} runs left out: meanwhile the regime changed, or other programs took \
+         a CPU"
+    );
+    ensure!(!report.summary.is_empty(), "no run can be compared, nothing is written");
     let json = report.write("pvp")?;
     let title = "Frames per second, guest to guest, one CPU for the switch";
     let drawn = chart::draw(title, "Mpps per direction", &report.summary, &report.origin());

@@ -16,6 +16,8 @@ use serde::Serialize;
 const NEAR_NS: f64 = 80.0;
 /// Above this many they are far.
 const FAR_NS: f64 = 300.0;
+/// A run whose programs waited longer for their CPUs had to share them.
+const WAITED_MOST: f64 = 0.02;
 /// Bounces that are timed together: few enough that a block fits between two interruptions by
 /// a peer that polls on the same CPU.
 const BLOCK: u32 = 1_000;
@@ -30,6 +32,8 @@ pub(crate) enum Regime {
     Far,
     /// It changed while the run went on: the run is comparable with nothing.
     Changed,
+    /// Other programs took one of the CPUs: nor is this.
+    Disturbed,
 }
 
 impl Regime {
@@ -40,6 +44,11 @@ impl Regime {
     pub(crate) fn of_run(before_ns: f64, after_ns: f64) -> Self {
         let (before, after) = (Self::at(before_ns), Self::at(after_ns));
         if before == after { before } else { Self::Changed }
+    }
+
+    /// The same, unless the guest or the back end waited for its CPU for this share of the run.
+    pub(crate) fn unless_disturbed(self, waited: f64) -> Self {
+        if waited > WAITED_MOST { Self::Disturbed } else { self }
     }
 
     fn at(round_trip_ns: f64) -> Self {
@@ -58,6 +67,7 @@ impl Regime {
             Self::Middle => "middle",
             Self::Far => "far",
             Self::Changed => "changed",
+            Self::Disturbed => "disturbed",
         }
     }
 }
@@ -156,7 +166,10 @@ mod tests {
     fn a_change_makes_a_run_incomparable() {
         assert_eq!(Regime::of_run(50.0, 350.0), Regime::Changed);
         assert_eq!(Regime::of_run(350.0, 100.0), Regime::Changed);
+        assert_eq!(Regime::Near.unless_disturbed(0.001), Regime::Near);
+        assert_eq!(Regime::Near.unless_disturbed(0.2), Regime::Disturbed);
         assert!(!Regime::STEADY.contains(&Regime::Changed));
+        assert!(!Regime::STEADY.contains(&Regime::Disturbed));
     }
 
     #[test]
