@@ -4,6 +4,7 @@
 //! to the second and back, then the next, as steadily as the back end lets it.
 
 use std::process::Command;
+use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -14,14 +15,14 @@ use conformance::{Environment, Scratch};
 use serde::{Deserialize, Serialize};
 
 use super::back_end::{BackEnd, Subject, available, sockets};
-use super::machine::{Versions, guest_program};
+use super::machine::{Versions, cpu_time, guest_program};
 use super::prepare;
 use super::regime::{Regime, round_trip_ns};
 use super::report::{Report, table};
 use super::summary::{Row, Sample, rows};
 use crate::steps::Steps;
 
-/// How long the guest may take for more than its measurement.
+/// How long the guest may take to end after that.
 const SLACK: Duration = Duration::from_secs(30);
 const MICRO: f64 = 1e3;
 
@@ -67,6 +68,8 @@ struct Run {
     regime: Regime,
     before_ns: f64,
     after_ns: f64,
+    /// The share of the time for which the guest or the back end waited for its CPU.
+    waited: f64,
     lost: u64,
     #[serde(flatten)]
     times: Times,
@@ -112,18 +115,25 @@ fn measure_in(
     let before_ns = round_trip_ns()?;
     let log = scratch.path("guest.log");
     let mut command = guest(subject, options, scratch)?;
+    let idle = cpu_time(back_end.id())?.waiting;
     let mut guest = Process::spawn("causeway-guest", &mut command, &log)?;
-    let limit = SLACK.saturating_add(Duration::from_secs(options.seconds.into()));
-    let status = guest.finish(limit)?;
+    let time = Duration::from_secs(options.seconds.into());
+    sleep(time);
+    // It measures for that long, so it is still there; if not, `finish` knows why.
+    let guest_waited = cpu_time(guest.id()).unwrap_or_default().waiting;
+    let waited = cpu_time(back_end.id())?.waiting.saturating_sub(idle).saturating_add(guest_waited);
+    let waited = waited.as_secs_f64() / time.as_secs_f64();
+    let status = guest.finish(SLACK)?;
     ensure!(status.success(), "causeway-guest ended with {status}\n{}", guest.tail());
     let after_ns = round_trip_ns()?;
     back_end.stop()?;
     let said = parse(&guest.output_from(0)?)?;
     Ok(Run {
         subject,
-        regime: Regime::of_run(before_ns, after_ns),
+        regime: Regime::of_run(before_ns, after_ns).unless_disturbed(waited),
         before_ns: before_ns.round(),
         after_ns: after_ns.round(),
+        waited,
         lost: said.lost.unwrap_or_default(),
         times: said.latency.with_context(|| format!("no frame came back\n{}", guest.tail()))?,
     })
@@ -160,13 +170,15 @@ impl Run {
         let us = |ns: u32| f64::from(ns) / MICRO;
         let times = self.times;
         format!(
-            "p50 {:.2} us, p99 {:.2} us, p99.9 {:.2} us, {} ({:.0}/{:.0} ns), {} lost",
+            "p50 {:.2} us, p99 {:.2} us, p99.9 {:.2} us, {} ({:.0}/{:.0} ns, waited {:.1} %), \
+             {} lost",
             us(times.p50_ns),
             us(times.p99_ns),
             us(times.p99_9_ns),
             self.regime.name(),
             self.before_ns,
             self.after_ns,
+            100.0 * self.waited,
             self.lost
         )
     }
