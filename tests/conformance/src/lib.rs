@@ -5,7 +5,8 @@
 //!       │
 //!       ├──► Guest        a QEMU virtual machine with a shell on its console
 //!       ├──► VirtioUser   dpdk-testpmd, a vhost-user front end without a VM
-//!       ├──► Forwarder    dpdk-testpmd as the back end; OvsDpdk is the switch built on that library
+//!       ├──► Forwarder    dpdk-testpmd as the back end, which decides nothing
+//!       ├──► OvsDpdk      the switch that is built on the same library
 //!       └──► Switch       `causeway run`, asked through `causeway ctl --json`
 //! ```
 //!

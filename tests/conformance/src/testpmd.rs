@@ -47,6 +47,23 @@ pub(crate) fn parse_cycles(shown: &str) -> Option<Cycles> {
     Some(Cycles { per_frame, mhz })
 }
 
+/// Reads the received frames per second of each port from `show port stats all`.
+pub(crate) fn parse_rates(shown: &str) -> Vec<u64> {
+    shown.lines().filter_map(|line| number(line, "Rx-pps:")).collect()
+}
+
+/// The number that stands behind `name`.
+pub(crate) fn number(line: &str, name: &str) -> Option<u64> {
+    let (_, rest) = line.split_once(name)?;
+    rest.split_whitespace().next()?.parse().ok()
+}
+
+/// Reads DPDK's version from the log of a testpmd that was started with `-v`.
+pub(crate) fn parse_version(log: &str) -> Option<String> {
+    let (_, rest) = log.split_once("RTE Version: '")?;
+    Some(rest.split_once('\'')?.0.to_owned())
+}
+
 /// The `set txpkts` of frames of this size: no part is larger than testpmd's usual buffers.
 pub(crate) fn parts(size: usize) -> String {
     let (whole, rest) = (size.div_euclid(PART), size.rem_euclid(PART));
@@ -69,6 +86,21 @@ mod tests {
                      total RX packets=100) at 2300 MHz Clock\n\nDone.\n";
         assert_eq!(parse_cycles(shown), Some(Cycles { per_frame: 85.12, mhz: 2300.0 }));
         assert_eq!(parse_cycles("Packet forwarding not started\n"), None);
+    }
+
+    #[test]
+    fn rates_are_read_port_by_port() {
+        let shown = "  Rx-pps:     15100000          Rx-bps:   7731200000\n\
+                     \x20 Tx-pps:           15          Tx-bps:            1\n\
+                     \n  Rx-pps:            7          Rx-bps:            0\n";
+        assert_eq!(parse_rates(shown), [15_100_000, 7]);
+    }
+
+    #[test]
+    fn the_version_stands_between_quotes() {
+        let log = "EAL: Detected CPU lcores: 2\nEAL: RTE Version: 'DPDK 22.11.11'\nEAL: more\n";
+        assert_eq!(parse_version(log).unwrap(), "DPDK 22.11.11");
+        assert_eq!(parse_version("EAL: none\n"), None);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 
 use crate::environment::Environment;
 use crate::process::Process;
-use crate::testpmd::{self, Cycles};
+use crate::testpmd::{self, Cycles, number};
 
 const END_TIMEOUT: Duration = Duration::from_secs(20);
 /// Largest frame: MTU 8986 and the Ethernet header.
@@ -235,7 +235,7 @@ impl VirtioUser {
     /// testpmd does not answer as it should.
     pub fn rates(&mut self) -> Result<Vec<u64>> {
         let shown = self.command("show port stats all")?;
-        let rates = parse_rates(&shown);
+        let rates = testpmd::parse_rates(&shown);
         ensure!(rates.len() == self.spec.sockets.len(), "show port stats all says: {shown}");
         Ok(rates)
     }
@@ -260,10 +260,7 @@ impl VirtioUser {
     /// The log cannot be read.
     pub fn version(&self) -> Result<Option<String>> {
         let log = self.process.output_from(0)?;
-        Ok(log.split_once("RTE Version: '").and_then(|(_, rest)| {
-            let (version, _) = rest.split_once('\'')?;
-            Some(version.to_owned())
-        }))
+        Ok(testpmd::parse_version(&log))
     }
 
     /// The counters of every port.
@@ -300,15 +297,6 @@ fn parse_counts(shown: &str) -> Vec<PortCount> {
     rx.zip(tx).map(|(rx, tx)| PortCount { rx, tx }).collect()
 }
 
-fn parse_rates(shown: &str) -> Vec<u64> {
-    shown.lines().filter_map(|line| number(line, "Rx-pps:")).collect()
-}
-
-fn number(line: &str, name: &str) -> Option<u64> {
-    let (_, rest) = line.split_once(name)?;
-    rest.split_whitespace().next()?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -318,12 +306,5 @@ mod tests {
         let shown = "  RX-packets: 12   RX-missed: 0\n  TX-packets: 34  TX-errors: 0\n\
                      \n  RX-packets: 5   RX-missed: 0\n  TX-packets: 6  TX-errors: 0\n";
         assert_eq!(parse_counts(shown), [PortCount { rx: 12, tx: 34 }, PortCount { rx: 5, tx: 6 }]);
-    }
-
-    #[test]
-    fn rates_are_read_port_by_port() {
-        let shown = "  Rx-pps:     15100000          Rx-bps:   7731200000\n  Tx-pps:  15  Tx-bps: 1\n\
-                     \n  Rx-pps:            7          Rx-bps:            0\n";
-        assert_eq!(parse_rates(shown), [15_100_000, 7]);
     }
 }
