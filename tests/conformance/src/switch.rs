@@ -30,6 +30,18 @@ pub struct Stats {
     pub ports: Vec<PortStats>,
     /// The counters that belong to no port.
     pub switch: SwitchStats,
+    /// Every worker.
+    #[serde(default)]
+    pub workers: Vec<WorkerStats>,
+}
+
+/// One worker of [`Stats`].
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct WorkerStats {
+    /// The share of the time since the start that had work.
+    pub busy_ratio: f64,
+    /// Frames that it took from ports.
+    pub frames: u64,
 }
 
 /// One port of [`Stats`].
