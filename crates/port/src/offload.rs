@@ -52,7 +52,7 @@ impl Offload {
     /// Whether there is nothing to do and nothing to tell.
     #[inline(always)]
     pub fn is_plain(&self) -> bool {
-        !(self.needs_csum | self.data_valid) && matches!(self.gso, Gso::None)
+        u8::from(self.needs_csum) | u8::from(self.data_valid) | self.gso as u8 == 0
     }
 
     /// Whether there is nothing to do.

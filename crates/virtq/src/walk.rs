@@ -4,7 +4,7 @@
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 
 use crate::ChainError;
-use crate::chain::{Chain, Parts, Pile, Start, Token};
+use crate::chain::{Pile, Spread, Token};
 use crate::mem::{GuestMap, GuestPhysAddr, Hit, RawDesc, RawSeg};
 
 /// The descriptor goes on in another one.
@@ -128,16 +128,15 @@ impl<'s, 'a> Walk<'s, 'a> {
     }
 
     /// The chain, complete.
-    pub(crate) fn finish(self, token: Token) -> Chain {
+    pub(crate) fn finish(self, token: Token) -> Spread {
         let end = self.sink.segs.len();
         let split = self.writable_from.unwrap_or(end);
-        Chain {
-            start: Start::new(token, narrow(self.first)),
-            segs: Parts::new(
-                narrow(split.saturating_sub(self.first)),
-                narrow(end.saturating_sub(split)),
-            ),
-            bytes: Parts::new(self.readable_len, self.total.saturating_sub(self.readable_len)),
+        let writable_len = self.total.saturating_sub(self.readable_len);
+        Spread {
+            token,
+            first: narrow(self.first),
+            readable: (narrow(split.saturating_sub(self.first)), self.readable_len),
+            writable: (narrow(end.saturating_sub(split)), writable_len),
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The delivery loops: frames into popped chains.
 
 use port::{Batch, DropReason, EgressCounters, Frame};
-use virtq::{Chains, OneChain};
+use virtq::Chains;
+use virtq::mem::WritePiece;
 
 use crate::OffloadSet;
 use crate::header::{self, V1_LEN};
@@ -110,10 +111,10 @@ impl Turn {
 
 /// Asks for the body of frame `n` of `picked`.
 #[inline(always)]
-fn prefetch_body(job: &Job<'_>, picked: &[u16], n: usize) {
+fn prefetch_body(batch: &Batch<'_>, picked: &[u16], n: usize) {
     let index = picked.get(n).map(|index| usize::from(*index));
-    if let Some(frame) = index.and_then(|index| job.batch.frames().get(index))
-        && let Some(piece) = job.batch.body_piece(frame)
+    if let Some(frame) = index.and_then(|index| batch.frames().get(index))
+        && let Some(piece) = batch.body_piece(frame)
     {
         piece.prefetch(BODY_LINES);
     }
@@ -122,8 +123,7 @@ fn prefetch_body(job: &Job<'_>, picked: &[u16], n: usize) {
 /// Writes an ordinary frame with its header into one buffer that has room for it: the straight
 /// way. Returns false, and has written nothing, if it does not go so.
 #[inline(always)]
-fn write_one<const H: usize>(job: &Job<'_>, frame: &Frame, chain: OneChain<'_>) -> bool {
-    let Some(buffer) = chain.one_writable() else { return false };
+fn write_one<const H: usize>(batch: &Batch<'_>, frame: &Frame, buffer: WritePiece<'_>) -> bool {
     let Some(head) = frame.head_bytes() else { return false };
     let Some(header) = PLAIN.first_chunk::<H>() else { return false };
     if !frame.offload.is_plain() {
@@ -132,8 +132,59 @@ fn write_one<const H: usize>(job: &Job<'_>, frame: &Frame, chain: OneChain<'_>) 
     if frame.body.len == 0 {
         return buffer.write_frame(header, head, None);
     }
-    let body = job.batch.body_piece(frame);
+    let body = batch.body_piece(frame);
     body.is_some() && buffer.write_frame(header, head, body)
+}
+
+/// A run of deliveries that go the straight way.
+struct Run<'a> {
+    batch: &'a Batch<'a>,
+    frames: &'a [Frame],
+    picked: &'a [u16],
+    bytes: u64,
+    done: usize,
+}
+
+impl Run<'_> {
+    /// Delivers the next frame, the one at `index`.
+    #[inline(always)]
+    fn one<const H: usize>(&mut self, index: u16, buffer: WritePiece<'_>, place: &mut u32) -> bool {
+        let Some(frame) = self.frames.get(usize::from(index)) else { return false };
+        if frame.body.len > 0 {
+            prefetch_body(self.batch, self.picked, self.done.wrapping_add(BODY_AHEAD));
+        }
+        let len = frame.len();
+        if !write_one::<H>(self.batch, frame, buffer) {
+            return false;
+        }
+        *place = len.wrapping_add(const { header::len_u32(H) });
+        self.bytes = self.bytes.wrapping_add(u64::from(len));
+        self.done = self.done.wrapping_add(1);
+        true
+    }
+
+    /// Delivers frames until one does not go the straight way. Two loops, so that the first needs
+    /// not ask whether there is something ahead.
+    #[inline(always)]
+    fn all<const H: usize>(&mut self, chains: &Chains<'_>, first: usize, places: &mut [u32]) {
+        let picked = self.picked;
+        let ahead = chains.write_pieces(first.saturating_add(AHEAD));
+        let buffers = chains.write_pieces(first).zip(ahead);
+        for ((index, place), (buffer, later)) in picked.iter().zip(&mut *places).zip(buffers) {
+            later.prefetch(2);
+            if !self.one::<H>(*index, buffer, place) {
+                return;
+            }
+        }
+        let picked = picked.get(self.done..).unwrap_or_default();
+        let places = places.get_mut(self.done..).unwrap_or_default();
+        let buffers = chains.write_pieces(first.saturating_add(self.done));
+        for ((index, place), buffer) in picked.iter().zip(places).zip(buffers) {
+            if !self.one::<H>(*index, buffer, place) {
+                return;
+            }
+        }
+    }
 }
 
 /// Delivers frames as long as each one goes the straight way; returns how many.
@@ -141,25 +192,13 @@ fn write_one<const H: usize>(job: &Job<'_>, frame: &Frame, chain: OneChain<'_>) 
 fn deliver_run<const H: usize>(job: &Job<'_>, picked: &[u16], turn: &mut Turn) -> usize {
     let first = turn.used;
     let places = turn.written.get_mut(first..).unwrap_or_default();
-    let (mut bytes, mut done) = (0u64, 0usize);
-    for ((index, place), chain) in picked.iter().zip(places).zip(job.chains.from(first)) {
-        let Some(frame) = job.batch.frames().get(usize::from(*index)) else { break };
-        chain.prefetch_write_after(AHEAD);
-        if frame.body.len > 0 {
-            prefetch_body(job, picked, done.wrapping_add(BODY_AHEAD));
-        }
-        let len = frame.len();
-        if !write_one::<H>(job, frame, chain) {
-            break;
-        }
-        *place = len.wrapping_add(const { header::len_u32(H) });
-        bytes = bytes.wrapping_add(u64::from(len));
-        done = done.wrapping_add(1);
-    }
-    turn.used = first.wrapping_add(done);
-    turn.frames = turn.frames.wrapping_add(done);
-    turn.bytes = turn.bytes.wrapping_add(bytes);
-    done
+    let frames = job.batch.frames();
+    let mut run = Run { batch: job.batch, frames, picked, bytes: 0, done: 0 };
+    run.all::<H>(&job.chains, first, places);
+    turn.used = first.wrapping_add(run.done);
+    turn.frames = turn.frames.wrapping_add(run.done);
+    turn.bytes = turn.bytes.wrapping_add(run.bytes);
+    run.done
 }
 
 /// Delivers frames, `one` those that do not go the straight way. Returns how many are done; the

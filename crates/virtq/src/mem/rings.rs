@@ -159,16 +159,15 @@ impl SplitAreas {
         unsafe { self.used.word(2) }
     }
 
-    /// Writes one used entry; it is the index's store that publishes it.
+    /// The used entries from `index` on, one after the other.
     #[inline(always)]
-    pub(crate) fn write_used(&self, index: u16, id: u16, len: u32) {
-        let offset = self.slot(index).wrapping_mul(8).wrapping_add(4);
-        // SAFETY: the slot is masked to the entries that `new` checked.
-        let first: Word<'_, u32> = unsafe { self.used.word(offset) };
-        // SAFETY: as above, the second half of the same entry.
-        let second: Word<'_, u32> = unsafe { self.used.word(offset.wrapping_add(4)) };
-        first.store(u32::from(id), Relaxed);
-        second.store(len, Relaxed);
+    pub(crate) fn entries(&self, index: u16) -> Entries<'_> {
+        Entries {
+            used: self.used,
+            mask: usize::from(self.mask),
+            next: usize::from(index),
+            _areas: PhantomData,
+        }
     }
 
     /// Where we say from which chain on we want a kick, with `EVENT_IDX`.
@@ -214,30 +213,49 @@ pub(crate) struct Heads<'a> {
 }
 
 impl Heads<'_> {
-    /// Whether `head` is an index of the descriptor table.
+    /// The next head as the driver wrote it, and the descriptor that it names if there is one.
     #[inline(always)]
-    pub(crate) fn has(&self, head: u16) -> bool {
-        usize::from(head) <= self.mask
-    }
-
-    /// The next head as the driver wrote it, and the descriptor that it names if it is in range:
-    /// otherwise another one of the table.
-    #[inline(always)]
-    pub(crate) fn next(&mut self) -> (u16, RawDesc) {
+    pub(crate) fn next(&mut self) -> (u16, Option<RawDesc>) {
         let entry = (self.next & self.mask).wrapping_mul(2).wrapping_add(4);
         self.next = self.next.wrapping_add(1);
         // SAFETY: the entry is masked to those that `SplitAreas::new` checked.
         let head: Word<'_, u16> = unsafe { self.avail.word(entry) };
         let head = head.load(Relaxed);
-        let offset = (usize::from(head) & self.mask).wrapping_mul(16);
-        // SAFETY: the descriptor is masked to those that `SplitAreas::new` checked.
+        if usize::from(head) > self.mask {
+            return (head, None);
+        }
+        let offset = usize::from(head).wrapping_mul(16);
+        // SAFETY: the descriptor is one of the `mask + 1` that `SplitAreas::new` checked.
         let addr: Word<'_, u64> = unsafe { self.desc.word(offset) };
         // SAFETY: as above, the second half of the same descriptor.
         let meta: Word<'_, u64> = unsafe { self.desc.word(offset.wrapping_add(8)) };
         let desc = RawDesc { addr: addr.load(Relaxed), meta: meta.load(Relaxed) };
         // Drivers hand descriptors out in order.
         prefetch_read(self.desc.ptr.wrapping_add(offset.wrapping_add(PREFETCH)));
-        (head, desc)
+        (head, Some(desc))
+    }
+}
+
+/// Used entries of a split ring, one after the other; invariants as of [`Heads`].
+pub(crate) struct Entries<'a> {
+    used: RingMem,
+    mask: usize,
+    next: usize,
+    _areas: PhantomData<&'a SplitAreas>,
+}
+
+impl Entries<'_> {
+    /// Writes the next entry; it is the index's store that publishes it.
+    #[inline(always)]
+    pub(crate) fn write(&mut self, id: u16, len: u32) {
+        let offset = (self.next & self.mask).wrapping_mul(8).wrapping_add(4);
+        self.next = self.next.wrapping_add(1);
+        // SAFETY: the slot is masked to the entries that `SplitAreas::new` checked.
+        let first: Word<'_, u32> = unsafe { self.used.word(offset) };
+        // SAFETY: as above, the second half of the same entry.
+        let second: Word<'_, u32> = unsafe { self.used.word(offset.wrapping_add(4)) };
+        first.store(u32::from(id), Relaxed);
+        second.store(len, Relaxed);
     }
 }
 
@@ -318,6 +336,14 @@ impl PackedAreas {
         Descs { at: RingMem { ptr }, left: count.min(left), _areas: PhantomData }
     }
 
+    /// The second words of the descriptors from `index` on, not beyond the end of the ring.
+    #[inline(always)]
+    pub(crate) fn metas(&self, index: u16) -> Metas<'_> {
+        let left = usize::from(self.size.saturating_sub(index));
+        let ptr = self.desc.ptr.wrapping_add(self.offset(index));
+        Metas { at: RingMem { ptr }, left, _areas: PhantomData }
+    }
+
     /// What the driver wants to be told: offset and wrap in the low half, flags in the high one.
     #[inline(always)]
     pub(crate) fn driver_event(&self) -> Word<'_, u32> {
@@ -358,6 +384,26 @@ impl Iterator for Descs<'_> {
         prefetch_read(self.at.ptr.wrapping_add(PREFETCH));
         self.at.ptr = self.at.ptr.wrapping_add(16);
         Some(RawDesc { addr, meta })
+    }
+}
+
+/// The second words of descriptors, one after the other; invariant as of [`Descs`].
+pub(crate) struct Metas<'a> {
+    at: RingMem,
+    left: usize,
+    _areas: PhantomData<&'a PackedAreas>,
+}
+
+impl<'a> Iterator for Metas<'a> {
+    type Item = Word<'a, u64>;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Word<'a, u64>> {
+        self.left = self.left.checked_sub(1)?;
+        // SAFETY: one of the `left` descriptors, which are aligned to 16.
+        let meta = unsafe { self.at.word(8) };
+        self.at.ptr = self.at.ptr.wrapping_add(16);
+        Some(meta)
     }
 }
 

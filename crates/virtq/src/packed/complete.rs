@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::{Packed, Place};
-use crate::chain::{Chain, Token};
+use crate::chain::{ChainBuf, Token};
 use crate::notify::{self, PackedStep};
 use crate::shared::Shared;
 use crate::walk::WRITE;
@@ -29,45 +29,62 @@ impl Packed {
     }
 
     #[inline(always)]
-    pub(crate) fn complete_burst(&mut self, chains: &[Chain]) {
+    pub(crate) fn complete_burst(&mut self, buf: &ChainBuf) {
         if self.config.features.in_order {
-            let Some(last) = chains.last() else { return };
-            let slots = chains
-                .iter()
-                .fold(0u16, |sum, chain| sum.saturating_add(chain.start.token().slots));
-            self.mark_used(last.start.token().id, 0, slots);
+            let tokens = buf.tokens();
+            let (last, slots) = tokens
+                .fold((0, 0u16), |(_, sum), token| (token.id, sum.saturating_add(token.slots)));
+            self.mark_used(last, 0, slots);
         } else {
-            self.complete_each(chains.iter().map(|chain| (chain.start.token(), 0)));
+            self.complete_each(buf, std::iter::repeat_n(0, buf.chains.len()));
         }
+    }
+
+    #[inline(always)]
+    pub(crate) fn complete_written(&mut self, buf: &ChainBuf, written: &[u32]) {
+        self.complete_each(buf, written.iter().copied());
     }
 
     /// Writes a used descriptor for each chain. The first one of a batch waits for `publish`.
     #[inline(always)]
-    pub(crate) fn complete_each(&mut self, mut chains: impl Iterator<Item = (Token, u32)>) {
+    fn complete_each(&mut self, buf: &ChainBuf, written: impl ExactSizeIterator<Item = u32>) {
+        let mut chains = buf.tokens().zip(written);
         if self.first.is_none() {
             let Some((token, written)) = chains.next() else { return };
             self.mark_used(token.id, written, token.slots);
         }
-        let size = self.config.size;
-        let (mut used, mut fetched) = (self.used, self.fetched);
-        let mut flags = used_meta(used, 0, 0);
-        for (token, written) in chains {
-            let slots = token.slots;
-            // None at all, or more than were popped.
-            if slots.wrapping_sub(1) >= fetched {
-                break;
-            }
-            let meta = flags | used_meta(NO_FLAGS, token.id, written);
-            self.areas.meta(used.index).store(meta, Relaxed);
-            fetched = fetched.wrapping_sub(slots);
-            used.index = used.index.wrapping_add(slots);
-            if used.index >= size {
-                (used, flags) = next_lap(used, size);
-            }
+        loop {
+            let odd = self.complete_run(&mut chains);
+            let Some((token, written)) = odd else { return };
+            self.mark_used(token.id, written, token.slots);
         }
-        let passed = self.fetched.wrapping_sub(fetched);
-        self.unpublished = self.unpublished.saturating_add(u32::from(passed));
-        (self.used, self.fetched) = (used, fetched);
+    }
+
+    /// The hot loop: marks slots used as long as each is a chain, within one lap. Returns the
+    /// first chain that ends this.
+    #[inline(always)]
+    fn complete_run(
+        &mut self,
+        chains: &mut impl Iterator<Item = (Token, u32)>,
+    ) -> Option<(Token, u32)> {
+        let flags = used_meta(self.used, 0, 0);
+        let written_flags = flags | u64::from(WRITE) << 48;
+        let mut places = self.areas.metas(self.used.index).take(usize::from(self.fetched));
+        let mut done = 0u16;
+        let odd = loop {
+            let Some((token, written)) = chains.next() else { break None };
+            if token.slots != 1 {
+                break Some((token, written));
+            }
+            let Some(place) = places.next() else { break Some((token, written)) };
+            let flags = if written > 0 { written_flags } else { flags };
+            place.store(flags | u64::from(written) | u64::from(token.id) << 32, Relaxed);
+            done = done.wrapping_add(1);
+        };
+        self.used = self.used.forward(done, self.config.size);
+        self.fetched = self.fetched.wrapping_sub(done);
+        self.unpublished = self.unpublished.saturating_add(u32::from(done));
+        odd
     }
 
     /// Writes a used descriptor over the first of `slots`. The first one of a batch waits for
@@ -115,17 +132,6 @@ impl Packed {
         notify::packed_wants_call(&self.areas.driver_event(), step, first)
     }
 }
-
-/// The place behind the end of the ring, in the lap after, and the flags of its used descriptors.
-/// Cold, so that the loop branches instead of computing this for each descriptor.
-#[cold]
-fn next_lap(place: Place, size: u16) -> (Place, u64) {
-    let place = Place { index: place.index.wrapping_sub(size), wrap: !place.wrap };
-    (place, used_meta(place, 0, 0))
-}
-
-/// A place whose used descriptors have neither of the two flags.
-const NO_FLAGS: Place = Place { index: 0, wrap: false };
 
 /// The second half of a used descriptor at `place`: length, buffer id, flags.
 #[inline(always)]

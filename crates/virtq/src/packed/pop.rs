@@ -2,26 +2,34 @@
 
 use super::{AVAIL, Packed, USED};
 use crate::ChainError;
-use crate::chain::{BURST_SEGS, Chain, ChainBuf, RUN, Token};
-use crate::mem::{Descs, GuestPhysAddr, Hit, RawDesc, RawSeg};
-use crate::walk::{INDIRECT, NEXT, Sink, WRITE, Walk, check_indirect, narrow};
+use crate::chain::{BURST_SEGS, ChainBuf, RUN, Spread, Token};
+use crate::mem::{Descs, RawDesc, RawSeg, Simple};
+use crate::walk::{INDIRECT, NEXT, Sink, WRITE, Walk, check_indirect};
 
 /// Reads up to `max` chains: runs of simple chains, each within one lap, with a careful look at
 /// each descriptor that ends a run.
 pub(super) fn burst(q: &mut Packed, buf: &mut ChainBuf, max: usize) -> Result<(), ChainError> {
+    let mut turned = false;
     loop {
         let run = q.room(buf, max).min(RUN);
         if run == 0 {
             return Ok(());
         }
-        let first = narrow(buf.segs.len());
-        let want = Want { flags: q.avail.available(), size: q.config.size };
-        let places = (buf.chains.spare(run), buf.segs.spare(run));
+        let simple = q.simple(buf.writable);
         let (done, mut odd) =
-            singles(q.areas.descs(q.avail.index, run), q.hit, want, first, places);
+            singles(q.areas.descs(q.avail.index, run), simple, buf.chains.spare(run));
         buf.chains.advance(usize::from(done));
-        buf.segs.advance(usize::from(done));
         q.fetch(done);
+        if let Some(desc) = odd
+            && desc.fourth() & (AVAIL | USED | NEXT | INDIRECT) == q.avail.available()
+            && (desc.fourth() & WRITE != 0) != buf.writable
+            && buf.is_undecided()
+            && !turned
+        {
+            turned = true;
+            buf.writable = !buf.writable;
+            continue;
+        }
         while let Some(desc) = odd {
             if !q.check_state(desc)? {
                 return Ok(());
@@ -48,6 +56,16 @@ impl Packed {
         if buf.segs.len() > BURST_SEGS { 0 } else { room }
     }
 
+    /// What chains of one segment look like here: one direct descriptor with a small id.
+    #[inline(always)]
+    fn simple(&self, writable: bool) -> Simple {
+        let flags = u64::from(AVAIL | USED | NEXT | INDIRECT | WRITE);
+        let want = self.avail.available() | if writable { WRITE } else { 0 };
+        // Ids of a size that is no power of two are all looked at carefully from there on.
+        let ids = u64::from(self.small_ids ^ u16::MAX);
+        self.hit.simple(flags << 48 | ids << 32, u64::from(want) << 48)
+    }
+
     /// Whether the driver has made the descriptor available.
     #[inline(always)]
     fn check_state(&self, desc: RawDesc) -> Result<bool, ChainError> {
@@ -67,34 +85,13 @@ impl Packed {
     }
 }
 
-/// What the descriptors of a run must be like.
-#[derive(Clone, Copy)]
-struct Want {
-    flags: u16,
-    size: u16,
-}
-
-/// The hot loop: chains of one direct descriptor in the region that was used last, nearly all of
-/// them. Ends at the first that is not, and returns it.
+/// The hot loop: simple chains, nearly all of them. Ends at the first that is not, and returns it.
 #[inline(always)]
-fn singles(
-    mut descs: Descs<'_>,
-    hit: Hit,
-    want: Want,
-    mut first: u32,
-    (chains, segs): (&mut [Chain], &mut [RawSeg]),
-) -> (u16, Option<RawDesc>) {
+fn singles(descs: Descs<'_>, simple: Simple, chains: &mut [RawSeg]) -> (u16, Option<RawDesc>) {
     let mut done = 0u16;
-    for (chain, seg) in chains.iter_mut().zip(segs) {
-        let Some(desc) = descs.next() else { break };
-        let (flags, len, id) = (desc.fourth(), desc.len(), desc.third());
-        let simple = flags & (AVAIL | USED | NEXT | INDIRECT) == want.flags && id < want.size;
-        let Some(found) = hit.resolve(GuestPhysAddr(desc.addr), len).filter(|_| simple) else {
-            return (done, Some(desc));
-        };
-        *seg = found;
-        *chain = Chain::single(Token { id, slots: 1 }, first, flags & WRITE != 0, len);
-        first = first.wrapping_add(1);
+    for (chain, desc) in chains.iter_mut().zip(descs) {
+        let Some(found) = simple.resolve(desc) else { return (done, Some(desc)) };
+        *chain = found.tagged(u32::from(desc.third()));
         done = done.wrapping_add(1);
     }
     (done, None)
@@ -103,7 +100,7 @@ fn singles(
 impl Packed {
     /// Any chain, which starts with `desc` at the next place.
     #[inline(never)]
-    fn careful(&mut self, buf: &mut ChainBuf, mut desc: RawDesc) -> Result<Chain, ChainError> {
+    fn careful(&mut self, buf: &mut ChainBuf, mut desc: RawDesc) -> Result<Spread, ChainError> {
         let size = self.config.size;
         let room = size.wrapping_sub(self.fetched);
         let mut at = self.avail;

@@ -4,24 +4,33 @@ use std::sync::atomic::Ordering::Acquire;
 
 use super::Split;
 use crate::ChainError;
-use crate::chain::{BURST_SEGS, Chain, ChainBuf, RUN, Token};
-use crate::mem::{GuestPhysAddr, Heads, Hit, RawDesc, RawSeg, SplitAreas};
+use crate::chain::{BURST_SEGS, ChainBuf, RUN, Spread, Token};
+use crate::mem::{Heads, Hit, RawDesc, RawSeg, Simple, SplitAreas};
 use crate::shared::Shared;
-use crate::walk::{INDIRECT, NEXT, Sink, WRITE, Walk, check_indirect, narrow};
+use crate::walk::{INDIRECT, NEXT, Sink, WRITE, Walk, check_indirect};
 
 /// Reads up to `max` chains: one look at the available index, then runs of simple chains, with a
 /// careful look at each that ends a run.
 pub(super) fn burst(q: &mut Split, buf: &mut ChainBuf, max: usize) -> Result<(), ChainError> {
     let mut left = ready(q)?.min(max);
+    let mut turned = false;
     while left > 0 && buf.segs.len() <= BURST_SEGS {
-        let run = left.min(RUN);
-        let first = narrow(buf.segs.len());
-        let places = (buf.chains.spare(run), buf.segs.spare(run));
-        let (done, mut odd) = singles(q.areas.heads(q.next_avail), q.hit, first, places);
+        let simple = simple(q.hit, buf.writable);
+        let run = buf.chains.spare(left.min(RUN));
+        let (done, mut odd) = singles(q.areas.heads(q.next_avail), simple, run);
         buf.chains.advance(done);
-        buf.segs.advance(done);
         left = left.wrapping_sub(done);
         q.next_avail = advanced(q.next_avail, done);
+        if let Some((_, Some(desc))) = odd
+            && desc.third() & (NEXT | INDIRECT) == 0
+            && (desc.third() & WRITE != 0) != buf.writable
+            && buf.is_undecided()
+            && !turned
+        {
+            turned = true;
+            buf.writable = !buf.writable;
+            continue;
+        }
         while let Some(start) = odd {
             let first = buf.segs.len();
             let mut sink = Sink { map: q.areas.map(), hit: &mut q.hit, segs: &mut buf.segs };
@@ -33,10 +42,17 @@ pub(super) fn burst(q: &mut Split, buf: &mut ChainBuf, max: usize) -> Result<(),
             let more = left > 0 && buf.segs.len() <= BURST_SEGS;
             odd = more
                 .then(|| q.areas.heads(q.next_avail).next())
-                .filter(|(_, desc)| desc.third() & (NEXT | INDIRECT) != 0);
+                .filter(|(_, desc)| desc.is_none_or(|d| d.third() & (NEXT | INDIRECT) != 0));
         }
     }
     Ok(())
+}
+
+/// What chains of one segment look like: one direct descriptor.
+#[inline(always)]
+fn simple(hit: Hit, writable: bool) -> Simple {
+    let want = if writable { WRITE } else { 0 };
+    hit.simple(u64::from(NEXT | INDIRECT | WRITE) << 32, u64::from(want) << 32)
 }
 
 /// The number of available entries.
@@ -57,29 +73,19 @@ fn advanced(index: u16, run: usize) -> u16 {
     index.wrapping_add(run as u16)
 }
 
-/// A head, and its descriptor.
-type Start = (u16, RawDesc);
+/// A head, and its descriptor if the head is in range.
+type Start = (u16, Option<RawDesc>);
 
-/// The hot loop: chains of one direct descriptor in the region that was used last, nearly all of
-/// them. Ends at the first that is not, and returns it.
+/// The hot loop: simple chains, nearly all of them. Ends at the first that is not, and returns it.
 #[inline(always)]
-fn singles(
-    mut heads: Heads<'_>,
-    hit: Hit,
-    mut first: u32,
-    (chains, segs): (&mut [Chain], &mut [RawSeg]),
-) -> (usize, Option<Start>) {
+fn singles(mut heads: Heads<'_>, simple: Simple, chains: &mut [RawSeg]) -> (usize, Option<Start>) {
     let mut done = 0usize;
-    for (chain, seg) in chains.iter_mut().zip(segs) {
+    for chain in chains {
         let (head, desc) = heads.next();
-        let (flags, len) = (desc.third(), desc.len());
-        let simple = flags & (NEXT | INDIRECT) == 0 && heads.has(head);
-        let Some(found) = hit.resolve(GuestPhysAddr(desc.addr), len).filter(|_| simple) else {
+        let Some(found) = desc.and_then(|desc| simple.resolve(desc)) else {
             return (done, Some((head, desc)));
         };
-        *seg = found;
-        *chain = Chain::single(Token { id: head, slots: 1 }, first, flags & WRITE != 0, len);
-        first = first.wrapping_add(1);
+        *chain = found.tagged(u32::from(head));
         done = done.wrapping_add(1);
     }
     (done, None)
@@ -91,12 +97,10 @@ fn careful(
     areas: &SplitAreas,
     sink: &mut Sink<'_>,
     indirect: bool,
-    (head, mut desc): Start,
-) -> Result<Chain, ChainError> {
+    (head, desc): Start,
+) -> Result<Spread, ChainError> {
     let size = areas.mask().wrapping_add(1);
-    if head >= size {
-        return Err(ChainError::Head { head, size });
-    }
+    let Some(mut desc) = desc else { return Err(ChainError::Head { head, size }) };
     let mut walk = Walk::new(sink, size);
     let mut index = head;
     for _ in 0..size {
