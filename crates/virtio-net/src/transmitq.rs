@@ -221,35 +221,39 @@ fn take_run<const H: usize>(
     room: &mut [Frame],
 ) -> Run {
     let mut run = Run { frames: 0, bytes: 0 };
-    let max_frame = options.max_frame;
+    let Some(spread) = options.max_frame.checked_sub(ETHERNET) else { return run };
     // Two loops, so that the first needs not ask whether there is something ahead.
     let ahead = chains.read_pieces(first.saturating_add(AHEAD));
-    let mut places = room.iter_mut();
-    for ((piece, later), frame) in chains.read_pieces(first).zip(ahead).zip(&mut places) {
+    let (near, far) = room.split_at_mut(ahead.len().min(room.len()));
+    for ((piece, later), frame) in chains.read_pieces(first).zip(ahead).zip(near) {
         later.prefetch(2);
-        if !take_one::<H>(piece, first, max_frame, (frame, &mut run)) {
+        if !take_one::<H>(piece, first, spread, (frame, &mut run)) {
             return run;
         }
     }
-    for (piece, frame) in chains.read_pieces(first.saturating_add(run.frames)).zip(places) {
-        if !take_one::<H>(piece, first, max_frame, (frame, &mut run)) {
+    for (piece, frame) in chains.read_pieces(first.saturating_add(run.frames)).zip(far) {
+        if !take_one::<H>(piece, first, spread, (frame, &mut run)) {
             return run;
         }
     }
     run
 }
 
-/// Turns a chain into a frame, if it is an ordinary one.
+/// Turns a chain into a frame, if it is an ordinary one of at most `spread` bytes more than an
+/// Ethernet header.
 #[inline(always)]
 fn take_one<const H: usize>(
     piece: ReadPiece<'_>,
     first: usize,
-    max_frame: u32,
+    spread: u32,
     (frame, run): (&mut Frame, &mut Run),
 ) -> bool {
     let header_len = const { header::len_u32(H) };
-    let Some(len) = piece.len_u32().checked_sub(header_len) else { return false };
-    let plain = (ETHERNET..=max_frame).contains(&len)
+    let Some(over) = piece.len_u32().checked_sub(header_len.wrapping_add(ETHERNET)) else {
+        return false;
+    };
+    let len = piece.len_u32().wrapping_sub(header_len);
+    let plain = over <= spread
         && piece.first::<2>() == Some(PLAIN)
         && frame.fill_piece(piece, header_len, index_u32(first.wrapping_add(run.frames)));
     if plain {

@@ -176,10 +176,15 @@ impl ChainBuf {
         }
     }
 
-    /// Whether the direction of chains in one segment is still open.
-    #[inline(always)]
-    pub(crate) fn is_undecided(&self) -> bool {
-        self.chains.len() == self.spread.len()
+    /// Lets chains in one segment go the other way, if none of the burst is there yet and a burst
+    /// has not `turned` before. Returns whether they do.
+    pub(crate) fn turn(&mut self, writable: bool, turned: &mut bool) -> bool {
+        let open = self.chains.len() == self.spread.len();
+        let turns = writable != self.writable && open && !*turned;
+        if turns {
+            (self.writable, *turned) = (writable, true);
+        }
+        turns
     }
 
     /// Ends the burst's last chain: keeps it, or drops what a broken one left.
@@ -213,10 +218,16 @@ impl ChainBuf {
         }
     }
 
-    /// The chains' ids, in their order.
+    /// What [`id`] and, if all of them are simple, nothing else is needed to complete.
     #[inline(always)]
-    pub(crate) fn ids(&self) -> impl ExactSizeIterator<Item = u16> {
-        self.chains.filled().iter().map(|record| Tag(record.tag()).id())
+    pub(crate) fn records(&self) -> &[RawSeg] {
+        self.chains.filled()
+    }
+
+    /// Whether each chain is one segment and one slot.
+    #[inline(always)]
+    pub(crate) fn all_single(&self) -> bool {
+        self.spread.len() == 0
     }
 
     /// The chains' tokens, in their order.
@@ -225,6 +236,12 @@ impl ChainBuf {
         let spread = self.spread.filled();
         self.chains.filled().iter().map(move |record| token(record, spread))
     }
+}
+
+/// The id of the chain of `record`.
+#[inline(always)]
+pub(crate) fn id(record: &RawSeg) -> u16 {
+    Tag(record.tag()).id()
 }
 
 /// What completes the chain of `record`.

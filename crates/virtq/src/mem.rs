@@ -28,7 +28,7 @@ pub use map::{GuestMap, GuestPhysAddr, MAX_REGIONS, MapError};
 pub(crate) use map::{Hit, HostRange, Simple};
 pub use piece::{ReadPiece, WritePiece};
 pub use pool::Pool;
-pub(crate) use rings::{Descs, Heads, PackedAreas, RawDesc, SplitAreas};
+pub(crate) use rings::{PackedAreas, RawDesc, SplitAreas};
 pub(crate) use segs::RawSeg;
 pub use segs::{Readable, Reader, SegSpan, SegStore, Writable, Writer};
 pub(crate) use word::Word;

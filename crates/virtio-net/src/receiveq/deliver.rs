@@ -120,43 +120,53 @@ fn prefetch_body(batch: &Batch<'_>, picked: &[u16], n: usize) {
     }
 }
 
-/// Writes an ordinary frame with its header into one buffer that has room for it: the straight
-/// way. Returns false, and has written nothing, if it does not go so.
-#[inline(always)]
-fn write_one<const H: usize>(batch: &Batch<'_>, frame: &Frame, buffer: WritePiece<'_>) -> bool {
-    let Some(head) = frame.head_bytes() else { return false };
-    let Some(header) = PLAIN.first_chunk::<H>() else { return false };
-    if !frame.offload.is_plain() {
-        return false;
-    }
-    if frame.body.len == 0 {
-        return buffer.write_frame(header, head, None);
-    }
+/// Writes a frame with a body in one piece, as [`Run::one`]. Of its own, so that the loop keeps its
+/// registers.
+#[inline(never)]
+fn with_body<const H: usize>(
+    batch: &Batch<'_>,
+    (picked, next): (&[u16], usize),
+    frame: &Frame,
+    (buffer, header): (WritePiece<'_>, &[u8; H]),
+) -> bool {
+    prefetch_body(batch, picked, next);
     let body = batch.body_piece(frame);
-    body.is_some() && buffer.write_frame(header, head, body)
+    body.is_some() && buffer.write_frame(header, frame.head(), body)
 }
 
 /// A run of deliveries that go the straight way.
 struct Run<'a> {
     batch: &'a Batch<'a>,
-    frames: &'a [Frame],
     picked: &'a [u16],
     bytes: u64,
     done: usize,
 }
 
 impl Run<'_> {
-    /// Delivers the next frame, the one at `index`.
+    /// Writes an ordinary frame with its header into one buffer that has room for it. Returns
+    /// false, and has written nothing, if it does not go so.
     #[inline(always)]
-    fn one<const H: usize>(&mut self, index: u16, buffer: WritePiece<'_>, place: &mut u32) -> bool {
-        let Some(frame) = self.frames.get(usize::from(index)) else { return false };
-        if frame.body.len > 0 {
-            prefetch_body(self.batch, self.picked, self.done.wrapping_add(BODY_AHEAD));
-        }
-        let len = frame.len();
-        if !write_one::<H>(self.batch, frame, buffer) {
+    fn one<const H: usize>(
+        &mut self,
+        frame: &Frame,
+        buffer: WritePiece<'_>,
+        place: &mut u32,
+    ) -> bool {
+        let Some(head) = frame.head_bytes() else { return false };
+        let Some(header) = PLAIN.first_chunk::<H>() else { return false };
+        if !frame.offload.is_plain() {
             return false;
         }
+        let written = if frame.body.len == 0 {
+            buffer.write_frame(header, head, None)
+        } else {
+            let next = self.done.wrapping_add(BODY_AHEAD);
+            with_body(self.batch, (self.picked, next), frame, (buffer, header))
+        };
+        if !written {
+            return false;
+        }
+        let len = frame.len();
         *place = len.wrapping_add(const { header::len_u32(H) });
         self.bytes = self.bytes.wrapping_add(u64::from(len));
         self.done = self.done.wrapping_add(1);
@@ -166,25 +176,37 @@ impl Run<'_> {
     /// Delivers frames until one does not go the straight way. Two loops, so that the first needs
     /// not ask whether there is something ahead.
     #[inline(always)]
-    fn all<const H: usize>(&mut self, chains: &Chains<'_>, first: usize, places: &mut [u32]) {
-        let picked = self.picked;
+    fn all<'f, const H: usize>(
+        &mut self,
+        frames: impl Iterator<Item = &'f Frame> + Clone,
+        (chains, first): (&Chains<'_>, usize),
+        places: &mut [u32],
+    ) {
         let ahead = chains.write_pieces(first.saturating_add(AHEAD));
+        let (near, far) = places.split_at_mut(ahead.len().min(places.len()));
         let buffers = chains.write_pieces(first).zip(ahead);
-        for ((index, place), (buffer, later)) in picked.iter().zip(&mut *places).zip(buffers) {
+        for ((frame, (buffer, later)), place) in frames.clone().zip(buffers).zip(near) {
             later.prefetch(2);
-            if !self.one::<H>(*index, buffer, place) {
+            if !self.one::<H>(frame, buffer, place) {
                 return;
             }
         }
-        let picked = picked.get(self.done..).unwrap_or_default();
-        let places = places.get_mut(self.done..).unwrap_or_default();
         let buffers = chains.write_pieces(first.saturating_add(self.done));
-        for ((index, place), buffer) in picked.iter().zip(places).zip(buffers) {
-            if !self.one::<H>(*index, buffer, place) {
+        for ((frame, buffer), place) in frames.skip(self.done).zip(buffers).zip(far) {
+            if !self.one::<H>(frame, buffer, place) {
                 return;
             }
         }
     }
+}
+
+/// The frames of `picked` if they are one after the other: bursts to one guest mostly are.
+#[inline(always)]
+fn in_a_row<'f>(frames: &'f [Frame], picked: &[u16]) -> Option<&'f [Frame]> {
+    let first = *picked.first()?;
+    let wrong = (first..).zip(picked).fold(0, |wrong, (want, have)| wrong | (want ^ have));
+    let first = usize::from(first);
+    frames.get(first..first.wrapping_add(picked.len())).filter(|_| wrong == 0)
 }
 
 /// Delivers frames as long as each one goes the straight way; returns how many.
@@ -193,8 +215,14 @@ fn deliver_run<const H: usize>(job: &Job<'_>, picked: &[u16], turn: &mut Turn) -
     let first = turn.used;
     let places = turn.written.get_mut(first..).unwrap_or_default();
     let frames = job.batch.frames();
-    let mut run = Run { batch: job.batch, frames, picked, bytes: 0, done: 0 };
-    run.all::<H>(&job.chains, first, places);
+    let mut run = Run { batch: job.batch, picked, bytes: 0, done: 0 };
+    match in_a_row(frames, picked) {
+        Some(row) => run.all::<H>(row.iter(), (&job.chains, first), places),
+        None => {
+            let frames = picked.iter().map_while(|index| frames.get(usize::from(*index)));
+            run.all::<H>(frames, (&job.chains, first), places);
+        }
+    }
     turn.used = first.wrapping_add(run.done);
     turn.frames = turn.frames.wrapping_add(run.done);
     turn.bytes = turn.bytes.wrapping_add(run.bytes);

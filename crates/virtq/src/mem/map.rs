@@ -102,6 +102,12 @@ impl Simple {
         (short && offset < self.near)
             .then(|| RawSeg::new(self.host.wrapping_add(offset as usize), desc.len()))
     }
+
+    /// As [`Self::resolve`], of any length; `hit` is what this was made from.
+    pub(crate) fn resolve_long(&self, hit: &Hit, desc: RawDesc) -> Option<RawSeg> {
+        let as_wanted = desc.meta & self.mask & !LONG == self.want;
+        hit.resolve(GuestPhysAddr(desc.addr), desc.len()).filter(|_| as_wanted)
+    }
 }
 
 impl fmt::Debug for Hit {

@@ -3,7 +3,8 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::{Packed, Place};
-use crate::chain::{ChainBuf, Token};
+use crate::chain::{ChainBuf, Token, id};
+use crate::mem::RawSeg;
 use crate::notify::{self, PackedStep};
 use crate::shared::Shared;
 use crate::walk::WRITE;
@@ -36,55 +37,50 @@ impl Packed {
                 .fold((0, 0u16), |(_, sum), token| (token.id, sum.saturating_add(token.slots)));
             self.mark_used(last, 0, slots);
         } else {
-            self.complete_each(buf, std::iter::repeat_n(0, buf.chains.len()));
+            self.complete_each(buf, buf.records(), |_| 0);
         }
     }
 
     #[inline(always)]
     pub(crate) fn complete_written(&mut self, buf: &ChainBuf, written: &[u32]) {
-        self.complete_each(buf, written.iter().copied());
+        self.complete_each(buf, written, |written| *written);
     }
 
     /// Writes a used descriptor for each chain. The first one of a batch waits for `publish`.
     #[inline(always)]
-    fn complete_each(&mut self, buf: &ChainBuf, written: impl ExactSizeIterator<Item = u32>) {
-        let mut chains = buf.tokens().zip(written);
-        if self.first.is_none() {
-            let Some((token, written)) = chains.next() else { return };
-            self.mark_used(token.id, written, token.slots);
+    fn complete_each<T>(&mut self, buf: &ChainBuf, lens: &[T], len: impl Fn(&T) -> u32) {
+        let slowly = if buf.all_single() { usize::from(self.first.is_none()) } else { lens.len() };
+        for (token, item) in buf.tokens().zip(lens).take(slowly) {
+            self.mark_used(token.id, len(item), token.slots);
         }
-        loop {
-            let odd = self.complete_run(&mut chains);
-            let Some((token, written)) = odd else { return };
-            self.mark_used(token.id, written, token.slots);
+        let mut records = buf.records().get(slowly..).unwrap_or_default();
+        let mut lens = lens.get(slowly..).unwrap_or_default();
+        while self.fetched > 0 {
+            let done = self.mark_run(records, lens, &len);
+            if done == 0 {
+                break;
+            }
+            records = records.get(done..).unwrap_or_default();
+            lens = lens.get(done..).unwrap_or_default();
         }
     }
 
-    /// The hot loop: marks slots used as long as each is a chain, within one lap. Returns the
-    /// first chain that ends this.
+    /// The hot loop: marks chains of one slot used, within one lap. Returns how many.
     #[inline(always)]
-    fn complete_run(
-        &mut self,
-        chains: &mut impl Iterator<Item = (Token, u32)>,
-    ) -> Option<(Token, u32)> {
+    fn mark_run<T>(&mut self, records: &[RawSeg], lens: &[T], len: impl Fn(&T) -> u32) -> usize {
         let flags = used_meta(self.used, 0, 0);
         let written_flags = flags | u64::from(WRITE) << 48;
-        let mut places = self.areas.metas(self.used.index).take(usize::from(self.fetched));
-        let mut done = 0u16;
-        let odd = loop {
-            let Some((token, written)) = chains.next() else { break None };
-            if token.slots != 1 {
-                break Some((token, written));
-            }
-            let Some(place) = places.next() else { break Some((token, written)) };
+        let places = self.areas.metas(self.used.index, usize::from(self.fetched));
+        let done = places.store(records, lens, |record, item| {
+            let written = len(item);
             let flags = if written > 0 { written_flags } else { flags };
-            place.store(flags | u64::from(written) | u64::from(token.id) << 32, Relaxed);
-            done = done.wrapping_add(1);
-        };
-        self.used = self.used.forward(done, self.config.size);
-        self.fetched = self.fetched.wrapping_sub(done);
-        self.unpublished = self.unpublished.saturating_add(u32::from(done));
-        odd
+            flags | u64::from(written) | u64::from(id(record)) << 32
+        });
+        let slots = u16::try_from(done).unwrap_or(u16::MAX);
+        self.used = self.used.forward(slots, self.config.size);
+        self.fetched = self.fetched.wrapping_sub(slots);
+        self.unpublished = self.unpublished.saturating_add(u32::from(slots));
+        done
     }
 
     /// Writes a used descriptor over the first of `slots`. The first one of a batch waits for

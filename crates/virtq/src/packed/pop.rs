@@ -3,7 +3,7 @@
 use super::{AVAIL, Packed, USED};
 use crate::ChainError;
 use crate::chain::{BURST_SEGS, ChainBuf, RUN, Spread, Token};
-use crate::mem::{Descs, RawDesc, RawSeg, Simple};
+use crate::mem::{RawDesc, Simple};
 use crate::walk::{INDIRECT, NEXT, Sink, WRITE, Walk, check_indirect};
 
 /// Reads up to `max` chains: runs of simple chains, each within one lap, with a careful look at
@@ -15,35 +15,51 @@ pub(super) fn burst(q: &mut Packed, buf: &mut ChainBuf, max: usize) -> Result<()
         if run == 0 {
             return Ok(());
         }
-        let simple = q.simple(buf.writable);
-        let (done, mut odd) =
-            singles(q.areas.descs(q.avail.index, run), simple, buf.chains.spare(run));
+        let descs = q.areas.descs(q.avail.index, run);
+        let done = descs.resolve(q.simple(buf.writable), buf.chains.spare(run));
         buf.chains.advance(usize::from(done));
         q.fetch(done);
-        if let Some(desc) = odd
-            && desc.fourth() & (AVAIL | USED | NEXT | INDIRECT) == q.avail.available()
-            && (desc.fourth() & WRITE != 0) != buf.writable
-            && buf.is_undecided()
-            && !turned
-        {
-            turned = true;
-            buf.writable = !buf.writable;
-            continue;
-        }
-        while let Some(desc) = odd {
-            if !q.check_state(desc)? {
-                return Ok(());
-            }
-            let first = buf.segs.len();
-            let chain = q.careful(buf, desc);
-            let slots = buf.settle(first, chain)?.slots;
-            q.fetch(slots);
-            // Odd chains come in company: no new run for each.
-            odd = (q.room(buf, max) > 0)
-                .then(|| q.areas.desc(q.avail.index))
-                .filter(|desc| desc.fourth() & (NEXT | INDIRECT) != 0);
+        if usize::from(done) < run && !odd(q, buf, max, &mut turned)? {
+            return Ok(());
         }
     }
+}
+
+/// Reads the chains that a run left, until one looks simple again. False if there are no more.
+#[inline(never)]
+fn odd(
+    q: &mut Packed,
+    buf: &mut ChainBuf,
+    max: usize,
+    turned: &mut bool,
+) -> Result<bool, ChainError> {
+    let mut first_one = true;
+    while q.room(buf, max) > 0 {
+        let desc = q.areas.desc(q.avail.index);
+        let flags = desc.fourth();
+        if flags & (NEXT | INDIRECT) == 0 && !first_one {
+            break;
+        }
+        if !q.check_state(desc)? {
+            return Ok(false);
+        }
+        if flags & (NEXT | INDIRECT) == 0 {
+            if buf.turn(flags & WRITE != 0, turned) {
+                break;
+            }
+            if let Some(seg) = q.simple(buf.writable).resolve_long(&q.hit, desc) {
+                buf.chains.push(seg.tagged(u32::from(desc.third())));
+                q.fetch(1);
+                break;
+            }
+        }
+        let first = buf.segs.len();
+        let chain = q.careful(buf, desc);
+        let slots = buf.settle(first, chain)?.slots;
+        q.fetch(slots);
+        first_one = false;
+    }
+    Ok(true)
 }
 
 impl Packed {
@@ -83,18 +99,6 @@ impl Packed {
         self.avail = self.avail.forward(slots, self.config.size);
         self.fetched = self.fetched.wrapping_add(slots);
     }
-}
-
-/// The hot loop: simple chains, nearly all of them. Ends at the first that is not, and returns it.
-#[inline(always)]
-fn singles(descs: Descs<'_>, simple: Simple, chains: &mut [RawSeg]) -> (u16, Option<RawDesc>) {
-    let mut done = 0u16;
-    for (chain, desc) in chains.iter_mut().zip(descs) {
-        let Some(found) = simple.resolve(desc) else { return (done, Some(desc)) };
-        *chain = found.tagged(u32::from(desc.third()));
-        done = done.wrapping_add(1);
-    }
-    (done, None)
 }
 
 impl Packed {

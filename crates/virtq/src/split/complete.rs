@@ -1,7 +1,8 @@
 //! Completing chains of a split ring, and calling the driver.
 
 use super::Split;
-use crate::chain::{ChainBuf, Token};
+use crate::chain::{ChainBuf, Token, id};
+use crate::mem::RawSeg;
 use crate::notify;
 
 impl Split {
@@ -25,29 +26,29 @@ impl Split {
 
     #[inline(always)]
     pub(crate) fn complete_burst(&mut self, buf: &ChainBuf) {
-        let ids = buf.ids();
+        let records = buf.records();
         if self.config.features.in_order {
-            let count = u16::try_from(ids.len()).unwrap_or(u16::MAX);
-            let Some(last) = ids.last() else { return };
-            self.use_entries(last, 0, count);
+            let Some(last) = records.last() else { return };
+            self.use_entries(id(last), 0, u16::try_from(records.len()).unwrap_or(u16::MAX));
         } else {
-            self.complete_each(ids.map(|id| (id, 0)));
+            self.complete_each(records, records, |_| 0);
         }
     }
 
     #[inline(always)]
     pub(crate) fn complete_written(&mut self, buf: &ChainBuf, written: &[u32]) {
-        self.complete_each(buf.ids().zip(written.iter().copied()));
+        self.complete_each(buf.records(), written, |written| *written);
     }
 
     /// Writes a used entry for each chain; never more than there are chains popped.
     #[inline(always)]
-    fn complete_each(&mut self, chains: impl ExactSizeIterator<Item = (u16, u32)>) {
+    fn complete_each<T>(&mut self, records: &[RawSeg], lens: &[T], len: impl Fn(&T) -> u32) {
         let fetched = self.next_avail.wrapping_sub(self.next_used);
-        let count = u16::try_from(chains.len()).unwrap_or(u16::MAX).min(fetched);
+        let count = u16::try_from(records.len().min(lens.len())).unwrap_or(u16::MAX).min(fetched);
+        let records = records.get(..usize::from(count)).unwrap_or_default();
         let mut entries = self.areas.entries(self.next_used);
-        for (id, written) in chains.take(usize::from(count)) {
-            entries.write(id, written);
+        for (record, item) in records.iter().zip(lens) {
+            entries.write(id(record), len(item));
         }
         self.next_used = self.next_used.wrapping_add(count);
     }

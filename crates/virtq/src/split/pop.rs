@@ -5,7 +5,8 @@ use std::sync::atomic::Ordering::Acquire;
 use super::Split;
 use crate::ChainError;
 use crate::chain::{BURST_SEGS, ChainBuf, RUN, Spread, Token};
-use crate::mem::{Heads, Hit, RawDesc, RawSeg, Simple, SplitAreas};
+use crate::config::QueueConfig;
+use crate::mem::{Hit, RawDesc, Simple, SplitAreas};
 use crate::shared::Shared;
 use crate::walk::{INDIRECT, NEXT, Sink, WRITE, Walk, check_indirect};
 
@@ -15,37 +16,50 @@ pub(super) fn burst(q: &mut Split, buf: &mut ChainBuf, max: usize) -> Result<(),
     let mut left = ready(q)?.min(max);
     let mut turned = false;
     while left > 0 && buf.segs.len() <= BURST_SEGS {
-        let simple = simple(q.hit, buf.writable);
         let run = buf.chains.spare(left.min(RUN));
-        let (done, mut odd) = singles(q.areas.heads(q.next_avail), simple, run);
+        let count = run.len();
+        let done = q.areas.heads(q.next_avail).resolve(simple(q.hit, buf.writable), run);
         buf.chains.advance(done);
         left = left.wrapping_sub(done);
         q.next_avail = advanced(q.next_avail, done);
-        if let Some((_, Some(desc))) = odd
-            && desc.third() & (NEXT | INDIRECT) == 0
-            && (desc.third() & WRITE != 0) != buf.writable
-            && buf.is_undecided()
-            && !turned
-        {
-            turned = true;
-            buf.writable = !buf.writable;
-            continue;
-        }
-        while let Some(start) = odd {
-            let first = buf.segs.len();
-            let mut sink = Sink { map: q.areas.map(), hit: &mut q.hit, segs: &mut buf.segs };
-            let chain = careful(&q.areas, &mut sink, q.config.features.indirect, start);
-            let _ = buf.settle(first, chain)?;
-            left = left.wrapping_sub(1);
-            q.next_avail = advanced(q.next_avail, 1);
-            // Odd chains come in company: no new run for each.
-            let more = left > 0 && buf.segs.len() <= BURST_SEGS;
-            odd = more
-                .then(|| q.areas.heads(q.next_avail).next())
-                .filter(|(_, desc)| desc.is_none_or(|d| d.third() & (NEXT | INDIRECT) != 0));
+        if done < count {
+            left = left.wrapping_sub(odd(q, buf, left, &mut turned)?);
         }
     }
     Ok(())
+}
+
+/// Reads the chains that a run left, until one looks simple again; returns how many.
+#[inline(never)]
+fn odd(
+    q: &mut Split,
+    buf: &mut ChainBuf,
+    left: usize,
+    turned: &mut bool,
+) -> Result<usize, ChainError> {
+    let mut done = 0usize;
+    while done < left && buf.segs.len() <= BURST_SEGS {
+        let (head, desc) = q.areas.heads(q.next_avail).next();
+        let flags = desc.map_or(INDIRECT, RawDesc::third);
+        if flags & (NEXT | INDIRECT) == 0 {
+            if done > 0 || buf.turn(flags & WRITE != 0, turned) {
+                break;
+            }
+            let simple = simple(q.hit, buf.writable);
+            if let Some(seg) = desc.and_then(|desc| simple.resolve_long(&q.hit, desc)) {
+                buf.chains.push(seg.tagged(u32::from(head)));
+                q.next_avail = advanced(q.next_avail, 1);
+                return Ok(1);
+            }
+        }
+        let first = buf.segs.len();
+        let mut sink = Sink { map: q.areas.map(), hit: &mut q.hit, segs: &mut buf.segs };
+        let chain = careful(&q.areas, &mut sink, &q.config, (head, desc));
+        let _ = buf.settle(first, chain)?;
+        q.next_avail = advanced(q.next_avail, 1);
+        done = done.wrapping_add(1);
+    }
+    Ok(done)
 }
 
 /// What chains of one segment look like: one direct descriptor.
@@ -76,37 +90,22 @@ fn advanced(index: u16, run: usize) -> u16 {
 /// A head, and its descriptor if the head is in range.
 type Start = (u16, Option<RawDesc>);
 
-/// The hot loop: simple chains, nearly all of them. Ends at the first that is not, and returns it.
-#[inline(always)]
-fn singles(mut heads: Heads<'_>, simple: Simple, chains: &mut [RawSeg]) -> (usize, Option<Start>) {
-    let mut done = 0usize;
-    for chain in chains {
-        let (head, desc) = heads.next();
-        let Some(found) = desc.and_then(|desc| simple.resolve(desc)) else {
-            return (done, Some((head, desc)));
-        };
-        *chain = found.tagged(u32::from(head));
-        done = done.wrapping_add(1);
-    }
-    (done, None)
-}
-
 /// Any chain.
 #[inline(never)]
 fn careful(
     areas: &SplitAreas,
     sink: &mut Sink<'_>,
-    indirect: bool,
+    config: &QueueConfig,
     (head, desc): Start,
 ) -> Result<Spread, ChainError> {
-    let size = areas.mask().wrapping_add(1);
+    let size = config.size;
     let Some(mut desc) = desc else { return Err(ChainError::Head { head, size }) };
     let mut walk = Walk::new(sink, size);
     let mut index = head;
     for _ in 0..size {
         let (flags, next) = (desc.third(), desc.fourth());
         if flags & INDIRECT != 0 {
-            check_indirect(indirect, flags, index)?;
+            check_indirect(config.features.indirect, flags, index)?;
             walk.add_linked_table(desc, head)?;
         } else {
             walk.add(desc, flags, index)?;
