@@ -188,6 +188,7 @@ impl ChainBuf {
     }
 
     /// Ends the burst's last chain: keeps it, or drops what a broken one left.
+    #[inline(always)]
     pub(crate) fn settle(
         &mut self,
         first: usize,
@@ -205,8 +206,9 @@ impl ChainBuf {
         }
     }
 
+    #[inline(always)]
     fn keep(&mut self, chain: Spread) {
-        let first = self.segs.filled().get(chain.first as usize).copied().unwrap_or_default();
+        let first = self.segs.items.get(chain.first as usize).copied().unwrap_or_default();
         if let Some(index) = chain.single(self.writable) {
             self.chains.push(first.tagged(u32::from(chain.token.id)));
             self.segs.truncate(index);

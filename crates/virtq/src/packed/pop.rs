@@ -103,20 +103,20 @@ impl Packed {
 
 impl Packed {
     /// Any chain, which starts with `desc` at the next place.
-    #[inline(never)]
+    #[inline(always)]
     fn careful(&mut self, buf: &mut ChainBuf, mut desc: RawDesc) -> Result<Spread, ChainError> {
         let size = self.config.size;
         let room = size.wrapping_sub(self.fetched);
         let mut at = self.avail;
-        let mut sink = Sink { map: self.areas.map(), hit: &mut self.hit, segs: &mut buf.segs };
-        let mut walk = Walk::new(&mut sink, size);
+        let sink = Sink { map: self.areas.map(), hit: &mut self.hit, segs: &mut buf.segs };
+        let mut walk = Walk::new(sink, size);
         for slots in 1..=room {
             let flags = desc.fourth();
             if flags & INDIRECT != 0 {
                 check_indirect(self.config.features.indirect, flags, at.index)?;
                 walk.add_flat_table(desc)?;
             } else {
-                walk.add(desc, flags, at.index)?;
+                walk.add_one(desc, flags, at.index)?;
             }
             if flags & NEXT == 0 {
                 let id = desc.third();

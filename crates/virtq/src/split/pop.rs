@@ -53,8 +53,8 @@ fn odd(
             }
         }
         let first = buf.segs.len();
-        let mut sink = Sink { map: q.areas.map(), hit: &mut q.hit, segs: &mut buf.segs };
-        let chain = careful(&q.areas, &mut sink, &q.config, (head, desc));
+        let sink = Sink { map: q.areas.map(), hit: &mut q.hit, segs: &mut buf.segs };
+        let chain = careful(&q.areas, sink, &q.config, (head, desc));
         let _ = buf.settle(first, chain)?;
         q.next_avail = advanced(q.next_avail, 1);
         done = done.wrapping_add(1);
@@ -91,10 +91,10 @@ fn advanced(index: u16, run: usize) -> u16 {
 type Start = (u16, Option<RawDesc>);
 
 /// Any chain.
-#[inline(never)]
+#[inline(always)]
 fn careful(
     areas: &SplitAreas,
-    sink: &mut Sink<'_>,
+    sink: Sink<'_>,
     config: &QueueConfig,
     (head, desc): Start,
 ) -> Result<Spread, ChainError> {
@@ -108,7 +108,7 @@ fn careful(
             check_indirect(config.features.indirect, flags, index)?;
             walk.add_linked_table(desc, head)?;
         } else {
-            walk.add(desc, flags, index)?;
+            walk.add_one(desc, flags, index)?;
         }
         if flags & NEXT == 0 {
             return Ok(walk.finish(Token { id: head, slots: 1 }));
