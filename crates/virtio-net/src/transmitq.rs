@@ -223,9 +223,9 @@ fn take_run<const H: usize>(
     let mut run = Run { frames: 0, bytes: 0 };
     let Some(spread) = options.max_frame.checked_sub(ETHERNET) else { return run };
     // Two loops, so that the first needs not ask whether there is something ahead.
-    let ahead = chains.read_pieces(first.saturating_add(AHEAD));
-    let (near, far) = room.split_at_mut(ahead.len().min(room.len()));
-    for ((piece, later), frame) in chains.read_pieces(first).zip(ahead).zip(near) {
+    let pieces = chains.read_pieces_ahead::<AHEAD>(first);
+    let (near, far) = room.split_at_mut(pieces.len().min(room.len()));
+    for ((piece, later), frame) in pieces.zip(near) {
         later.prefetch(2);
         if !take_one::<H>(piece, first, spread, (frame, &mut run)) {
             return run;

@@ -246,6 +246,17 @@ pub(crate) fn id(record: &RawSeg) -> u16 {
     Tag(record.tag()).id()
 }
 
+/// The first and the last of each `N + 1` records.
+#[inline(always)]
+fn windows<const N: usize>(
+    records: &[RawSeg],
+) -> impl ExactSizeIterator<Item = (RawSeg, RawSeg)> + '_ {
+    records.windows(N.saturating_add(1)).map(|window| {
+        let now = window.first().copied().unwrap_or_default();
+        (now, window.get(N).copied().unwrap_or_default())
+    })
+}
+
 /// What completes the chain of `record`.
 #[inline(always)]
 fn token(record: &RawSeg, spread: &[Spread]) -> Token {
@@ -353,6 +364,26 @@ impl<'a> Chains<'a> {
     #[inline(always)]
     pub fn write_pieces(&self, first: usize) -> impl ExactSizeIterator<Item = WritePiece<'a>> + 'a {
         self.records(first, true).iter().map(|record| WritePiece::new(*record))
+    }
+
+    /// As [`Self::read_pieces`], each with the one that comes `N` later: without the last `N`.
+    #[inline(always)]
+    pub fn read_pieces_ahead<const N: usize>(
+        &self,
+        first: usize,
+    ) -> impl ExactSizeIterator<Item = (ReadPiece<'a>, ReadPiece<'a>)> + 'a {
+        windows::<N>(self.records(first, false))
+            .map(|(now, later)| (ReadPiece::new(now), ReadPiece::new(later)))
+    }
+
+    /// As [`Self::write_pieces`], each with the one that comes `N` later: without the last `N`.
+    #[inline(always)]
+    pub fn write_pieces_ahead<const N: usize>(
+        &self,
+        first: usize,
+    ) -> impl ExactSizeIterator<Item = (WritePiece<'a>, WritePiece<'a>)> + 'a {
+        windows::<N>(self.records(first, true))
+            .map(|(now, later)| (WritePiece::new(now), WritePiece::new(later)))
     }
 
     #[inline(always)]

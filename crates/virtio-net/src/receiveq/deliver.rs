@@ -138,8 +138,13 @@ fn with_body<const H: usize>(
 struct Run<'a> {
     batch: &'a Batch<'a>,
     picked: &'a [u16],
-    bytes: u64,
     done: usize,
+}
+
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "at most 144 bytes")]
+fn head_len(head: &[u8]) -> u32 {
+    head.len() as u32
 }
 
 impl Run<'_> {
@@ -154,21 +159,23 @@ impl Run<'_> {
     ) -> bool {
         let Some(head) = frame.head_bytes() else { return false };
         let Some(header) = PLAIN.first_chunk::<H>() else { return false };
+        let header_len = const { header::len_u32(H) };
         if !frame.offload.is_plain() {
             return false;
         }
-        let written = if frame.body.len == 0 {
-            buffer.write_frame(header, head, None)
+        // In each branch of its own: the length is known there.
+        if frame.body.len == 0 {
+            *place = header_len.wrapping_add(head_len(head));
+            if !buffer.write_frame(header, head, None) {
+                return false;
+            }
         } else {
+            *place = header_len.wrapping_add(frame.len());
             let next = self.done.wrapping_add(BODY_AHEAD);
-            with_body(self.batch, (self.picked, next), frame, (buffer, header))
-        };
-        if !written {
-            return false;
+            if !with_body(self.batch, (self.picked, next), frame, (buffer, header)) {
+                return false;
+            }
         }
-        let len = frame.len();
-        *place = len.wrapping_add(const { header::len_u32(H) });
-        self.bytes = self.bytes.wrapping_add(u64::from(len));
         self.done = self.done.wrapping_add(1);
         true
     }
@@ -182,9 +189,8 @@ impl Run<'_> {
         (chains, first): (&Chains<'_>, usize),
         places: &mut [u32],
     ) {
-        let ahead = chains.write_pieces(first.saturating_add(AHEAD));
-        let (near, far) = places.split_at_mut(ahead.len().min(places.len()));
-        let buffers = chains.write_pieces(first).zip(ahead);
+        let buffers = chains.write_pieces_ahead::<AHEAD>(first);
+        let (near, far) = places.split_at_mut(buffers.len().min(places.len()));
         for ((frame, (buffer, later)), place) in frames.clone().zip(buffers).zip(near) {
             later.prefetch(2);
             if !self.one::<H>(frame, buffer, place) {
@@ -215,7 +221,7 @@ fn deliver_run<const H: usize>(job: &Job<'_>, picked: &[u16], turn: &mut Turn) -
     let first = turn.used;
     let places = turn.written.get_mut(first..).unwrap_or_default();
     let frames = job.batch.frames();
-    let mut run = Run { batch: job.batch, picked, bytes: 0, done: 0 };
+    let mut run = Run { batch: job.batch, picked, done: 0 };
     match in_a_row(frames, picked) {
         Some(row) => run.all::<H>(row.iter(), (&job.chains, first), places),
         None => {
@@ -225,7 +231,10 @@ fn deliver_run<const H: usize>(job: &Job<'_>, picked: &[u16], turn: &mut Turn) -
     }
     turn.used = first.wrapping_add(run.done);
     turn.frames = turn.frames.wrapping_add(run.done);
-    turn.bytes = turn.bytes.wrapping_add(run.bytes);
+    let written = turn.written.get(first..turn.used).unwrap_or_default();
+    let bytes = written.iter().fold(0u64, |sum, len| sum.wrapping_add(u64::from(*len)));
+    let headers = (run.done as u64).wrapping_mul(const { header::len_u32(H) as u64 });
+    turn.bytes = turn.bytes.wrapping_add(bytes.wrapping_sub(headers));
     run.done
 }
 

@@ -37,9 +37,11 @@ fn odd(
     while q.room(buf, max) > 0 {
         let desc = q.areas.desc(q.avail.index);
         let flags = desc.fourth();
-        if flags & (NEXT | INDIRECT) == 0 && !first_one {
+        let simple = q.simple(buf.writable);
+        if !first_one && simple.resolve(desc).is_some() {
             break;
         }
+        first_one = false;
         if !q.check_state(desc)? {
             return Ok(false);
         }
@@ -47,17 +49,16 @@ fn odd(
             if buf.turn(flags & WRITE != 0, turned) {
                 break;
             }
-            if let Some(seg) = q.simple(buf.writable).resolve_long(&q.hit, desc) {
+            if let Some(seg) = simple.resolve_long(&q.hit, desc) {
                 buf.chains.push(seg.tagged(u32::from(desc.third())));
                 q.fetch(1);
-                break;
+                continue;
             }
         }
         let first = buf.segs.len();
         let chain = q.careful(buf, desc);
         let slots = buf.settle(first, chain)?.slots;
         q.fetch(slots);
-        first_one = false;
     }
     Ok(true)
 }

@@ -42,14 +42,16 @@ fn odd(
         let (head, desc) = q.areas.heads(q.next_avail).next();
         let flags = desc.map_or(INDIRECT, RawDesc::third);
         if flags & (NEXT | INDIRECT) == 0 {
-            if done > 0 || buf.turn(flags & WRITE != 0, turned) {
+            let simple = simple(q.hit, buf.writable);
+            let again = done > 0 && desc.is_some_and(|desc| simple.resolve(desc).is_some());
+            if again || buf.turn(flags & WRITE != 0, turned) {
                 break;
             }
-            let simple = simple(q.hit, buf.writable);
             if let Some(seg) = desc.and_then(|desc| simple.resolve_long(&q.hit, desc)) {
                 buf.chains.push(seg.tagged(u32::from(head)));
                 q.next_avail = advanced(q.next_avail, 1);
-                return Ok(1);
+                done = done.wrapping_add(1);
+                continue;
             }
         }
         let first = buf.segs.len();
