@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use port::{BURST_MAX, Batch, DropReason, Frame, FrameBuf, Ingress, QueueCounters, QueueFault};
+use virtq::mem::ReadPiece;
 use virtq::{ChainBuf, Chains, Virtq};
 
 use crate::header::{self, LEGACY_LEN, V1_LEN};
@@ -221,22 +222,52 @@ fn take_run<const H: usize>(
     room: &mut [Frame],
 ) -> Run {
     let mut run = Run { frames: 0, bytes: 0 };
-    let (header_len, max_frame) = (const { header::len_u32(H) }, options.max_frame);
-    for (chain, frame) in chains.from(first).zip(room) {
-        chain.prefetch_read_after(AHEAD);
-        let Some(piece) = chain.one_readable() else { break };
-        let Some(len) = piece.len_u32().checked_sub(header_len) else { break };
-        let plain = len >= ETHERNET
-            && len <= max_frame
-            && piece.first::<2>() == Some(PLAIN)
-            && frame.fill_piece(piece, header_len, chain.first());
-        if !plain {
-            break;
+    let Some(spread) = options.max_frame.checked_sub(ETHERNET) else { return run };
+    // Two loops, so that the first needs not ask whether there is something ahead.
+    let pieces = chains.read_pieces_ahead::<AHEAD>(first);
+    let (near, far) = room.split_at_mut(pieces.len().min(room.len()));
+    for ((piece, later), frame) in pieces.zip(near) {
+        later.prefetch(2);
+        if !take_one::<H>(piece, first, spread, (frame, &mut run)) {
+            return run;
         }
+    }
+    for (piece, frame) in chains.read_pieces(first.saturating_add(run.frames)).zip(far) {
+        if !take_one::<H>(piece, first, spread, (frame, &mut run)) {
+            return run;
+        }
+    }
+    run
+}
+
+/// Turns a chain into a frame, if it is an ordinary one of at most `spread` bytes more than an
+/// Ethernet header.
+#[inline(always)]
+fn take_one<const H: usize>(
+    piece: ReadPiece<'_>,
+    first: usize,
+    spread: u32,
+    (frame, run): (&mut Frame, &mut Run),
+) -> bool {
+    let header_len = const { header::len_u32(H) };
+    let Some(over) = piece.len_u32().checked_sub(header_len.wrapping_add(ETHERNET)) else {
+        return false;
+    };
+    let len = piece.len_u32().wrapping_sub(header_len);
+    let plain = over <= spread
+        && piece.first::<2>() == Some(PLAIN)
+        && frame.fill_piece(piece, header_len, index_u32(first.wrapping_add(run.frames)));
+    if plain {
         run.bytes = run.bytes.wrapping_add(u64::from(len));
         run.frames = run.frames.wrapping_add(1);
     }
-    run
+    plain
+}
+
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "a burst has at most 64 chains")]
+fn index_u32(index: usize) -> u32 {
+    index as u32
 }
 
 /// Turns chain `index` into a frame, whatever it looks like.
