@@ -7,6 +7,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use port::{CallCounters, Notified};
 use rustix::io::{ioctl_fionbio, read, write};
 
 /// Makes `fd` non-blocking, so that a full counter cannot stop a worker.
@@ -22,6 +23,17 @@ pub(crate) fn signal(fd: Option<&Arc<OwnedFd>>) {
     if let Some(fd) = fd {
         let _ = write(fd, &1u64.to_ne_bytes());
     }
+}
+
+/// Calls a driver that wants it, and counts that.
+#[inline]
+pub(crate) fn call(fd: Option<&Arc<OwnedFd>>, wanted: bool, counters: &CallCounters) -> Notified {
+    let notified = if wanted && fd.is_some() { Notified::Called } else { Notified::Suppressed };
+    counters.count(notified);
+    if notified == Notified::Called {
+        signal(fd);
+    }
+    notified
 }
 
 /// Takes what is in the counter.
