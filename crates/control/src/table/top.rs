@@ -155,8 +155,8 @@ mod tests {
             top(&view),
             "2.00M frames/s over 2.0 s\n\
              \n\
-             WORKER  CPU   BUSY  FRAMES/S  NS/FRAME  KICKS/S  CALLS/S  SUPPRESSED/S  SLEEPS/S\n     \
-             0    3  50.0%     2.00M      41.3       12        0         62.5k       0.5\n\
+             WORKER  CPU   BUSY  FRAMES/S  NS/FRAME  KICKS/S  CALLS/S  SUPPRESSED/S  SLEEPS/S\n\
+             \x20    0    3  50.0%     2.00M      41.3       12        0         62.5k       0.5\n\
              \n\
              Bursts by number of frames:\n\
              WORKER  BURSTS    1  2  3-4  5-8  9-16  17-32  33-64\n     \

@@ -179,6 +179,11 @@ impl Worker {
         }
         let before = self.clock.now_ns;
         let busy = self.clock.busy_turns > 0;
+        // What is no work comes before a look at the clock, so that only the first idle turn
+        // after a busy one counts as busy.
+        if !busy {
+            std::hint::spin_loop();
+        }
         self.read_clock();
         if busy {
             let spent = self.clock.now_ns.wrapping_sub(before);
@@ -188,9 +193,10 @@ impl Worker {
         let due = self.clock.now_ns.wrapping_sub(self.clock.looked_ns) >= LOOK_NS;
         if sleep || (self.cold > 0 && (due || self.hot.is_empty())) {
             self.look_at_cold(sleep);
-        }
-        if !worked {
-            std::hint::spin_loop();
+            if sleep || !worked {
+                self.read_clock();
+            }
+            self.clock.looked_ns = self.clock.now_ns;
         }
     }
 
@@ -211,9 +217,7 @@ impl Worker {
         });
         if sleep {
             self.mailbox.counters.sleeps.add(1);
-            self.read_clock();
         }
-        self.clock.looked_ns = self.clock.now_ns;
     }
 }
 
