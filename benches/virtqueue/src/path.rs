@@ -123,8 +123,8 @@ impl Path {
         // ORDERING: the fence that `notify` asks for, between publication and the look at what
         // the drivers want.
         fence(Ordering::SeqCst);
-        self.transmitq.notify();
-        self.receiveq.notify();
+        let _ = self.transmitq.notify();
+        let _ = self.receiveq.notify();
         Ok(count)
     }
 

@@ -2,10 +2,12 @@
 //!
 //! ```text
 //!  event manager ─┬─ VhostUserPort (one per guest): handled where they arrive
-//!                 └─ Hub: control socket, its clients, signals, switch events, a timer
+//!                 └─ Hub: control socket and scrapers, their clients, signals, switch events,
+//!                      │  a timer
 //!                      └─► noted, and handled between two rounds, when ports can come and go
 //! ```
 
+mod metrics;
 mod ports;
 mod reload;
 mod tap;
@@ -15,6 +17,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Instant;
 
+use control::scrape::Scrape;
 use control::server::{ClientId, Server};
 use control::{Reply, Request};
 use event_manager::{
@@ -42,6 +45,7 @@ pub(crate) struct App {
     manager: EventManager<Subscriber>,
     hub: SubscriberId,
     server: Server,
+    scrape: Option<Scrape>,
     signals: Signals,
     timer: OwnedFd,
     ports: Vec<Port>,
@@ -99,6 +103,7 @@ impl App {
             manager,
             hub,
             server,
+            scrape: None,
             signals,
             timer,
             ports: Vec::new(),
@@ -155,9 +160,10 @@ impl App {
                 self.accept();
             }
             self.look_after_ports();
+            self.close_unwelcome_scrapers();
         } else if fd == self.switch.events().as_fd().as_raw_fd() {
             self.switch_events();
-        } else {
+        } else if !self.scraper_woke(fd) {
             self.client(fd);
         }
     }
@@ -251,6 +257,7 @@ impl App {
             Request::Stats => Reply::of(&self.stats_view()),
             Request::Fdb => Reply::of(&self.fdb_view()),
             Request::Version => Reply::of(&self.version_view()),
+            Request::Metrics => Reply::of(&self.metrics_view()),
             Request::FdbFlush => {
                 let count = self.switch.fdb_flush(None);
                 Reply::done(format!("forgot {count} addresses"))

@@ -1,6 +1,7 @@
 //! The command line: a contract with scripts.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -47,6 +48,9 @@ pub(crate) struct RunArgs {
     /// Control socket
     #[arg(long, value_name = "SOCKET", value_parser = |text: &str| switch_key("control", text))]
     pub(crate) control: Option<String>,
+    /// Serve metrics to scrapers: a TCP port of 127.0.0.1, or ADDRESS:PORT
+    #[arg(long, value_name = "ADDR", value_parser = |text: &str| switch_key("metrics", text))]
+    pub(crate) metrics: Option<String>,
     /// What is logged to standard error
     #[arg(long, value_enum, default_value = "info")]
     pub(crate) log: LogLevel,
@@ -61,6 +65,7 @@ impl RunArgs {
             ("poll", &self.poll),
             ("poll-us", &self.poll_us),
             ("control", &self.control),
+            ("metrics", &self.metrics),
         ];
         for (key, value) in options {
             if let Some(value) = value {
@@ -102,6 +107,10 @@ pub(crate) enum CtlCommand {
     Ports,
     /// Counters
     Stats,
+    /// Where time goes: rates of workers and ports, again and again
+    Top(TopArgs),
+    /// Everything that is counted, as text for Prometheus
+    Metrics,
     /// The forwarding table
     Fdb {
         #[command(subcommand)]
@@ -116,6 +125,17 @@ pub(crate) enum CtlCommand {
     },
     /// Read the configuration file again and apply the difference
     Reload,
+}
+
+/// Options of `causeway ctl top`.
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    /// One view, over one interval
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Seconds between two looks
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = interval)]
+    pub(crate) interval: Duration,
 }
 
 #[derive(Debug, Subcommand)]
@@ -183,6 +203,14 @@ fn flat(message: &str) -> String {
     parts.join(" ")
 }
 
+fn interval(text: &str) -> Result<Duration, String> {
+    let seconds: Option<f64> = text.parse().ok();
+    let allowed = seconds.filter(|seconds| (0.1..=3600.0).contains(seconds));
+    allowed
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| "0.1 to 3600 seconds are possible".to_owned())
+}
+
 fn port_spec(text: &str) -> Result<PortSpec, String> {
     text.parse::<PortSpec>().map_err(|error| error.to_string())
 }
@@ -220,6 +248,7 @@ mod tests {
         }
         assert!(cli("causeway ctl port add tap:name=a,ifname=t --json").is_ok());
         assert!(cli("causeway ctl fdb flush --control /s").is_ok());
+        assert!(cli("causeway ctl top --once --json --interval 0.1").is_ok());
     }
 
     #[test]
@@ -238,6 +267,11 @@ mod tests {
             "invalid value 'loud' for '--log <LOG>' [possible values: off, error, warn, info, \
              debug, trace]"
         );
+        for bad in ["0", "-1", "nan", "inf", "3601", "1s"] {
+            let text = wrong(&format!("causeway ctl top --interval={bad}"));
+            assert!(text.ends_with("0.1 to 3600 seconds are possible"), "{text}");
+        }
+        assert!(wrong("causeway run --metrics :1").contains("metrics is a TCP port as 9101"));
         assert!(wrong("causeway run --sandbox on").starts_with("unexpected argument '--sandbox'"));
         assert!(wrong("causeway").starts_with("a subcommand is missing"));
         assert!(wrong("causeway ctl stat").contains("stats"));

@@ -1,13 +1,15 @@
 //! `causeway ctl`: one question to a running switch.
 
-use std::path::PathBuf;
+mod top;
 
-use control::protocol::{Done, FdbView, PortsView, StatsView, VersionView};
+use std::path::{Path, PathBuf};
+
+use control::protocol::{Done, FdbView, MetricsView, PortsView, StatsView, VersionView};
 use control::{PortKind, Reply, Request, client, server, table};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::cli::{CtlArgs, CtlCommand, FdbCommand, PortCommand};
+use crate::cli::{CtlArgs, CtlCommand, FdbCommand, PortCommand, TopArgs};
 use crate::{Failure, print};
 
 pub(crate) fn ctl(arguments: CtlArgs) -> Result<(), Failure> {
@@ -15,12 +17,11 @@ pub(crate) fn ctl(arguments: CtlArgs) -> Result<(), Failure> {
         Some(path) => path,
         None => default_socket()?,
     };
-    let (request, show) = question(arguments.command)?;
-    let answer = match client::ask(&path, &request).map_err(Failure::Runtime)? {
-        Reply::Ok(value) => value,
-        Reply::Usage(text) => return Err(Failure::Usage(text)),
-        Reply::Failed(text) => return Err(Failure::Runtime(text)),
+    let (request, show) = match job(arguments.command)? {
+        Job::Ask(request, show) => (request, show),
+        Job::Top(options) => return top::top(&path, arguments.json, &options),
     };
+    let answer = ask(&path, &request)?;
     if arguments.json {
         print(&format!("{answer}\n"));
     } else {
@@ -36,13 +37,29 @@ pub(crate) fn default_socket() -> Result<PathBuf, Failure> {
     server::default_path().map_err(Failure::Usage)
 }
 
+fn ask(control: &Path, request: &Request) -> Result<Value, Failure> {
+    match client::ask(control, request).map_err(Failure::Runtime)? {
+        Reply::Ok(value) => Ok(value),
+        Reply::Usage(text) => Err(Failure::Usage(text)),
+        Reply::Failed(text) => Err(Failure::Runtime(text)),
+    }
+}
+
 /// How an answer is shown to people.
 type Show = fn(Value) -> Result<String, serde_json::Error>;
 
-fn question(command: CtlCommand) -> Result<(Request, Show), Failure> {
-    Ok(match command {
+/// What a command comes down to.
+enum Job {
+    Ask(Request, Show),
+    Top(TopArgs),
+}
+
+fn job(command: CtlCommand) -> Result<Job, Failure> {
+    let (request, show): (Request, Show) = match command {
+        CtlCommand::Top(options) => return Ok(Job::Top(options)),
         CtlCommand::Ports => (Request::Ports, |v| Ok(table::ports(&read::<PortsView>(v)?))),
         CtlCommand::Stats => (Request::Stats, |v| Ok(table::stats(&read::<StatsView>(v)?))),
+        CtlCommand::Metrics => (Request::Metrics, |v| Ok(read::<MetricsView>(v)?.text)),
         CtlCommand::Fdb { command: None } => {
             (Request::Fdb, |v| Ok(table::fdb(&read::<FdbView>(v)?)))
         }
@@ -70,7 +87,8 @@ fn question(command: CtlCommand) -> Result<(Request, Show), Failure> {
         CtlCommand::Port { command: PortCommand::Reset { name } } => {
             (Request::PortReset { name }, done)
         }
-    })
+    };
+    Ok(Job::Ask(request, show))
 }
 
 fn read<T: DeserializeOwned>(value: Value) -> Result<T, serde_json::Error> {

@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 
 use control::config::{check_stations, check_unique};
+use control::scrape::Scrape;
 use control::server::Server;
 use control::{Config, Poll, PortKind, PortSpec, SwitchSettings, Workers};
 use switch::{FdbLimits, PollMode, Switch, SwitchConfig};
@@ -42,6 +43,13 @@ pub(crate) fn run(arguments: &RunArgs) -> Result<(), Failure> {
     let mut app = App::new(switch, server, signals).map_err(Failure::Runtime)?;
     if let Some(retries) = settings.retries {
         app.set_retries(retries);
+    }
+    if let Some(address) = settings.metrics {
+        let scrape =
+            Scrape::bind(address).map_err(failed(&format!("serve metrics at {address}")))?;
+        let address = scrape.address().unwrap_or(address);
+        app.serve_metrics(scrape).map_err(Failure::Runtime)?;
+        tracing::info!(%address, "metrics");
     }
     let from_file = config.ports.iter().map(|spec| (spec, Origin::File));
     let given = arguments.ports.iter().map(|spec| (spec, Origin::CommandLine));

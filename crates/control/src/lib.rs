@@ -4,11 +4,14 @@
 pub mod client;
 pub mod config;
 mod keys;
+pub mod metrics;
 pub mod protocol;
+pub mod scrape;
 pub mod server;
 pub mod spec;
 mod suggest;
 pub mod table;
+pub mod top;
 mod values;
 
 pub use config::{Config, ConfigError, Difference, StaticEntry, SwitchSettings};

@@ -20,6 +20,8 @@ pub enum Request {
     FdbFlush,
     /// Replies [`VersionView`].
     Version,
+    /// Everything that is counted, for a scraper: replies [`MetricsView`].
+    Metrics,
     /// Adds a port: replies [`Done`].
     PortAdd {
         /// What to add.
@@ -84,6 +86,13 @@ pub struct VersionView {
     pub uptime_s: u64,
 }
 
+/// `ctl metrics`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MetricsView {
+    /// Prometheus' text format.
+    pub text: String,
+}
+
 /// `ctl ports`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PortsView {
@@ -143,6 +152,9 @@ pub struct StatsView {
     pub switch: SwitchStats,
     /// Every worker.
     pub workers: Vec<WorkerStats>,
+    /// Nanoseconds since the switch began.
+    #[serde(default)]
+    pub up_ns: u64,
 }
 
 /// One port of `ctl stats`.
@@ -163,7 +175,8 @@ pub struct PortStats {
 }
 
 /// One queue pair: rx is into the switch, tx out of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct QueueStats {
     /// The pair: rings `2 * index` and `2 * index + 1` of a guest.
     pub index: u16,
@@ -177,6 +190,16 @@ pub struct QueueStats {
     pub tx_bytes: u64,
     /// Every reason, with 0 too.
     pub drops: BTreeMap<String, u64>,
+    /// Kicks that woke the way in.
+    pub kicks: u64,
+    /// Calls after the way in gave buffers back.
+    pub rx_calls: u64,
+    /// Calls that were left out there, because the driver did not ask for them.
+    pub rx_calls_suppressed: u64,
+    /// Calls after the way out filled buffers.
+    pub tx_calls: u64,
+    /// Calls that were left out there.
+    pub tx_calls_suppressed: u64,
 }
 
 impl QueueStats {
@@ -188,6 +211,7 @@ impl QueueStats {
 
 /// Counters that belong to no port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct SwitchStats {
     /// Copies made by flooding.
     pub flood_copies: u64,
@@ -199,18 +223,44 @@ pub struct SwitchStats {
     pub originated: u64,
     /// Frames on their way.
     pub held: u64,
+    /// Entries of the forwarding table.
+    pub fdb_entries: u32,
+    /// Addresses that it refused for want of room.
+    pub fdb_refused: u64,
 }
 
 /// One worker.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct WorkerStats {
+    /// Its number: not given to another one while the switch runs.
+    pub number: usize,
     /// The CPU that it is pinned to.
     pub cpu: Option<u16>,
     /// Share of the time that it worked, 0 to 1.
     pub busy_ratio: f64,
     /// Frames that it took from ports.
     pub frames: u64,
+    /// Bursts that they came in.
+    pub bursts: u64,
+    /// The bursts by size: see [`BATCH_SIZES`].
+    pub batches: [u64; BATCH_SIZES.len()],
+    /// Nanoseconds of turns that had work.
+    pub busy_ns: u64,
+    /// Times that it slept.
+    pub sleeps: u64,
+    /// Queues that were woken by a kick.
+    pub kicks: u64,
+    /// Calls that it sent, to whichever port.
+    pub calls: u64,
+    /// Calls that it left out, because the driver did not ask for them.
+    pub calls_suppressed: u64,
 }
+
+/// The largest burst that each of [`WorkerStats::batches`] counts.
+pub const BATCH_SIZES: [u64; 7] = [1, 2, 4, 8, 16, 32, 64];
+
+const _: () = assert!(BATCH_SIZES.len() == switch::BATCH_SIZES);
 
 /// `ctl fdb`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -263,9 +313,10 @@ mod tests {
             serde_json::to_string(&entry).unwrap(),
             r#"{"mac":"02:00:00:00:00:01","vlan":0,"port":"g0","age_s":3,"static":false}"#
         );
-        let worker = WorkerStats { cpu: None, busy_ratio: 0.0, frames: 0 };
-        let text = serde_json::to_string(&worker).unwrap();
-        assert_eq!(text, r#"{"cpu":null,"busy_ratio":0.0,"frames":0}"#);
+        let text = serde_json::to_string(&WorkerStats::default()).unwrap();
+        assert!(text.contains(r#""cpu":null,"busy_ratio":0.0,"frames":0,"#), "{text}");
+        let old: WorkerStats = serde_json::from_str(r#"{"cpu":1,"frames":5}"#).unwrap();
+        assert_eq!((old.cpu, old.frames, old.bursts), (Some(1), 5, 0));
         let reply = serde_json::to_string(&Reply::Failed("no port x".to_owned())).unwrap();
         assert_eq!(reply, r#"{"failed":"no port x"}"#);
     }

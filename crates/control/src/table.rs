@@ -1,5 +1,9 @@
 //! Tables for people.
 
+mod top;
+
+pub use top::top;
+
 use crate::protocol::{FdbView, PortsView, StatsView, VersionView};
 
 /// How a column is aligned.
@@ -85,9 +89,9 @@ pub fn stats(view: &StatsView) -> String {
         switch.flood_copies, switch.segments_added, switch.merged, switch.originated, switch.held
     ));
     let columns = [("WORKER", Right), ("CPU", Right), ("BUSY", Right), ("FRAMES", Right)];
-    let rows = view.workers.iter().enumerate().map(|(index, worker)| {
+    let rows = view.workers.iter().map(|worker| {
         vec![
-            index.to_string(),
+            worker.number.to_string(),
             worker.cpu.map_or_else(|| "-".to_owned(), |cpu| cpu.to_string()),
             format!("{:.1}%", worker.busy_ratio * 100.0),
             worker.frames.to_string(),

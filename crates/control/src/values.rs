@@ -1,6 +1,7 @@
 //! Values that exist only if they are valid.
 
 use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 
 /// A VLAN: 1 to 4094.
@@ -230,13 +231,21 @@ pub(crate) fn switch(text: &str) -> Option<bool> {
     }
 }
 
+/// An address with a TCP port; a port alone is one of this host only.
+pub(crate) fn address(text: &str) -> Option<SocketAddr> {
+    match number::<u16>(text) {
+        Some(port) => Some((Ipv4Addr::LOCALHOST, port).into()),
+        None => text.parse().ok(),
+    }
+}
+
 pub(crate) fn joined<T: fmt::Display>(items: &[T], by: &str) -> String {
     items.iter().map(T::to_string).collect::<Vec<_>>().join(by)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{MacAddress, SocketMode, VlanId, Workers};
+    use super::{MacAddress, SocketMode, VlanId, Workers, address};
 
     #[test]
     fn only_valid_values_exist() {
@@ -249,6 +258,9 @@ mod tests {
         for bad in ["", "0888", "1777", "-1", "+1"] {
             assert!(bad.parse::<SocketMode>().is_err(), "{bad}");
         }
+        for bad in ["", ":9101", "65536", "localhost:1", "1.2.3.4", "::1:1", "*:1"] {
+            assert!(address(bad).is_none(), "{bad}");
+        }
         for bad in ["", ",", "1,1", "3-1", "a", "1-", "0-70000"] {
             assert!(bad.parse::<Workers>().is_err(), "{bad}");
         }
@@ -259,6 +271,9 @@ mod tests {
         assert_eq!("0-2,5".parse(), Ok(Workers::Cpus(vec![0, 1, 2, 5])));
         assert_eq!("0o660".parse(), Ok(SocketMode(0o660)));
         assert_eq!("660".parse(), Ok(SocketMode(0o660)));
+        assert_eq!(address("9101").unwrap().to_string(), "127.0.0.1:9101");
+        assert_eq!(address("[::1]:9101").unwrap().to_string(), "[::1]:9101");
+        assert!(address("0.0.0.0:0").unwrap().ip().is_unspecified());
         let mac: MacAddress = "02:AB:00:00:00:01".parse().unwrap();
         assert_eq!(mac.to_string(), "02:ab:00:00:00:01");
     }

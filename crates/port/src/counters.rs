@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
 
-use crate::DropReason;
+use crate::{DropReason, Notified};
 
 /// A counter with one writer at a time.
 #[derive(Debug, Default)]
@@ -62,11 +62,40 @@ impl Drops {
     }
 }
 
-/// Counters of a queue's way into the switch; written by the worker that owns the ingress.
+/// How the notifications of one side were decided; written by who notifies.
 #[derive(Debug, Default)]
+pub struct CallCounters {
+    sent: Counter,
+    suppressed: Counter,
+}
+
+impl CallCounters {
+    /// Counts a decision.
+    #[inline(always)]
+    pub fn count(&self, notified: Notified) {
+        match notified {
+            Notified::Called => self.sent.add(1),
+            Notified::Suppressed => self.suppressed.add(1),
+            Notified::Nobody => {}
+        }
+    }
+
+    /// The present values.
+    pub fn read(&self) -> CallTotals {
+        CallTotals { sent: self.sent.get(), suppressed: self.suppressed.get() }
+    }
+}
+
+/// Counters of a queue's way into the switch; written by the worker that owns the ingress. What
+/// every burst writes comes first, in one cache line.
+#[derive(Debug, Default)]
+#[repr(C)]
 pub struct IngressCounters {
     frames: Counter,
     bytes: Counter,
+    /// Calls to the other side: buffers were given back.
+    pub calls: CallCounters,
+    kicks: Counter,
     drops: Drops,
 }
 
@@ -84,6 +113,12 @@ impl IngressCounters {
         self.drops.add(reason, frames);
     }
 
+    /// Counts a kick that woke the queue.
+    #[inline]
+    pub fn kicked(&self) {
+        self.kicks.add(1);
+    }
+
     /// Frames that arrived so far.
     #[inline(always)]
     pub fn arrived(&self) -> u64 {
@@ -96,11 +131,15 @@ impl IngressCounters {
     }
 }
 
-/// Counters of a queue's way out of the switch; written under the egress's lock.
+/// Counters of a queue's way out of the switch; written under the egress's lock. What every burst
+/// writes comes first, in one cache line.
 #[derive(Debug, Default)]
+#[repr(C)]
 pub struct EgressCounters {
     frames: Counter,
     bytes: Counter,
+    /// Calls to the other side: buffers were filled.
+    pub calls: CallCounters,
     drops: Drops,
 }
 
@@ -133,8 +172,17 @@ pub struct QueueCounters {
     pub egress: CachePadded<EgressCounters>,
 }
 
+/// What [`CallCounters`] were at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CallTotals {
+    /// Calls that were sent.
+    pub sent: u64,
+    /// Calls that were not, because the other side did not ask for them.
+    pub suppressed: u64,
+}
+
 /// What a queue's counters were at one moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct QueueTotals {
     /// Frames into the switch.
     pub rx_frames: u64,
@@ -146,6 +194,12 @@ pub struct QueueTotals {
     pub tx_bytes: u64,
     /// Drops, in the order of [`DropReason::ALL`].
     pub drops: [u64; DropReason::COUNT],
+    /// Kicks that woke the way in.
+    pub kicks: u64,
+    /// Calls after the way in gave buffers back.
+    pub rx_calls: CallTotals,
+    /// Calls after the way out filled buffers.
+    pub tx_calls: CallTotals,
 }
 
 impl QueueTotals {
@@ -162,11 +216,13 @@ impl QueueCounters {
         self.ingress.drops.add_to(&mut drops);
         self.egress.drops.add_to(&mut drops);
         QueueTotals {
-            rx_frames: 0,
-            rx_bytes: 0,
             tx_frames: self.egress.frames.get(),
             tx_bytes: self.egress.bytes.get(),
             drops,
+            kicks: self.ingress.kicks.get(),
+            rx_calls: self.ingress.calls.read(),
+            tx_calls: self.egress.calls.read(),
+            ..QueueTotals::default()
         }
     }
 
@@ -179,8 +235,8 @@ impl QueueCounters {
 
 #[cfg(test)]
 mod tests {
-    use super::QueueCounters;
-    use crate::DropReason;
+    use super::{CallTotals, QueueCounters};
+    use crate::{DropReason, Notified};
 
     #[test]
     fn totals_show_each_way() {
@@ -195,5 +251,21 @@ mod tests {
         assert_eq!((totals.tx_frames, totals.tx_bytes), (2, 120));
         assert_eq!(totals.dropped(), 5);
         assert_eq!(totals.drops[DropReason::NoBuffer as usize], 4);
+    }
+
+    #[test]
+    fn notifications_are_counted_by_how_they_were_decided() {
+        let counters = QueueCounters::default();
+        counters.ingress.kicked();
+        for notified in [Notified::Called, Notified::Suppressed, Notified::Called] {
+            counters.ingress.calls.count(notified);
+        }
+        for notified in [Notified::Nobody, Notified::Suppressed] {
+            counters.egress.calls.count(notified);
+        }
+        let totals = counters.read_ends();
+        assert_eq!(totals.kicks, 1);
+        assert_eq!(totals.rx_calls, CallTotals { sent: 2, suppressed: 1 });
+        assert_eq!(totals.tx_calls, CallTotals { sent: 0, suppressed: 1 });
     }
 }

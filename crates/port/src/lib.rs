@@ -10,9 +10,11 @@ mod status;
 mod traits;
 
 pub use batch::{Batch, FrameBuf};
-pub use counters::{Counter, EgressCounters, IngressCounters, QueueCounters, QueueTotals};
+pub use counters::{
+    CallCounters, CallTotals, Counter, EgressCounters, IngressCounters, QueueCounters, QueueTotals,
+};
 pub use drop_reason::DropReason;
 pub use frame::{BURST_MAX, Frame, HEAD_MAX, HEAD_ROOM};
 pub use offload::{Gso, Offload};
 pub use status::{PortState, PortStatus, StatusCell};
-pub use traits::{Egress, Fabric, Ingress, PortId, QueueFault, QueueId};
+pub use traits::{Egress, Fabric, Ingress, Notified, PortId, QueueFault, QueueId};

@@ -37,6 +37,17 @@ pub enum QueueFault {
     },
 }
 
+/// How a notification was decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notified {
+    /// The other side was called.
+    Called,
+    /// It did not ask for a call, or cannot be called.
+    Suppressed,
+    /// This kind of port has nobody to call.
+    Nobody,
+}
+
 /// Where frames come from: a guest's transmitq, an uplink's receive side. One worker owns it.
 pub trait Ingress: Send {
     /// Takes up to `BURST_MAX` frames. Counts them as received before it returns. The frames'
@@ -46,9 +57,9 @@ pub trait Ingress: Send {
     /// Gives the buffers of the last batch back and publishes that; does not notify.
     fn release(&mut self);
 
-    /// Notifies the other side of what was released, if it wants that. The worker has executed a
-    /// full fence since.
-    fn notify(&mut self);
+    /// Notifies the other side of what was released, if it wants that, and counts how that was
+    /// decided. The worker has executed a full fence since.
+    fn notify(&mut self) -> Notified;
 
     /// Arms the wake-up: from now on [`Self::wake_fd`] becomes readable when frames arrive.
     /// Returns true if there are frames already: the caller must not sleep.
@@ -77,8 +88,9 @@ pub trait Egress: Send {
     /// A fault: the queue takes nothing more. Frames not sent are counted as dropped.
     fn send(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault>;
 
-    /// Notifies the other side, if it wants that. The worker has executed a full fence since.
-    fn notify(&mut self);
+    /// Notifies the other side, if it wants that, and counts how that was decided. The worker has
+    /// executed a full fence since.
+    fn notify(&mut self) -> Notified;
 
     /// Where this way is counted.
     fn counters(&self) -> &Arc<QueueCounters>;

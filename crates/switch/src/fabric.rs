@@ -256,6 +256,7 @@ impl Switch {
             flood_copies = flood_copies.wrapping_add(copies);
             workers.push(WorkerStats::read(&worker.mailbox, up_ns));
         }
+        workers.sort_unstable_by_key(|worker| worker.number);
         let originated = own_totals.rx_frames.wrapping_sub(own_ends.dropped());
         self.shared.tables.read(|records| read_rx(records, &mut ports));
         let (fdb_entries, fdb_refused) = self.shared.fdb.usage();
@@ -273,6 +274,7 @@ impl Switch {
             held: began.saturating_sub(ended),
             fdb_entries,
             fdb_refused,
+            up_ns,
             workers,
         }
     }

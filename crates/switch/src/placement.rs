@@ -7,7 +7,6 @@ use port::{Ingress, QueueId, QueueTotals};
 
 use crate::Workers;
 use crate::shared::{Message, Shared};
-use crate::stats::no_totals;
 use crate::worker::WorkerHandle;
 
 /// What the control thread keeps.
@@ -21,7 +20,7 @@ pub(crate) struct Admin {
     pub(crate) removed_ports: QueueTotals,
     /// Flood copies of workers that have ended.
     pub(crate) ended_copies: u64,
-    /// Number of the next per-queue worker.
+    /// Number of the next worker.
     next_worker: usize,
     /// Where the search for the next port's id begins.
     pub(crate) next_id: u16,
@@ -43,7 +42,7 @@ impl Admin {
             workers: Vec::new(),
             per_queue: *workers == Workers::PerQueue,
             placed: HashMap::new(),
-            removed_ports: no_totals(),
+            removed_ports: QueueTotals::default(),
             ended_copies: 0,
             next_worker: 0,
             next_id: 0,
@@ -70,9 +69,9 @@ impl Admin {
         shared: &Arc<Shared>,
         cpu: Option<usize>,
     ) -> std::io::Result<WorkerHandle> {
-        let name = format!("worker-{}", self.next_worker);
+        let number = self.next_worker;
         self.next_worker = self.next_worker.wrapping_add(1);
-        WorkerHandle::start(shared, cpu, name)
+        WorkerHandle::start(shared, number, cpu)
     }
 
     pub(crate) fn all_workers(&self) -> impl Iterator<Item = &WorkerHandle> {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 use crossbeam_utils::CachePadded;
-use port::{Counter, Ingress, PortId, PortState, QueueId};
+use port::{BURST_MAX, CallCounters, Counter, Ingress, PortId, PortState, QueueId};
 
 use crate::event::{EventSender, SwitchEvent, Way, signal};
 use crate::fdb::{Fdb, STATIC_MAX};
@@ -162,11 +162,16 @@ pub(crate) struct Mailbox {
     /// The generation of the table that the worker uses; the highest number after its end.
     seen: AtomicU64,
     pub(crate) counters: CachePadded<WorkerCounters>,
+    /// The number of the worker: it is not given to another one while the switch lives.
+    pub(crate) number: usize,
     pub(crate) cpu: Option<usize>,
 }
 
 impl Mailbox {
-    pub(crate) fn new(cpu: Option<usize>) -> std::io::Result<(Arc<Self>, Receiver<Message>)> {
+    pub(crate) fn new(
+        number: usize,
+        cpu: Option<usize>,
+    ) -> std::io::Result<(Arc<Self>, Receiver<Message>)> {
         let (sender, receiver) = std::sync::mpsc::channel();
         let mailbox = Self {
             sender,
@@ -174,6 +179,7 @@ impl Mailbox {
             wake: crate::event::wake_fd()?,
             seen: AtomicU64::new(0),
             counters: CachePadded::default(),
+            number,
             cpu,
         };
         Ok((Arc::new(mailbox), receiver))
@@ -204,12 +210,51 @@ impl Mailbox {
     }
 }
 
+/// Sizes of bursts that are told apart: up to 1, 2, 4 frames, and so on up to [`BURST_MAX`].
+pub const BATCH_SIZES: usize = 7;
+
+const _: () = assert!(1 << (BATCH_SIZES - 1) == BURST_MAX);
+
 /// What a worker counts; only it writes.
 #[derive(Debug, Default)]
 pub(crate) struct WorkerCounters {
     pub(crate) frames: Counter,
-    pub(crate) bursts: Counter,
+    /// Bursts by size.
+    pub(crate) batches: [Counter; BATCH_SIZES],
+    /// Nanoseconds of turns that had work.
     pub(crate) busy_ns: Counter,
-    pub(crate) wakeups: Counter,
+    pub(crate) sleeps: Counter,
+    /// Queues that were woken.
+    pub(crate) kicks: Counter,
+    pub(crate) calls: CallCounters,
     pub(crate) flood_copies: Counter,
+}
+
+impl WorkerCounters {
+    /// Counts a burst that an ingress gave.
+    #[inline(always)]
+    pub(crate) fn took(&self, frames: u64) {
+        self.frames.add(frames);
+        // The power of two that the burst fits in.
+        let size = u64::BITS.wrapping_sub(frames.wrapping_sub(1).leading_zeros()) as usize;
+        if let Some(bursts) = self.batches.get(size.min(BATCH_SIZES.wrapping_sub(1))) {
+            bursts.add(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BATCH_SIZES, WorkerCounters};
+
+    #[test]
+    fn bursts_are_counted_by_the_power_of_two_that_they_fit_in() {
+        let counters = WorkerCounters::default();
+        for frames in 1..=64 {
+            counters.took(frames);
+        }
+        let batches: [u64; BATCH_SIZES] = std::array::from_fn(|at| counters.batches[at].get());
+        assert_eq!(batches, [1, 1, 2, 4, 8, 16, 32]);
+        assert_eq!(counters.frames.get(), 65 * 32);
+    }
 }

@@ -1,8 +1,8 @@
 //! Statistics: plain numbers, read without stopping anybody.
 
-use port::{DropReason, PortId, PortStatus, QueueTotals};
+use port::{CallTotals, PortId, PortStatus, QueueTotals};
 
-use crate::shared::Mailbox;
+use crate::shared::{BATCH_SIZES, Mailbox};
 use crate::table::Records;
 
 /// All counters of a switch at one moment.
@@ -22,7 +22,9 @@ pub struct SwitchStats {
     pub fdb_entries: u32,
     /// Addresses that it refused for want of room.
     pub fdb_refused: u64,
-    /// Threads.
+    /// Nanoseconds since the switch began.
+    pub up_ns: u64,
+    /// Threads, by number.
     pub workers: Vec<WorkerStats>,
 }
 
@@ -42,14 +44,22 @@ pub struct PortStats {
 /// Counters of a worker.
 #[derive(Debug, Clone, Copy)]
 pub struct WorkerStats {
+    /// Its number: not given to another one while the switch lives.
+    pub number: usize,
     /// The CPU that it is pinned to.
     pub cpu: Option<usize>,
     /// Frames that it took from ingresses.
     pub frames: u64,
     /// Bursts that they came in.
     pub bursts: u64,
+    /// The bursts by size: 1, 2, 3 to 4, 5 to 8 frames, and so on.
+    pub batches: [u64; BATCH_SIZES],
     /// Times that it slept.
     pub sleeps: u64,
+    /// Queues that were woken by a kick.
+    pub kicks: u64,
+    /// Its calls, to whichever port.
+    pub calls: CallTotals,
     /// Nanoseconds spent in turns that had work.
     pub busy_ns: u64,
     /// Nanoseconds since the switch began.
@@ -65,25 +75,19 @@ impl WorkerStats {
 
     pub(crate) fn read(mailbox: &Mailbox, up_ns: u64) -> Self {
         let counters = &mailbox.counters;
+        let batches = counters.batches.each_ref().map(port::Counter::get);
         Self {
+            number: mailbox.number,
             cpu: mailbox.cpu,
             frames: counters.frames.get(),
-            bursts: counters.bursts.get(),
-            sleeps: counters.wakeups.get(),
+            bursts: batches.iter().fold(0, |sum, bursts| sum.wrapping_add(*bursts)),
+            batches,
+            sleeps: counters.sleeps.get(),
+            kicks: counters.kicks.get(),
+            calls: counters.calls.read(),
             busy_ns: counters.busy_ns.get(),
             up_ns,
         }
-    }
-}
-
-/// Nothing counted.
-pub(crate) fn no_totals() -> QueueTotals {
-    QueueTotals {
-        rx_frames: 0,
-        rx_bytes: 0,
-        tx_frames: 0,
-        tx_bytes: 0,
-        drops: [0; DropReason::COUNT],
     }
 }
 
@@ -94,6 +98,11 @@ pub(crate) fn add_totals(sum: &mut QueueTotals, more: &QueueTotals) {
         (&mut sum.rx_bytes, more.rx_bytes),
         (&mut sum.tx_frames, more.tx_frames),
         (&mut sum.tx_bytes, more.tx_bytes),
+        (&mut sum.kicks, more.kicks),
+        (&mut sum.rx_calls.sent, more.rx_calls.sent),
+        (&mut sum.rx_calls.suppressed, more.rx_calls.suppressed),
+        (&mut sum.tx_calls.sent, more.tx_calls.sent),
+        (&mut sum.tx_calls.suppressed, more.tx_calls.suppressed),
     ];
     for (to, from) in pairs {
         *to = to.wrapping_add(from);

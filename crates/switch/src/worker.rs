@@ -41,14 +41,15 @@ impl WorkerHandle {
     /// Starts a thread, on one CPU if one is given.
     pub(crate) fn start(
         shared: &Arc<Shared>,
+        number: usize,
         cpu: Option<usize>,
-        name: String,
     ) -> std::io::Result<Self> {
-        let (mailbox, receiver) = Mailbox::new(cpu)?;
+        let (mailbox, receiver) = Mailbox::new(number, cpu)?;
         let waiter = Waiter::new(mailbox.wake_fd())?;
         let (pinned, was_pinned) = std::sync::mpsc::sync_channel(1);
         shared.add_mailbox(Arc::clone(&mailbox));
         let worker = Worker::new(Arc::clone(shared), Arc::clone(&mailbox), receiver, waiter);
+        let name = format!("worker-{number}");
         let spawned = std::thread::Builder::new().name(name).spawn(move || {
             let result = cpu.map_or(Ok(()), pin);
             let go_on = result.is_ok();

@@ -9,7 +9,7 @@ use std::any::Any;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use port::{Batch, Egress, FrameBuf, Ingress, QueueCounters, QueueFault};
+use port::{Batch, Egress, FrameBuf, Ingress, Notified, QueueCounters, QueueFault};
 use virtq::mem::SegStore;
 
 use crate::Rng;
@@ -88,8 +88,8 @@ impl<I: Ingress + 'static> Ingress for FaultyIngress<I> {
         }
     }
 
-    fn notify(&mut self) {
-        self.inner.notify();
+    fn notify(&mut self) -> Notified {
+        self.inner.notify()
     }
 
     fn arm(&mut self) -> bool {
@@ -146,8 +146,8 @@ impl<E: Egress + 'static> Egress for FaultyEgress<E> {
         self.inner.send(batch, picked)
     }
 
-    fn notify(&mut self) {
-        self.inner.notify();
+    fn notify(&mut self) -> Notified {
+        self.inner.notify()
     }
 
     fn counters(&self) -> &Arc<QueueCounters> {

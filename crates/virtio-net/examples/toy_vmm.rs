@@ -118,8 +118,8 @@ pub(crate) fn run() -> Result<Vec<u8>, Box<dyn Error>> {
     receiveq.send(&batch, &[0])?;
     transmitq.release();
     fence(Ordering::SeqCst);
-    transmitq.notify();
-    receiveq.notify();
+    let _ = transmitq.notify();
+    let _ = receiveq.notify();
 
     let [(_, call), _] = &events;
     wait(call)?;

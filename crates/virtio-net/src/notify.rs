@@ -12,6 +12,7 @@ use std::io::IoSliceMut;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use port::{CallCounters, Notified};
 use rustix::io::{ReadWriteFlags, ioctl_fionbio, preadv2, write};
 
 /// The offset that stands for reading a file that has none.
@@ -30,6 +31,17 @@ pub(crate) fn signal(fd: Option<&Arc<OwnedFd>>) {
     if let Some(fd) = fd {
         let _ = write(fd, &1u64.to_ne_bytes());
     }
+}
+
+/// Calls a driver that wants it, and counts that.
+#[inline]
+pub(crate) fn call(fd: Option<&Arc<OwnedFd>>, wanted: bool, counters: &CallCounters) -> Notified {
+    let notified = if wanted && fd.is_some() { Notified::Called } else { Notified::Suppressed };
+    counters.count(notified);
+    if notified == Notified::Called {
+        signal(fd);
+    }
+    notified
 }
 
 /// Takes what is in the counter.

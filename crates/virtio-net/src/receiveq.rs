@@ -18,7 +18,7 @@ mod deliver;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use port::{BURST_MAX, Batch, DropReason, Egress, QueueCounters, QueueFault};
+use port::{BURST_MAX, Batch, DropReason, Egress, Notified, QueueCounters, QueueFault};
 use virtq::{ChainBuf, Virtq};
 
 use crate::device::SharedFilter;
@@ -237,10 +237,9 @@ impl Egress for Receiveq {
         result
     }
 
-    fn notify(&mut self) {
-        if self.wants_call() {
-            notify::signal(self.parts.call.as_ref());
-        }
+    fn notify(&mut self) -> Notified {
+        let wanted = self.wants_call();
+        notify::call(self.parts.call.as_ref(), wanted, &self.parts.counters.egress.calls)
     }
 
     fn counters(&self) -> &Arc<QueueCounters> {

@@ -14,7 +14,9 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use port::{BURST_MAX, Batch, DropReason, Frame, FrameBuf, Ingress, QueueCounters, QueueFault};
+use port::{
+    BURST_MAX, Batch, DropReason, Frame, FrameBuf, Ingress, Notified, QueueCounters, QueueFault,
+};
 use virtq::mem::ReadPiece;
 use virtq::{ChainBuf, Chains, Virtq};
 
@@ -157,10 +159,9 @@ impl Ingress for Transmitq {
         }
     }
 
-    fn notify(&mut self) {
-        if self.wants_call() {
-            notify::signal(self.parts.call.as_ref());
-        }
+    fn notify(&mut self) -> Notified {
+        let wanted = self.wants_call();
+        notify::call(self.parts.call.as_ref(), wanted, &self.parts.counters.ingress.calls)
     }
 
     fn arm(&mut self) -> bool {

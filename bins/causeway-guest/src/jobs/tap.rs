@@ -176,7 +176,7 @@ impl Outward {
         let count = self.frames.len();
         let batch = self.frames.batch(self.pool.store(), None);
         self.tap.send(&batch, picked.get(..count).unwrap_or_default())?;
-        self.tap.notify();
+        let _ = self.tap.notify();
         Ok(())
     }
 }

@@ -87,14 +87,24 @@ pub(crate) fn with_ports(stats: &switch::SwitchStats, ports: Vec<PortStats>) -> 
         flood_copies: stats.flood_copies,
         originated: stats.originated,
         held: stats.held,
+        fdb_entries: stats.fdb_entries,
+        fdb_refused: stats.fdb_refused,
         ..SwitchStats::default()
     };
     let workers = stats.workers.iter().map(|worker| WorkerStats {
+        number: worker.number,
         cpu: worker.cpu.and_then(|cpu| u16::try_from(cpu).ok()),
         busy_ratio: worker.busy_ratio(),
         frames: worker.frames,
+        bursts: worker.bursts,
+        batches: worker.batches,
+        busy_ns: worker.busy_ns,
+        sleeps: worker.sleeps,
+        kicks: worker.kicks,
+        calls: worker.calls.sent,
+        calls_suppressed: worker.calls.suppressed,
     });
-    StatsView { ports, switch, workers: workers.collect() }
+    StatsView { ports, switch, workers: workers.collect(), up_ns: stats.up_ns }
 }
 
 /// A port's statistics.
@@ -118,6 +128,11 @@ fn queue(index: u16, totals: &QueueTotals) -> QueueStats {
         tx_frames: totals.tx_frames,
         tx_bytes: totals.tx_bytes,
         drops: names.zip(totals.drops).collect::<BTreeMap<_, _>>(),
+        kicks: totals.kicks,
+        rx_calls: totals.rx_calls.sent,
+        rx_calls_suppressed: totals.rx_calls.suppressed,
+        tx_calls: totals.tx_calls.sent,
+        tx_calls_suppressed: totals.tx_calls.suppressed,
     }
 }
 

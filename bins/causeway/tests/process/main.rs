@@ -9,6 +9,8 @@
 
 mod bed;
 mod broken;
+mod counts;
+mod guest;
 mod life;
 mod ports;
 mod taps;

@@ -1,10 +1,11 @@
 //! The `[switch]` and `[[static]]` tables.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::keys::{Key, KeyError, names, set};
 use crate::spec::is_name;
-use crate::values::{MacAddress, Poll, VlanId, Workers, between, switch};
+use crate::values::{MacAddress, Poll, VlanId, Workers, address, between, switch};
 
 /// The `[switch]` table: what is not given keeps its default.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -17,6 +18,8 @@ pub struct SwitchSettings {
     pub poll_us: Option<u32>,
     /// The control socket.
     pub control: Option<PathBuf>,
+    /// Where scrapers read the metrics; nowhere if it is not given.
+    pub metrics: Option<SocketAddr>,
     /// Seconds until a learned address is forgotten.
     pub ageing_s: Option<u32>,
     /// The most learned addresses of the switch.
@@ -100,6 +103,15 @@ pub(super) const SWITCH: &[Key<SwitchSettings>] = &[
             Some(())
         },
         show: |switch| switch.control.as_ref().map(|path| path.display().to_string()),
+    },
+    Key {
+        name: "metrics",
+        allowed: "a TCP port as 9101 (on 127.0.0.1), or an address as 192.0.2.1:9101 or [::]:9101",
+        set: |switch, text| {
+            switch.metrics = Some(address(text)?);
+            Some(())
+        },
+        show: |switch| text(switch.metrics.as_ref()),
     },
     Key {
         name: "ageing",

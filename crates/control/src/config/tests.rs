@@ -85,7 +85,7 @@ fn errors_name_line_value_and_what_is_allowed() {
         (
             "[switch]\npol = \"busy\"",
             "line 2: unknown key \"pol\" (did you mean poll?); [switch] has workers, poll, \
-             poll-us, control, ageing, fdb-entries, fdb-entries-per-port, retries, \
+             poll-us, control, metrics, ageing, fdb-entries, fdb-entries-per-port, retries, \
              forward-reserved",
         ),
         (

@@ -5,7 +5,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use port::{BURST_MAX, Batch, DropReason, Frame, PortId, QueueId};
+use port::{BURST_MAX, Batch, DropReason, Frame, Notified, PortId, QueueId};
 
 use super::{Env, Failure, Origin, Trouble};
 use crate::panics::{drop_quietly, panic_text};
@@ -271,12 +271,12 @@ fn close(slot: &mut EgressSlot, panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 /// Notifies the other side of an egress.
-pub(crate) fn notify_egress(table: &Table, at: QueueId) -> Result<(), Failure> {
+pub(crate) fn notify_egress(table: &Table, at: QueueId) -> Result<Notified, Failure> {
     let slot = table.entry(at.port).and_then(|entry| entry.port.lock(at.pair));
-    let Some(mut slot) = slot else { return Ok(()) };
-    let Some(egress) = slot.egress.as_mut() else { return Ok(()) };
+    let Some(mut slot) = slot else { return Ok(Notified::Nobody) };
+    let Some(egress) = slot.egress.as_mut() else { return Ok(Notified::Nobody) };
     match catch_unwind(AssertUnwindSafe(|| egress.notify())) {
-        Ok(()) => Ok(()),
+        Ok(notified) => Ok(notified),
         Err(panic) => Err(Failure { at, what: Trouble::Panic(close(&mut slot, &*panic)) }),
     }
 }

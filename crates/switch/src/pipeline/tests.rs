@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use packet::VlanId;
 use port::{
-    Batch, Counter, DropReason, Egress, FrameBuf, PortId, QueueCounters, QueueFault, StatusCell,
+    Batch, Counter, DropReason, Egress, FrameBuf, Notified, PortId, QueueCounters, QueueFault,
+    StatusCell,
 };
 use proptest::prelude::{Just, Strategy, any, prop_assert_eq, prop_oneof, proptest};
 use virtq::mem::SegStore;
@@ -32,7 +33,9 @@ impl Egress for Sink {
         Ok(())
     }
 
-    fn notify(&mut self) {}
+    fn notify(&mut self) -> Notified {
+        Notified::Nobody
+    }
 
     fn counters(&self) -> &Arc<QueueCounters> {
         &self.1

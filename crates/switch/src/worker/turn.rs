@@ -53,36 +53,36 @@ impl Worker {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             queue.disarm();
             let mut batch = queue.ingress.receive(&mut self.frames);
-            let (count, fault) = (batch.len(), batch.fault().cloned());
-            if count > 0 {
+            let fault = batch.fault().cloned();
+            if !batch.is_empty() {
                 self.pipeline.forward(&env, &mut queue.origin, &mut batch);
             }
             drop(batch);
             // Frames that the ingress itself dropped have to be given back too.
-            let worked = queue.origin.counters.ingress.arrived() != arrived;
-            if worked {
+            let taken = queue.origin.counters.ingress.arrived().wrapping_sub(arrived);
+            if taken > 0 {
                 queue.ingress.release();
             }
-            (count, worked, fault)
+            (taken, fault)
         }));
         match outcome {
-            Ok((count, worked, None)) => {
-                if worked {
+            Ok((taken, None)) => {
+                if taken > 0 {
                     queue.idle_since_ns = None;
                     self.worked.push(number);
-                    self.mailbox.counters.frames.add(count as u64);
-                    self.mailbox.counters.bursts.add(1);
+                    self.mailbox.counters.took(taken);
                     return true;
                 }
                 !cools(queue, &self.clock, self.shared.poll, self.shared.poll_ns)
                     || !self.cool(number)
             }
-            Ok((_, worked, Some(fault))) => {
+            Ok((taken, Some(fault))) => {
                 queue.state = State::Broken;
                 let id = queue.id;
                 self.hot.retain(|hot| *hot != number);
-                if worked {
+                if taken > 0 {
                     self.worked.push(number);
+                    self.mailbox.counters.took(taken);
                 }
                 self.shared.report(id, Way::Ingress, Trouble::Fault(fault));
                 false
@@ -144,15 +144,17 @@ impl Worker {
         let mut worked = std::mem::take(&mut self.worked);
         for number in worked.drain(..) {
             let Some(Some(queue)) = self.queues.get_mut(number) else { continue };
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| queue.ingress.notify())) {
-                self.bury(number, &*panic);
+            match catch_unwind(AssertUnwindSafe(|| queue.ingress.notify())) {
+                Ok(notified) => self.mailbox.counters.calls.count(notified),
+                Err(panic) => self.bury(number, &*panic),
             }
         }
         self.worked = worked;
         let mut touched = std::mem::take(self.pipeline.touched());
         for at in touched.drain(..) {
-            if let Err(failure) = notify_egress(&self.table, at) {
-                self.pipeline.failures().push(failure);
+            match notify_egress(&self.table, at) {
+                Ok(notified) => self.mailbox.counters.calls.count(notified),
+                Err(failure) => self.pipeline.failures().push(failure),
             }
         }
         *self.pipeline.touched() = touched;
@@ -177,6 +179,11 @@ impl Worker {
         }
         let before = self.clock.now_ns;
         let busy = self.clock.busy_turns > 0;
+        // What is no work comes before a look at the clock, so that only the first idle turn
+        // after a busy one counts as busy.
+        if !busy {
+            std::hint::spin_loop();
+        }
         self.read_clock();
         if busy {
             let spent = self.clock.now_ns.wrapping_sub(before);
@@ -186,30 +193,31 @@ impl Worker {
         let due = self.clock.now_ns.wrapping_sub(self.clock.looked_ns) >= LOOK_NS;
         if sleep || (self.cold > 0 && (due || self.hot.is_empty())) {
             self.look_at_cold(sleep);
-        }
-        if !worked {
-            std::hint::spin_loop();
+            if sleep || !worked {
+                self.read_clock();
+            }
+            self.clock.looked_ns = self.clock.now_ns;
         }
     }
 
     /// Makes those cold queues hot that were woken; waits for one if it may sleep.
     fn look_at_cold(&mut self, sleep: bool) {
-        let Self { waiter, queues, hot, cold, .. } = self;
+        let Self { waiter, queues, hot, cold, mailbox, .. } = self;
         waiter.wait(sleep, |number| {
             if let Some(Some(queue)) = queues.get_mut(number)
                 && queue.state == State::Cold
             {
                 queue.state = State::Hot;
                 queue.idle_since_ns = None;
+                queue.origin.counters.ingress.kicked();
+                mailbox.counters.kicks.add(1);
                 *cold = cold.wrapping_sub(1);
                 hot.push(number);
             }
         });
         if sleep {
-            self.mailbox.counters.wakeups.add(1);
-            self.read_clock();
+            self.mailbox.counters.sleeps.add(1);
         }
-        self.clock.looked_ns = self.clock.now_ns;
     }
 }
 

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use port::{
-    BURST_MAX, Batch, DropReason, Egress, Fabric, FrameBuf, Ingress, PortId, QueueCounters,
-    QueueFault, QueueId,
+    BURST_MAX, Batch, DropReason, Egress, Fabric, FrameBuf, Ingress, Notified, PortId,
+    QueueCounters, QueueFault, QueueId,
 };
 use rustix::event::{EventfdFlags, eventfd};
 use switch::{PortConfig, PortHandle, Switch, SwitchStats};
@@ -135,9 +135,11 @@ impl Ingress for MockIngress {
         self.wire.inside.store(false, Ordering::SeqCst);
     }
 
-    fn notify(&mut self) {
+    fn notify(&mut self) -> Notified {
         assert!(!self.wire.does(Behaviour::NotifyPanics), "notify panics");
         let _ = self.wire.ingress_notified.fetch_add(1, Ordering::SeqCst);
+        self.counters.ingress.calls.count(Notified::Called);
+        Notified::Called
     }
 
     fn arm(&mut self) -> bool {
@@ -193,8 +195,10 @@ impl Egress for MockEgress {
         Ok(())
     }
 
-    fn notify(&mut self) {
+    fn notify(&mut self) -> Notified {
         let _ = self.wire.egress_notified.fetch_add(1, Ordering::SeqCst);
+        self.counters.egress.calls.count(Notified::Suppressed);
+        Notified::Suppressed
     }
 
     fn counters(&self) -> &Arc<QueueCounters> {

@@ -18,7 +18,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use port::{
-    BURST_MAX, Batch, DropReason, Egress, Frame, FrameBuf, Gso, Ingress, QueueCounters, QueueFault,
+    BURST_MAX, Batch, DropReason, Egress, Frame, FrameBuf, Gso, Ingress, Notified, QueueCounters,
+    QueueFault,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -136,7 +137,9 @@ impl Ingress for TapIngress {
 
     fn release(&mut self) {}
 
-    fn notify(&mut self) {}
+    fn notify(&mut self) -> Notified {
+        Notified::Nobody
+    }
 
     fn arm(&mut self) -> bool {
         let mut fds = [PollFd::new(&self.queue.fd, PollFlags::IN)];
@@ -249,7 +252,9 @@ impl Egress for TapEgress {
         result
     }
 
-    fn notify(&mut self) {}
+    fn notify(&mut self) -> Notified {
+        Notified::Nobody
+    }
 
     fn counters(&self) -> &Arc<QueueCounters> {
         &self.queue.counters

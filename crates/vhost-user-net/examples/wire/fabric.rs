@@ -91,9 +91,9 @@ impl Wire {
             ingress.release();
             // ORDERING: what was published stands before the look at whether it is wanted.
             fence(Ordering::SeqCst);
-            ingress.notify();
+            let _ = ingress.notify();
             if let Some(egress) = egresses.get_mut(&to) {
-                egress.notify();
+                let _ = egress.notify();
             }
         }
         busy
@@ -139,7 +139,7 @@ impl Fabric for Wire {
             }
             // ORDERING: as in `turn`.
             fence(Ordering::SeqCst);
-            egress.notify();
+            let _ = egress.notify();
         }
     }
 }

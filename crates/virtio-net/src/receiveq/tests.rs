@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use port::{BURST_MAX, DropReason, Egress, FrameBuf, Ingress, Offload, QueueFault};
+use port::{BURST_MAX, DropReason, Egress, FrameBuf, Ingress, Notified, Offload, QueueFault};
 use virtq::{Layout, RingFeatures};
 
 use super::Receiveq;
@@ -300,11 +300,15 @@ fn calls_are_suppressed_and_kicks_never_asked_for() {
                 }
                 pipe(layout, &mut queue, &[60]).unwrap();
                 fence(Ordering::SeqCst);
-                queue.notify();
-                queue.notify();
+                let notified = [queue.notify(), queue.notify()];
                 expect(&mut guest, &[60]);
                 calls.push(counter(&call));
+                let sent = notified.iter().filter(|n| **n == Notified::Called).count();
+                assert_eq!(calls.last(), Some(&(sent as u64)));
             }
+            let counted = queue.counters().read_ends().tx_calls;
+            assert_eq!(counted.sent, calls.iter().sum::<u64>());
+            assert_eq!(counted.sent + counted.suppressed, 8);
             // A device may call once before it knows what the driver wants of a fresh ring.
             assert!(calls[0] <= u64::from(event_idx), "{layout:?} {event_idx}");
             assert_eq!(calls[1..], [1, 0, 0], "{layout:?} {event_idx}");

@@ -1,0 +1,89 @@
+//! The metrics, and the address where scrapers read them.
+
+use std::os::fd::{AsRawFd, RawFd};
+
+use control::metrics;
+use control::protocol::MetricsView;
+use control::scrape::{CLIENTS_MAX, ClientId, Ready, Scrape};
+use event_manager::{EventSet, Events, SubscriberOps};
+
+use super::App;
+
+impl App {
+    pub(super) fn metrics_view(&self) -> MetricsView {
+        MetricsView { text: metrics::text(&self.stats_view(), &self.version_view()) }
+    }
+
+    /// Serves scrapers from now on.
+    pub(crate) fn serve_metrics(&mut self, scrape: Scrape) -> Result<(), String> {
+        let failed = |error: event_manager::Error| format!("cannot watch for scrapers: {error}");
+        let mut ops = self.manager.event_ops(self.hub).map_err(failed)?;
+        ops.add(Events::new(&scrape.listener(), EventSet::IN)).map_err(failed)?;
+        self.scrape = Some(scrape);
+        Ok(())
+    }
+
+    /// Takes care of `fd` if it is the scrapers' or one of them.
+    pub(super) fn scraper_woke(&mut self, fd: RawFd) -> bool {
+        let Some(scrape) = &self.scrape else { return false };
+        if fd == scrape.listener().as_raw_fd() {
+            self.accept_scrapers();
+        } else if scrape.client(fd).is_some() {
+            self.scraper(fd);
+        } else {
+            return false;
+        }
+        true
+    }
+
+    /// Whoever knocks faster than this waits for the next round of the event loop.
+    fn accept_scrapers(&mut self) {
+        for _ in 0..CLIENTS_MAX {
+            let Some(id) = self.scrape.as_mut().and_then(Scrape::accept) else { return };
+            let set = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
+            let client = self.scrape.as_ref().and_then(|scrape| scrape.client(id));
+            let added = match (self.manager.event_ops(self.hub), client) {
+                (Ok(mut ops), Some(fd)) => ops.add(Events::new(&fd, set)).is_ok(),
+                _ => false,
+            };
+            if added {
+                self.scraper(id)
+            } else {
+                self.close_scraper(id)
+            }
+            self.close_unwelcome_scrapers();
+        }
+    }
+
+    fn scraper(&mut self, id: ClientId) {
+        let ready = self.scrape.as_mut().map_or(Ready::Gone, |scrape| scrape.ready(id));
+        let kept = match ready {
+            Ready::Waits => true,
+            Ready::Gone => false,
+            Ready::Asked => {
+                let text = self.metrics_view().text;
+                self.scrape.as_mut().is_some_and(|scrape| scrape.answer(id, &text))
+            }
+        };
+        if !kept {
+            self.close_scraper(id);
+        }
+    }
+
+    /// Closes those that took too long, or the oldest if there are too many.
+    pub(super) fn close_unwelcome_scrapers(&mut self) {
+        while let Some(id) = self.scrape.as_ref().and_then(Scrape::unwelcome) {
+            self.close_scraper(id);
+        }
+    }
+
+    fn close_scraper(&mut self, id: ClientId) {
+        let Some(scrape) = &mut self.scrape else { return };
+        if let (Ok(mut ops), Some(fd)) = (self.manager.event_ops(self.hub), scrape.client(id))
+            && let Err(error) = ops.remove(Events::empty(&fd))
+        {
+            tracing::debug!(%error, "cannot forget a scraper");
+        }
+        scrape.forget(id);
+    }
+}
