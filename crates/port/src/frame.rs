@@ -93,8 +93,15 @@ impl Frame {
         let Some(len) = piece.len_u32().checked_sub(skip) else { return false };
         // Frames without a body go the way without conditions.
         if len <= HEAD_MAX_U32 {
-            return self.take_head(piece, (skip, len)) && len >= ETHERNET;
+            return len >= ETHERNET && self.take_head(piece, (skip, len));
         }
+        self.fill_long(piece, (skip, len), segment)
+    }
+
+    /// As [`Self::fill_piece`], of a frame with a body. Of its own, so that loops over short ones
+    /// keep their registers.
+    #[inline(never)]
+    fn fill_long(&mut self, piece: ReadPiece<'_>, (skip, len): (u32, u32), segment: u32) -> bool {
         if !self.take_head(piece, (skip, HEAD_MAX_U32)) {
             return false;
         }

@@ -23,8 +23,6 @@ use virtq::{ChainBuf, Chains, Virtq};
 use crate::header::{self, LEGACY_LEN, V1_LEN};
 use crate::{HeaderLen, QueueOptions, notify};
 
-/// Chains whose first lines are asked for before the first one is read.
-const AHEAD: usize = 8;
 /// Flags and segmentation type of a header that leaves nothing to do.
 const PLAIN: [u8; 2] = [0, 0];
 /// Bytes of an Ethernet header.
@@ -194,7 +192,7 @@ fn take<const H: usize>(
     frames: &mut FrameBuf,
     burst: &mut Burst,
 ) {
-    chains.prefetch_read(AHEAD);
+    chains.prefetch_read();
     let mut next = 0;
     while next < chains.len() {
         let run = take_run::<H>((chains, next), options, frames.room());
@@ -224,18 +222,10 @@ fn take_run<const H: usize>(
 ) -> Run {
     let mut run = Run { frames: 0, bytes: 0 };
     let Some(spread) = options.max_frame.checked_sub(ETHERNET) else { return run };
-    // Two loops, so that the first needs not ask whether there is something ahead.
-    let pieces = chains.read_pieces_ahead::<AHEAD>(first);
-    let (near, far) = room.split_at_mut(pieces.len().min(room.len()));
-    for ((piece, later), frame) in pieces.zip(near) {
+    for ((piece, later), frame) in chains.read_pieces(first).zip(room) {
         later.prefetch(2);
         if !take_one::<H>(piece, first, spread, (frame, &mut run)) {
-            return run;
-        }
-    }
-    for (piece, frame) in chains.read_pieces(first.saturating_add(run.frames)).zip(far) {
-        if !take_one::<H>(piece, first, spread, (frame, &mut run)) {
-            return run;
+            break;
         }
     }
     run

@@ -1,6 +1,7 @@
 //! Descriptor chains: they exist only if they are valid.
 
 use std::ops::Range;
+use std::slice::Windows;
 
 use crate::ChainError;
 use crate::mem::{RawSeg, ReadPiece, Readable, SegSpan, SegStore, Writable, WritePiece};
@@ -71,6 +72,9 @@ impl Tag {
 /// A burst ends early when its chains have more segments than this. One chain can have more.
 pub(crate) const BURST_SEGS: usize = 1 << 16;
 
+/// How far ahead of the chain in work the next ones' lines are asked for.
+pub const AHEAD: usize = 8;
+
 /// As many chains are read in one go of a hot loop.
 pub(crate) const RUN: usize = 256;
 
@@ -95,6 +99,21 @@ impl<T: Copy + Default> Pile<T> {
     #[inline(always)]
     pub(crate) fn filled(&self) -> &[T] {
         self.items.get(..self.count).unwrap_or_default()
+    }
+
+    /// The items, and behind them those that [`Self::pad`] left.
+    #[inline(always)]
+    fn padded(&self) -> &[T] {
+        self.items.get(..self.count.saturating_add(AHEAD)).unwrap_or_default()
+    }
+
+    /// Writes the last item [`AHEAD`] times behind itself.
+    #[inline(always)]
+    pub(crate) fn pad(&mut self) {
+        let last = self.filled().last().copied().unwrap_or_default();
+        if let Some(spare) = self.spare(AHEAD).first_chunk_mut::<AHEAD>() {
+            *spare = [last; AHEAD];
+        }
     }
 
     #[inline(always)]
@@ -157,7 +176,7 @@ impl ChainBuf {
     /// Room for bursts of `chains` chains without later allocation in the common case.
     pub fn with_capacity(chains: usize) -> Self {
         Self {
-            chains: Pile::with_capacity(chains),
+            chains: Pile::with_capacity(chains.saturating_add(AHEAD)),
             writable: false,
             spread: Pile::with_capacity(chains),
             segs: Pile::with_capacity(chains.saturating_mul(4)),
@@ -246,15 +265,14 @@ pub(crate) fn id(record: &RawSeg) -> u16 {
     Tag(record.tag()).id()
 }
 
-/// The first and the last of each `N + 1` records.
 #[inline(always)]
-fn windows<const N: usize>(
-    records: &[RawSeg],
-) -> impl ExactSizeIterator<Item = (RawSeg, RawSeg)> + '_ {
-    records.windows(N.saturating_add(1)).map(|window| {
-        let now = window.first().copied().unwrap_or_default();
-        (now, window.get(N).copied().unwrap_or_default())
-    })
+fn now(window: &[RawSeg]) -> RawSeg {
+    window.first().copied().unwrap_or_default()
+}
+
+#[inline(always)]
+fn later(window: &[RawSeg]) -> RawSeg {
+    window.get(AHEAD).copied().unwrap_or_default()
 }
 
 /// What completes the chain of `record`.
@@ -271,6 +289,8 @@ fn token(record: &RawSeg, spread: &[Spread]) -> Token {
 #[derive(Debug, Clone, Copy)]
 pub struct Chains<'a> {
     chains: &'a [RawSeg],
+    /// The same, and [`AHEAD`] times the last one.
+    padded: &'a [RawSeg],
     writable: bool,
     spread: &'a [Spread],
     segs: &'a [RawSeg],
@@ -283,6 +303,7 @@ impl<'a> Chains<'a> {
     pub(crate) fn new(buf: &'a ChainBuf, fault: Option<ChainError>) -> Self {
         Self {
             chains: buf.chains.filled(),
+            padded: buf.chains.padded(),
             writable: buf.writable,
             spread: buf.spread.filled(),
             segs: buf.segs.filled(),
@@ -354,54 +375,45 @@ impl<'a> Chains<'a> {
     }
 
     /// The chains from `first` on as readable pieces, for hot loops: all of their bytes if they
-    /// are in one segment (nearly all chains of a transmitq), otherwise none.
+    /// are in one segment (nearly all chains of a transmitq), otherwise none. Each with the one
+    /// that comes [`AHEAD`] later, to be prefetched, or the last one if there is none.
     #[inline(always)]
-    pub fn read_pieces(&self, first: usize) -> impl ExactSizeIterator<Item = ReadPiece<'a>> + 'a {
-        self.records(first, false).iter().map(|record| ReadPiece::new(*record))
+    pub fn read_pieces(
+        &self,
+        first: usize,
+    ) -> impl ExactSizeIterator<Item = (ReadPiece<'a>, ReadPiece<'a>)> + 'a {
+        self.windows(first, false)
+            .map(|window| (ReadPiece::new(now(window)), ReadPiece::new(later(window))))
     }
 
     /// The same as writable pieces (nearly all chains of a receiveq).
     #[inline(always)]
-    pub fn write_pieces(&self, first: usize) -> impl ExactSizeIterator<Item = WritePiece<'a>> + 'a {
-        self.records(first, true).iter().map(|record| WritePiece::new(*record))
-    }
-
-    /// As [`Self::read_pieces`], each with the one that comes `N` later: without the last `N`.
-    #[inline(always)]
-    pub fn read_pieces_ahead<const N: usize>(
-        &self,
-        first: usize,
-    ) -> impl ExactSizeIterator<Item = (ReadPiece<'a>, ReadPiece<'a>)> + 'a {
-        windows::<N>(self.records(first, false))
-            .map(|(now, later)| (ReadPiece::new(now), ReadPiece::new(later)))
-    }
-
-    /// As [`Self::write_pieces`], each with the one that comes `N` later: without the last `N`.
-    #[inline(always)]
-    pub fn write_pieces_ahead<const N: usize>(
+    pub fn write_pieces(
         &self,
         first: usize,
     ) -> impl ExactSizeIterator<Item = (WritePiece<'a>, WritePiece<'a>)> + 'a {
-        windows::<N>(self.records(first, true))
-            .map(|(now, later)| (WritePiece::new(now), WritePiece::new(later)))
+        self.windows(first, true)
+            .map(|window| (WritePiece::new(now(window)), WritePiece::new(later(window))))
     }
 
+    /// Each record from `first` on with those that follow it.
     #[inline(always)]
-    fn records(&self, first: usize, writable: bool) -> &'a [RawSeg] {
-        let records = self.chains.get(first..).unwrap_or_default();
-        if writable == self.writable { records } else { &[] }
+    fn windows(&self, first: usize, writable: bool) -> Windows<'a, RawSeg> {
+        let records = self.padded.get(first..).unwrap_or_default();
+        let records = if writable == self.writable { records } else { &[] };
+        records.windows(const { AHEAD + 1 })
     }
 
-    /// Asks the CPU for the first two lines of the first `count` chains, to read.
+    /// Asks the CPU for the first two lines of the first [`AHEAD`] chains, to read.
     #[inline(always)]
-    pub fn prefetch_read(&self, count: usize) {
-        self.chains.iter().take(count).for_each(|seg| seg.prefetch_read());
+    pub fn prefetch_read(&self) {
+        self.padded.iter().take(AHEAD).for_each(|seg| seg.prefetch_read());
     }
 
     /// The same, to write.
     #[inline(always)]
-    pub fn prefetch_write(&self, count: usize) {
-        self.chains.iter().take(count).for_each(|seg| seg.prefetch_write());
+    pub fn prefetch_write(&self) {
+        self.padded.iter().take(AHEAD).for_each(|seg| seg.prefetch_write());
     }
 
     /// The bytes of chain `index`'s readable part from `skip` on, as a span of [`Self::store`].

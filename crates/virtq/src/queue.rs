@@ -43,6 +43,7 @@ impl Virtq {
     /// what was popped before can still be completed.
     pub fn pop<'a>(&'a mut self, buf: &'a mut ChainBuf, max: usize) -> Chains<'a> {
         let fault = either!(self, queue => queue.pop(buf, max));
+        buf.chains.pad();
         Chains::new(buf, fault)
     }
 

@@ -7,8 +7,6 @@ use virtq::mem::WritePiece;
 use crate::OffloadSet;
 use crate::header::{self, V1_LEN};
 
-/// Chains whose first lines are asked for ahead of the one that is written.
-const AHEAD: usize = 8;
 /// Frames whose bodies are asked for ahead of the one that is copied.
 const BODY_AHEAD: usize = 2;
 /// Lines of a body that are asked for; the hardware goes on from there.
@@ -180,25 +178,17 @@ impl Run<'_> {
         true
     }
 
-    /// Delivers frames until one does not go the straight way. Two loops, so that the first needs
-    /// not ask whether there is something ahead.
+    /// Delivers frames until one does not go the straight way.
     #[inline(always)]
     fn all<'f, const H: usize>(
         &mut self,
-        frames: impl Iterator<Item = &'f Frame> + Clone,
+        frames: impl Iterator<Item = &'f Frame>,
         (chains, first): (&Chains<'_>, usize),
         places: &mut [u32],
     ) {
-        let buffers = chains.write_pieces_ahead::<AHEAD>(first);
-        let (near, far) = places.split_at_mut(buffers.len().min(places.len()));
-        for ((frame, (buffer, later)), place) in frames.clone().zip(buffers).zip(near) {
+        let buffers = chains.write_pieces(first);
+        for ((frame, (buffer, later)), place) in frames.zip(buffers).zip(places) {
             later.prefetch(2);
-            if !self.one::<H>(frame, buffer, place) {
-                return;
-            }
-        }
-        let buffers = chains.write_pieces(first.saturating_add(self.done));
-        for ((frame, buffer), place) in frames.skip(self.done).zip(buffers).zip(far) {
             if !self.one::<H>(frame, buffer, place) {
                 return;
             }
@@ -247,7 +237,7 @@ fn deliver<const H: usize>(
     turn: &mut Turn,
     one: impl Fn(&Job<'_>, &Frame, &mut Turn) -> bool,
 ) -> usize {
-    job.chains.prefetch_write(AHEAD);
+    job.chains.prefetch_write();
     let mut done = 0usize;
     while let Some(left) = picked.get(done..).filter(|left| !left.is_empty()) {
         done = done.wrapping_add(deliver_run::<H>(job, left, turn));

@@ -37,16 +37,14 @@ fn odd(
     while q.room(buf, max) > 0 {
         let desc = q.areas.desc(q.avail.index);
         let flags = desc.fourth();
-        let simple = q.simple(buf.writable);
-        if !first_one && simple.resolve(desc).is_some() {
-            break;
-        }
-        first_one = false;
         if !q.check_state(desc)? {
             return Ok(false);
         }
+        let again = !std::mem::take(&mut first_one);
         if flags & (NEXT | INDIRECT) == 0 {
-            if buf.turn(flags & WRITE != 0, turned) {
+            let simple = q.simple(buf.writable);
+            let again = again && simple.resolve(desc).is_some();
+            if again || buf.turn(flags & WRITE != 0, turned) {
                 break;
             }
             if let Some(seg) = simple.resolve_long(&q.hit, desc) {

@@ -112,13 +112,14 @@ fn one_segment_chains_have_a_short_way() {
         let chains = queue.pop(&mut guest.buf, 8);
         assert_eq!((chains.len(), chains.tokens().len()), (4, 4));
         assert!(chains.tokens().eq((0..4).map(|index| chains.token(index))));
-        let lens = |first| chains.read_pieces(first).map(|piece| piece.len()).collect::<Vec<_>>();
+        let lens =
+            |first| chains.read_pieces(first).map(|(piece, _)| piece.len()).collect::<Vec<_>>();
         assert_eq!((lens(0), lens(3), lens(5)), (vec![4, 0, 0, 0], vec![0], vec![]));
         assert_eq!(chains.write_pieces(0).len(), 0, "the first chain is to be read");
-        chains.read_pieces(0).for_each(|piece| piece.prefetch(2));
-        chains.prefetch_read(9);
-        chains.prefetch_write(9);
-        assert_eq!(chains.read_pieces(0).next().unwrap().first(), Some(*b"abcd"));
+        chains.read_pieces(0).for_each(|(_, later)| later.prefetch(2));
+        chains.prefetch_read();
+        chains.prefetch_write();
+        assert_eq!(chains.read_pieces(0).next().unwrap().0.first(), Some(*b"abcd"));
         let store = chains.store();
         assert_eq!(store.one(chains.span(0, 1)).unwrap().first(), Some(*b"bcd"));
         assert!(store.one(chains.span(2, 0)).is_none());
@@ -148,11 +149,12 @@ fn either_direction_has_its_pieces() {
         for (max, want) in [(1, &[4][..]), (5, &[4, 4, 0, 4, 4])] {
             let chains = queue.pop(&mut buf, max);
             assert_eq!(chains.read_pieces(0).len(), 0);
-            assert!(chains.write_pieces(0).map(|piece| piece.len()).eq(want.iter().copied()));
-            chains.write_pieces(0).for_each(|piece| piece.prefetch(2));
+            assert!(chains.write_pieces(0).map(|(piece, _)| piece.len()).eq(want.iter().copied()));
+            chains.write_pieces(0).for_each(|(_, later)| later.prefetch(2));
+            assert!(chains.write_pieces(0).all(|(_, later)| later.len() == want[max - 1]));
             let spans = (0..max).map(|index| chains.span(index, 0).len);
             assert!(spans.eq(want.iter().map(|len| 4 - len)));
-            for (index, piece) in chains.write_pieces(0).enumerate() {
+            for (index, (piece, _)) in chains.write_pieces(0).enumerate() {
                 assert_eq!(piece.write_frame(b"ef", b"gh", None), !piece.is_empty());
                 assert_eq!(chains.readable(index).len() + chains.writable(index).len(), 4);
             }
