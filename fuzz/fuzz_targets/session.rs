@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
 use libfuzzer_sys::fuzz_target;
 use rustix::event::{EventfdFlags, eventfd};
@@ -16,10 +17,10 @@ use vhost_user_net::codec::{
 };
 use vhost_user_net::memory::{FrontendAddr, RegionSpec};
 use vhost_user_net::session::{
-    FEATURES, PROTOCOL_FEATURES, RingIndex, RingStart, Rings, Session, SessionSettings,
+    FEATURES, PROTOCOL_FEATURES, RingIndex, RingStart, Rings, Session, SessionSettings, Stopped,
 };
 use virtq::mem::GuestPhysAddr;
-use virtq::{ChainBuf, QueueError, RingPosition, Virtq};
+use virtq::{ChainBuf, QueueError, Virtq};
 
 const RINGS: u16 = 8;
 /// `VIRTIO_F_RING_PACKED`
@@ -58,9 +59,9 @@ impl Rings for Shelf {
         Ok(())
     }
 
-    fn stop(&mut self, ring: RingIndex) -> Option<RingPosition> {
+    fn stop(&mut self, ring: RingIndex) -> Option<Stopped> {
         let queue = self.0.remove(&ring.0).expect("stopped, but not running");
-        Some(queue.stop().position)
+        Some(queue.into())
     }
 
     fn announce(&mut self, mac: [u8; 6]) {
@@ -257,12 +258,8 @@ fn open_fds() -> usize {
 
 fuzz_target!(|data: &[u8]| {
     let before = open_fds();
-    let settings = SessionSettings {
-        queues: RINGS / 2,
-        queue_size: 1024,
-        mtu: 9000,
-        ring_reset: false,
-    };
+    let settings =
+        SessionSettings { queues: RINGS / 2, queue_size: 1024, mtu: 9000, ring_reset: false };
     let mut input = Input(data);
     let (mut session, mut shelf) = (Session::new(settings), Shelf::default());
     match input.byte() % 4 {
@@ -273,9 +270,13 @@ fuzz_target!(|data: &[u8]| {
     while !input.0.is_empty() {
         match input.byte() {
             250..252 => {
-                drop(session.ring_fault(RingIndex(u16::from(input.byte() % 10)), &mut shelf))
+                let _ = session.ring_fault(RingIndex(u16::from(input.byte() % 10)), &mut shelf);
             }
-            252..254 => session.release_held_rings(&mut shelf),
+            252..254 => {
+                let now = Instant::now();
+                let _ = session.hold_rings(now);
+                session.release_held_rings(now, &mut shelf);
+            }
             _ => {}
         }
         let went_on = match message(&mut input) {

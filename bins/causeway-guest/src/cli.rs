@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::error::ErrorKind;
 use clap::{ArgGroup, Parser, ValueEnum};
 
 use crate::mac::MacAddr;
@@ -86,7 +87,7 @@ pub(crate) struct Cli {
     /// Send with an 802.1Q tag
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4094))]
     pub(crate) vlan: Option<u16>,
-    /// Fail (exit 1) if a frame is lost, late, doubled or changed
+    /// Fail (exit 1) if a frame is lost, late, doubled or changed, or if none arrives
     #[arg(long)]
     pub(crate) verify: bool,
     /// Send every test frame back to where it came from
@@ -145,6 +146,47 @@ pub(crate) enum Switch {
     Off,
 }
 
+/// Why there is nothing to do: what to print and how to exit.
+#[derive(Debug)]
+pub(crate) enum Unparsed {
+    /// Help or version was asked for.
+    Text(String),
+    /// Wrong use, in one line.
+    Wrong(String),
+}
+
+/// Reads and checks the command line.
+pub(crate) fn parse(
+    arguments: impl IntoIterator<Item = std::ffi::OsString>,
+) -> Result<Cli, Unparsed> {
+    let cli = Cli::try_parse_from(arguments).map_err(|error| {
+        if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+            return Unparsed::Text(error.to_string());
+        }
+        Unparsed::Wrong(flat(&error.to_string()))
+    })?;
+    cli.check().map_err(|wrong| Unparsed::Wrong(escaped(&wrong)))?;
+    Ok(cli)
+}
+
+/// clap's message in one line, without its hints on usage.
+fn flat(message: &str) -> String {
+    let lines = message.lines().map(str::trim).filter(|line| !line.is_empty());
+    let told = lines
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .map(|line| escaped(line.trim_start_matches("error: ")));
+    told.collect::<Vec<_>>().join(" ")
+}
+
+/// Control characters come from paths and values that somebody else chose.
+fn escaped(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+    }
+    line
+}
+
 impl Cli {
     /// The rules that concern several options: an error says what is wrong and what is allowed.
     pub(crate) fn check(&self) -> Result<(), String> {
@@ -177,6 +219,9 @@ impl Cli {
         }
         if self.window.is_some() && self.socket.len() < 2 {
             return Err("--window: needs a second --socket where the frames arrive".into());
+        }
+        if self.generate && self.verify && self.socket.len() < 2 {
+            return Err("--verify: needs a second --socket where the frames arrive".into());
         }
         if self.echo && self.verify {
             return Err("--echo: does not check frames, --verify has no effect".into());
@@ -231,14 +276,31 @@ impl Cli {
 
 #[cfg(test)]
 mod tests {
-    use clap::{CommandFactory, Parser};
+    use clap::CommandFactory;
 
-    use super::Cli;
+    use super::{Cli, Unparsed};
 
     fn parse(args: &str) -> Result<Cli, String> {
-        let words = std::iter::once("causeway-guest").chain(args.split_whitespace());
-        let cli = Cli::try_parse_from(words).map_err(|e| e.to_string())?;
-        cli.check().map(|()| cli)
+        let words = std::iter::once("causeway-guest").chain(args.split(' '));
+        super::parse(words.map(Into::into)).map_err(|unparsed| match unparsed {
+            Unparsed::Text(text) => panic!("{text}"),
+            Unparsed::Wrong(wrong) => {
+                assert_eq!(wrong.lines().count(), 1, "{wrong}");
+                wrong
+            }
+        })
+    }
+
+    #[test]
+    fn wrong_use_is_one_line() {
+        let error = parse("--generate").unwrap_err();
+        assert_eq!(error, "the following required arguments were not provided: --socket <PATH>");
+        let error = parse("--socket a --generate --mode sideways").unwrap_err();
+        assert!(error.contains("sideways") && error.contains("client, server"), "{error}");
+        let error = parse("--socket a\nb --socket a\nb --generate").unwrap_err();
+        assert_eq!(error, "--socket a\\nb: given twice");
+        let help = super::parse(["causeway-guest", "--help"].map(Into::into));
+        assert!(matches!(help, Err(Unparsed::Text(text)) if text.lines().count() > 20));
     }
 
     #[test]
@@ -278,6 +340,8 @@ mod tests {
         }
         assert!(parse("--socket a --socket b --tap t0").is_err());
         assert!(parse("--socket a --generate --window 5").is_err());
+        assert!(parse("--socket a --generate --verify").is_err());
+        assert!(parse("--socket a --socket b --generate --verify").is_ok());
         assert!(parse("--socket a --latency").is_err());
         assert!(parse("--socket a --generate --dst 02:00").is_err());
     }

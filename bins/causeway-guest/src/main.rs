@@ -20,23 +20,28 @@ mod tracker;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-use anyhow::Context;
-use clap::Parser;
-
-use crate::cli::Cli;
+use crate::cli::{Cli, Unparsed};
 use crate::port::GuestPort;
 use crate::stop::Stop;
 use crate::totals::Totals;
+use anyhow::Context;
 
 /// Wrong use of the command line.
 const WRONG_USE: u8 = 2;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    if let Err(wrong) = cli.check() {
-        report(&wrong);
-        return ExitCode::from(WRONG_USE);
-    }
+    let cli = match cli::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(Unparsed::Text(text)) => {
+            // Nobody may be left to read it.
+            let _ = write!(std::io::stdout(), "{text}");
+            return ExitCode::SUCCESS;
+        }
+        Err(Unparsed::Wrong(wrong)) => {
+            report(&wrong);
+            return ExitCode::from(WRONG_USE);
+        }
+    };
     match run(&cli) {
         Ok(None) => ExitCode::SUCCESS,
         Ok(Some(complaint)) => {

@@ -1,6 +1,6 @@
 //! What happened, as a table or as JSON.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -46,7 +46,7 @@ pub(crate) struct Totals {
     pub(crate) foreign: u64,
     /// Frames that we could not send: too large, or more at once than the ring holds.
     pub(crate) dropped: u64,
-    /// From the first frame to the last.
+    /// From the first frame to the last; without two moments of traffic the whole job's time.
     pub(crate) seconds: f64,
     pub(crate) tx_pps: f64,
     pub(crate) rx_pps: f64,
@@ -64,6 +64,7 @@ pub(crate) struct Meter {
     pub(crate) foreign: u64,
     pub(crate) dropped: u64,
     pub(crate) corrupt: u64,
+    begin: Instant,
     first: Option<Instant>,
     last: Option<Instant>,
 }
@@ -79,7 +80,8 @@ impl Meter {
             rx_bytes: 0,
         });
         let ports = totals.collect();
-        Self { ports, foreign: 0, dropped: 0, corrupt: 0, first: None, last: None }
+        let begin = Instant::now();
+        Self { ports, foreign: 0, dropped: 0, corrupt: 0, begin, first: None, last: None }
     }
 
     /// Notes that frames moved at `now`.
@@ -114,12 +116,16 @@ impl Meter {
         self.ports.iter().map(|p| p.tx_frames).sum()
     }
 
+    fn duration(&self, now: Instant) -> Duration {
+        match (self.first, self.last) {
+            (Some(first), Some(last)) if last > first => last.duration_since(first),
+            _ => now.duration_since(self.begin),
+        }
+    }
+
     /// The result.
     pub(crate) fn totals(self, ports: &[GuestPort], calls: u64) -> Option<Totals> {
-        let seconds = match (self.first, self.last) {
-            (Some(first), Some(last)) => last.duration_since(first).as_secs_f64(),
-            _ => 0.0,
-        };
+        let seconds = self.duration(Instant::now()).as_secs_f64();
         let per_second = |frames: u64| if seconds > 0.0 { to_f64(frames) / seconds } else { 0.0 };
         let (tx_frames, rx_frames) = (self.tx_frames(), self.rx_frames());
         let pairs = ports.iter().flat_map(|p| &p.pairs);
@@ -175,6 +181,9 @@ impl Totals {
 
     /// What is wrong, if anything: for `--verify`.
     pub(crate) fn complaint(&self) -> Option<String> {
+        if self.rx_frames == 0 {
+            return Some("no test frame arrived".into());
+        }
         let counts = [
             ("lost", self.lost),
             ("out of order", self.out_of_order),
@@ -232,9 +241,11 @@ fn from_f64(value: f64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use hdrhistogram::Histogram;
 
-    use super::{Agreed, Latency, Totals};
+    use super::{Agreed, Latency, Meter, Totals};
 
     fn totals() -> Totals {
         let off = Agreed {
@@ -271,6 +282,20 @@ mod tests {
         assert_eq!(totals().complaint(), None);
         let wrong = Totals { lost: Some(1), corrupt: Some(2), out_of_order: Some(0), ..totals() };
         assert_eq!(wrong.complaint().unwrap(), "frames are wrong: 1 lost, 2 corrupt");
+        let silent = Totals { rx_frames: 0, lost: Some(0), ..totals() };
+        assert_eq!(silent.complaint().unwrap(), "no test frame arrived");
+    }
+
+    #[test]
+    fn a_job_without_traffic_lasts_as_long_as_it_ran() {
+        let mut meter = Meter::new(&[], &[]);
+        let at = |seconds| meter.begin + Duration::from_secs(seconds);
+        let (first, last, now) = (at(1), at(3), at(9));
+        assert_eq!(meter.duration(now), Duration::from_secs(9));
+        meter.active(first);
+        assert_eq!(meter.duration(now), Duration::from_secs(9));
+        meter.active(last);
+        assert_eq!(meter.duration(now), Duration::from_secs(2));
     }
 
     #[test]

@@ -14,13 +14,12 @@ mod tap;
 pub(crate) mod view;
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use control::scrape::Scrape;
 use control::server::{ClientId, Server};
-use control::{Config, Reply, Request};
+use control::{Reply, Request};
 use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
 };
@@ -32,7 +31,9 @@ use switch::{Switch, SwitchEvent};
 use vhost_user_net::VhostUserPort;
 
 use crate::signals::Signals;
+pub(crate) use ports::Origin;
 use ports::Port;
+pub(crate) use reload::Source;
 
 /// How often ports are looked after and addresses age.
 const TICK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
@@ -48,12 +49,12 @@ pub(crate) struct App {
     signals: Signals,
     timer: OwnedFd,
     ports: Vec<Port>,
-    /// The configuration file and what it said when it was read last.
-    file: Option<PathBuf>,
-    config: Config,
+    source: Option<Source>,
     /// How often a full receiveq is tried again.
     retries: u32,
     began: Instant,
+    /// Clients could not be taken: the control socket is left alone until the next tick.
+    deaf: bool,
     stopping: bool,
 }
 
@@ -106,10 +107,10 @@ impl App {
             signals,
             timer,
             ports: Vec::new(),
-            file: None,
-            config: Config::default(),
+            source: None,
             retries: virtio_net::DEFAULT_RETRIES,
             began: Instant::now(),
+            deaf: false,
             stopping: false,
         })
     }
@@ -119,10 +120,9 @@ impl App {
         self.retries = retries;
     }
 
-    /// What the configuration file said, for the next reload.
-    pub(crate) fn remember(&mut self, file: Option<PathBuf>, config: Config) {
-        self.file = file;
-        self.config = config;
+    /// What the next reload has to know.
+    pub(crate) fn remember(&mut self, source: Source) {
+        self.source = Some(source);
     }
 
     /// Serves until a signal ends it.
@@ -136,7 +136,7 @@ impl App {
         }
         tracing::info!("stopping");
         while let Some(port) = self.ports.pop() {
-            self.remove(port);
+            drop(self.remove(port));
         }
         Ok(())
     }
@@ -156,6 +156,9 @@ impl App {
         } else if fd == self.timer.as_raw_fd() {
             let _ = rustix::io::read(&self.timer, &mut [0; 8]);
             let _ = self.switch.age();
+            if self.deaf {
+                self.accept();
+            }
             self.look_after_ports();
             self.close_unwelcome_scrapers();
         } else if fd == self.switch.events().as_fd().as_raw_fd() {
@@ -189,13 +192,40 @@ impl App {
     }
 
     fn accept(&mut self) {
-        while let Some(id) = self.server.accept() {
-            let set = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
-            let added = match (self.manager.event_ops(self.hub), self.server.client(id)) {
-                (Ok(mut ops), Some(fd)) => ops.add(Events::new(&fd, set)).is_ok(),
-                _ => false,
-            };
-            if added { self.client(id) } else { self.server.forget(id) }
+        loop {
+            match self.server.accept() {
+                Ok(Some(id)) => self.welcome(id),
+                Ok(None) => return self.listen(true),
+                Err(error) => {
+                    if !self.deaf {
+                        tracing::warn!(%error, "cannot accept clients on the control socket");
+                    }
+                    return self.listen(false);
+                }
+            }
+        }
+    }
+
+    fn welcome(&mut self, id: ClientId) {
+        let set = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
+        let added = match (self.manager.event_ops(self.hub), self.server.client(id)) {
+            (Ok(mut ops), Some(fd)) => ops.add(Events::new(&fd, set)).is_ok(),
+            _ => false,
+        };
+        if added { self.client(id) } else { self.server.forget(id) }
+    }
+
+    /// Watches the control socket for clients, or leaves it alone: a client that cannot be taken
+    /// would wake us again and again.
+    fn listen(&mut self, on: bool) {
+        if self.deaf != on {
+            return;
+        }
+        let set = if on { EventSet::IN } else { EventSet::empty() };
+        let events = Events::new(&self.server.listener(), set);
+        match self.manager.event_ops(self.hub).and_then(|ops| ops.modify(events)) {
+            Ok(()) => self.deaf = !on,
+            Err(error) => tracing::warn!(%error, "cannot watch the control socket"),
         }
     }
 

@@ -5,7 +5,7 @@ mod top;
 use std::path::{Path, PathBuf};
 
 use control::protocol::{Done, FdbView, MetricsView, PortsView, StatsView, VersionView};
-use control::{Reply, Request, client, server, table};
+use control::{PortKind, Reply, Request, client, server, table};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -71,6 +71,14 @@ fn job(command: CtlCommand) -> Result<Job, Failure> {
             let spec = spec.absolute().map_err(|error| {
                 Failure::Runtime(format!("cannot find the current folder: {error}"))
             })?;
+            if let PortKind::VhostUser(guest) = &spec.kind
+                && guest.socket.as_os_str().as_encoded_bytes().contains(&b',')
+            {
+                return Err(Failure::Usage(format!(
+                    "the whole path of a socket must be without ',': {}",
+                    guest.socket.display()
+                )));
+            }
             (Request::PortAdd { spec: spec.to_string() }, done)
         }
         CtlCommand::Port { command: PortCommand::Del { name } } => {

@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal;
 
-use control::config::check_unique;
+use control::config::{check_stations, check_unique};
 use control::scrape::Scrape;
 use control::server::Server;
 use control::{Config, Poll, PortKind, PortSpec, SwitchSettings, Workers};
@@ -10,20 +10,22 @@ use switch::{FdbLimits, PollMode, Switch, SwitchConfig};
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::Failure;
-use crate::app::App;
+use crate::app::{App, Origin, Source};
 use crate::cli::{LogLevel, RunArgs};
 use crate::ctl::default_socket;
 use crate::signals::Signals;
 
 pub(crate) fn run(arguments: &RunArgs) -> Result<(), Failure> {
     let config = match &arguments.config {
-        Some(file) => Config::load(file).map_err(|error| Failure::Usage(error.to_string()))?,
+        Some(file) => Config::load(file, &arguments.ports)
+            .map_err(|error| Failure::Usage(error.to_string()))?,
         None => Config::default(),
     };
-    check_unique(config.ports.iter().chain(&arguments.ports)).map_err(Failure::Usage)?;
+    let all = || config.ports.iter().chain(&arguments.ports);
+    check_unique(all()).map_err(Failure::Usage)?;
+    check_stations(all(), &config.statics).map_err(|clash| Failure::Usage(clash.message))?;
     let settings = arguments.over(&config.switch).map_err(Failure::Usage)?;
-    let ports = || config.ports.iter().chain(&arguments.ports);
-    let switch_config = switch_config(&settings, ports())?;
+    let switch_config = switch_config(&settings, all())?;
     log_to_stderr(arguments.log);
 
     let socket = match &settings.control {
@@ -49,12 +51,17 @@ pub(crate) fn run(arguments: &RunArgs) -> Result<(), Failure> {
         app.serve_metrics(scrape).map_err(Failure::Runtime)?;
         tracing::info!(%address, "metrics");
     }
-    for spec in ports() {
-        let statics = config.statics_of(&spec.name);
-        app.add(spec, statics).map_err(Failure::Runtime)?;
+    let from_file = config.ports.iter().map(|spec| (spec, Origin::File));
+    let given = arguments.ports.iter().map(|spec| (spec, Origin::CommandLine));
+    for (spec, origin) in from_file.chain(given) {
+        let statics = config.statics_of(&spec.name).cloned().collect();
+        app.add(spec, statics, origin).map_err(Failure::Runtime)?;
     }
-    let count = ports().count();
-    app.remember(arguments.config.clone(), config);
+    let count = all().count();
+    if let Some(file) = arguments.config.clone() {
+        let given = arguments.ports.clone();
+        app.remember(Source { file, given, switch: config.switch });
+    }
     tracing::info!(control = %socket.display(), ports = count, "listening");
     app.serve().map_err(Failure::Runtime)
 }

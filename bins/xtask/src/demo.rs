@@ -76,8 +76,8 @@ fn run_guests(environment: &Environment, scratch: &Scratch) -> Result<()> {
     println!("{}", switch.ctl(&["stats"])?);
     let ledger = switch.check_ledger()?.ledger();
     println!(
-        "ledger: {} frames came, {} went, of which {} dropped",
-        ledger.came, ledger.went, ledger.drops
+        "ledger: {} frames came, {} went, of which {} dropped; {} are held",
+        ledger.came, ledger.went, ledger.drops, ledger.held
     );
     for guest in guests {
         guest.power_off()?;

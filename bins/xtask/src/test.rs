@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
-use conformance::environment::host::is_root;
+use conformance::environment::host::{self, is_root};
 use conformance::process::output;
 use conformance::scratch::target_folder;
 
@@ -49,6 +49,10 @@ impl Options {
 pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
     // The tests of the programs and the conformance tests start them.
     build(&["--release", "-p", "causeway", "-p", "causeway-guest"])?;
+    if may_use_root(options) {
+        // Tests with real taps make namespaces.
+        let _ = host::install("ip", "iproute2")?;
+    }
     workspace(steps, options)?;
     let runners = ["test", "-p", "conformance", "--lib", "--", options.filter()];
     steps.cargo("unit tests of the runners", &runners)?;

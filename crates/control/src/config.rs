@@ -17,6 +17,7 @@
 
 mod difference;
 mod settings;
+mod stations;
 #[cfg(test)]
 mod tests;
 
@@ -32,6 +33,7 @@ use crate::spec::{PortSpec, one_line};
 
 pub use difference::Difference;
 pub use settings::{StaticEntry, SwitchSettings};
+pub use stations::{Clash, Station, check_stations, stations};
 
 /// The sections of a file.
 const SECTIONS: [&str; 3] = ["switch", "port", "static"];
@@ -48,26 +50,36 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads a file.
+    /// Reads a file. Its static entries may name ports `beside` it too: those of the command line.
     ///
     /// # Errors
     ///
     /// [`ConfigError`] with the file's name, and with the line if it was the text that was wrong.
-    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+    pub fn load(path: &Path, beside: &[PortSpec]) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
             file: Some(path.to_owned()),
             line: None,
             message: error.to_string(),
         })?;
-        Self::parse(&text).map_err(|e| ConfigError { file: Some(path.to_owned()), ..e })
+        let read = Self::parse_beside(&text, beside);
+        read.map_err(|e| ConfigError { file: Some(path.to_owned()), ..e })
     }
 
-    /// Reads a file's text.
+    /// Reads a file's text, which is all that there is.
     ///
     /// # Errors
     ///
     /// [`ConfigError`] for the first thing that is wrong.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        Self::parse_beside(text, &[])
+    }
+
+    /// Reads a file's text; there are ports `beside` it.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] for the first thing that is wrong.
+    pub fn parse_beside(text: &str, beside: &[PortSpec]) -> Result<Self, ConfigError> {
         let file = File { text };
         let table = DeTable::parse(text).map_err(|error| {
             let message = error.message().to_owned();
@@ -90,20 +102,37 @@ impl Config {
                 }
             }
         }
-        config.check_statics(&file, table.get_ref())?;
+        config.check_statics(&file, table.get_ref(), beside)?;
         Ok(config)
     }
 
-    /// Every port of a static entry exists.
-    fn check_statics(&self, file: &File<'_>, table: &DeTable<'_>) -> Result<(), ConfigError> {
-        let tables = table.get("static").and_then(|v| v.get_ref().as_array());
-        for (entry, value) in self.statics.iter().zip(tables.into_iter().flatten()) {
-            if !self.ports.iter().any(|port| port.name == entry.port) {
+    /// Static entries name ports that exist, in VLANs that they are in, and do not contradict.
+    fn check_statics(
+        &self,
+        file: &File<'_>,
+        table: &DeTable<'_>,
+        beside: &[PortSpec],
+    ) -> Result<(), ConfigError> {
+        let place = |section: &str, index: usize| {
+            let tables = table.get(section).and_then(|v| v.get_ref().as_array());
+            tables.and_then(|tables| tables.get(index)).map_or(0, |value| value.span().start)
+        };
+        let ports = || self.ports.iter().chain(beside);
+        for (index, entry) in self.statics.iter().enumerate() {
+            let Some(port) = ports().find(|port| port.name == entry.port) else {
                 let message = format!("static entry for port {:?}, which is not here", entry.port);
-                return Err(file.error(value.span().start, message));
-            }
+                return Err(file.error(place("static", index), message));
+            };
+            entry.check(port).map_err(|message| file.error(place("static", index), message))?;
         }
-        Ok(())
+        check_stations(ports(), &self.statics).map_err(|clash| {
+            let port = self.ports.iter().position(|port| port.name == clash.port);
+            match (clash.entry, port) {
+                (Some(index), _) => file.error(place("static", index), clash.message),
+                (None, Some(index)) => file.error(place("port", index), clash.message),
+                (None, None) => ConfigError { file: None, line: None, message: clash.message },
+            }
+        })
     }
 }
 

@@ -80,24 +80,29 @@ impl Server {
     }
 
     /// Takes the next client: its socket is to be watched for both directions, by edges.
-    pub fn accept(&mut self) -> Option<ClientId> {
-        let stream = match self.listener.accept() {
-            Ok((stream, _)) => stream,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return None,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a client on the control socket");
-                return None;
+    ///
+    /// # Errors
+    ///
+    /// The process has no fd left, or the like: the client stays in the queue, so the listener is
+    /// to be left alone for a while.
+    pub fn accept(&mut self) -> io::Result<Option<ClientId>> {
+        loop {
+            let stream = match self.listener.accept().map_err(|error| (error.kind(), error)) {
+                Ok((stream, _)) => stream,
+                Err((ErrorKind::WouldBlock, _)) => return Ok(None),
+                Err((ErrorKind::Interrupted | ErrorKind::ConnectionAborted, _)) => continue,
+                Err((_, error)) => return Err(error),
+            };
+            if let Err(reason) = self.admit(&stream) {
+                tracing::warn!(reason, "refused a client on the control socket");
+                continue;
             }
-        };
-        if let Err(reason) = self.admit(&stream) {
-            tracing::warn!(reason, "refused a client on the control socket");
-            return self.accept();
+            let id = stream.as_raw_fd();
+            let client =
+                Client { stream, input: Vec::new(), output: Vec::new(), pending: 0, done: false };
+            let _ = self.clients.insert(id, client);
+            return Ok(Some(id));
         }
-        let id = stream.as_raw_fd();
-        let client =
-            Client { stream, input: Vec::new(), output: Vec::new(), pending: 0, done: false };
-        let _ = self.clients.insert(id, client);
-        Some(id)
     }
 
     fn admit(&self, stream: &UnixStream) -> Result<(), String> {

@@ -26,7 +26,7 @@ impl Bed {
     fn connect(&mut self) -> (UnixStream, ClientId) {
         let stream = UnixStream::connect(&self.path).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        (stream, self.server.accept().unwrap())
+        (stream, self.server.accept().unwrap().unwrap())
     }
 }
 
@@ -97,12 +97,13 @@ fn a_large_reply_arrives_whole_at_a_slow_client() {
     let (mut stream, id) = bed.connect();
     let text = "y".repeat(OUTPUT_MAX / 2);
     assert!(bed.server.reply(id, &Reply::done(text.clone())));
-    let reader = std::thread::spawn(move || line(&mut stream));
+    // The stream is closed only after the loop below has ended.
+    let reader = std::thread::spawn(move || (line(&mut stream), stream));
     while !reader.is_finished() {
         assert!(bed.server.ready(id));
         std::thread::yield_now();
     }
-    assert_eq!(reader.join().unwrap(), format!("{{\"ok\":{{\"done\":\"{text}\"}}}}\n"));
+    assert_eq!(reader.join().unwrap().0, format!("{{\"ok\":{{\"done\":\"{text}\"}}}}\n"));
 }
 
 #[test]
@@ -110,7 +111,7 @@ fn the_number_of_clients_is_bounded() {
     let mut bed = Bed::new();
     let mut streams: Vec<_> = (0..CLIENTS_MAX).map(|_| bed.connect()).collect();
     let mut refused = UnixStream::connect(&bed.path).unwrap();
-    assert_eq!(bed.server.accept(), None);
+    assert_eq!(bed.server.accept().unwrap(), None);
     assert_eq!(refused.read(&mut [0; 1]).unwrap(), 0);
     let (stream, id) = streams.pop().unwrap();
     assert!(bed.server.ready(id));
@@ -159,4 +160,57 @@ fn a_socket_that_somebody_replaced_is_not_removed() {
     let path = bed.path.clone();
     drop(bed.server);
     assert!(path.exists());
+}
+
+#[test]
+fn a_path_of_full_length_is_served() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("s");
+    let short = place.as_os_str().len();
+    let path = folder.path().join("s".repeat(108 - short));
+    assert_eq!(path.as_os_str().len(), 107);
+    let mut server = Server::bind(&path).unwrap();
+    let _client = UnixStream::connect(&path).unwrap();
+    assert!(server.accept().unwrap().is_some());
+    let longer = folder.path().join("s".repeat(109 - short));
+    let error = Server::bind(&longer).unwrap_err().to_string();
+    assert!(error.starts_with(&format!("cannot listen at {}", longer.display())), "{error}");
+    // In a folder with a long name, too.
+    drop(server);
+    let deep = folder.path().join("d".repeat(105 - short));
+    let path = deep.join("s");
+    assert_eq!(path.as_os_str().len(), 107 - 1);
+    let mut server = Server::bind(&path).unwrap();
+    let _client = UnixStream::connect(&path).unwrap();
+    assert!(server.accept().unwrap().is_some());
+}
+
+#[test]
+fn a_lock_that_somebody_holds_does_not_stop_a_start_for_ever() {
+    use rustix::fs::{FlockOperation, flock};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("c.sock");
+    let (done, bound) = std::sync::mpsc::channel();
+    let bind = |path: PathBuf| {
+        let done = done.clone();
+        let _ = std::thread::spawn(move || {
+            let result = Server::bind(&path).map(drop).map_err(|e| e.to_string());
+            let _ = done.send(result);
+        });
+        bound.recv_timeout(Duration::from_secs(5)).expect("bind ends")
+    };
+    // The folder is nobody's business: whoever may read it can lock it.
+    let held = std::fs::File::open(folder.path()).unwrap();
+    flock(&held, FlockOperation::LockExclusive).unwrap();
+    assert_eq!(bind(path.clone()), Ok(()));
+
+    let lock = folder.path().join("c.sock.lock");
+    assert!(!lock.exists(), "the lock goes with the start");
+    let held = std::fs::File::create(&lock).unwrap();
+    flock(&held, FlockOperation::LockExclusive).unwrap();
+    let text = "is held by another process: end it, or remove the file";
+    assert_eq!(bind(path.clone()), Err(format!("lock {} {text}", lock.display())));
+    drop(held);
+    assert_eq!(bind(path), Ok(()));
+    assert!(!lock.exists());
 }

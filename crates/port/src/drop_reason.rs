@@ -29,7 +29,7 @@ macro_rules! drop_reasons {
 }
 
 drop_reasons! {
-    Runt "runt" "The frame is shorter than an Ethernet header.";
+    Runt "runt" "The frame is shorter than an Ethernet header, its tag included.";
     Oversize "oversize" "The frame is longer than the port's MTU allows.";
     RingDisabled "ring_disabled" "The guest sent on a queue that its driver has not enabled.";
     ReservedMac "reserved_mac" "The destination is a link-local address that bridges keep.";
@@ -37,7 +37,7 @@ drop_reasons! {
     SamePort "same_port" "The destination is behind the port that the frame came from.";
     NoDestination "no_destination" "No other port is a member of the frame's VLAN.";
     VlanUntagged "vlan_untagged" "An untagged frame on a port that takes tagged frames only.";
-    VlanTagged "vlan_tagged" "A tagged frame on an access port.";
+    VlanTagged "vlan_tagged" "A tagged frame on an access port, or a tag behind a priority tag.";
     VlanNotAllowed "vlan_not_allowed" "The frame's VLAN is not among those of the port.";
     NoBuffer "no_buffer" "The receiving guest had no free buffer.";
     TooLarge "too_large" "The frame is longer than the guest's buffers; enable mergeable ones.";

@@ -23,6 +23,9 @@ pub const HEAD_ROOM: usize = 16;
 /// Bytes of the two addresses that stand before a tag.
 const ADDRESSES: usize = 12;
 const TAG: usize = 4;
+/// Bytes of an Ethernet header, without and with a tag.
+const HEADER: usize = 14;
+const TAGGED_HEADER: usize = 18;
 /// `EtherType` of an 802.1Q tag.
 const TPID: [u8; 2] = [0x81, 0x00];
 
@@ -149,16 +152,32 @@ impl Frame {
         }
     }
 
+    /// Whether the frame ends before its Ethernet header does, tag included.
+    #[inline(always)]
+    pub fn is_runt(&self) -> bool {
+        let head = self.head();
+        head.len() < TAGGED_HEADER && is_cut_off(head)
+    }
+
+    /// Whether an 802.1Q tag stands behind the outer one, which is there if `outer` says so.
+    #[inline]
+    pub fn has_tag_behind(&self, outer: bool) -> bool {
+        let at = if outer { ADDRESSES.wrapping_add(TAG) } else { ADDRESSES };
+        self.head().get(at..at.wrapping_add(TPID.len())) == Some(&TPID)
+    }
+
     /// Makes the outer tag what `tci` says: pushed, popped, rewritten or left alone. Returns
     /// false, and changes nothing, if there is no room for another tag.
+    ///
+    /// Whether the outer tag is there `now` is for the caller to know: once it was popped, the
+    /// frame's bytes do not tell it from the next one.
     #[inline]
-    pub fn set_tag(&mut self, tci: Option<u16>) -> bool {
-        match (self.tag(), tci) {
-            (None, None) => true,
-            (Some(now), Some(then)) if now == then => true,
-            (_, Some(tci)) if self.tag().is_some() => self.write_tag(tci),
-            (_, Some(tci)) => self.open_gap() && self.write_tag(tci),
-            (Some(_), None) => self.close_gap(),
+    pub fn set_tag(&mut self, now: bool, tci: Option<u16>) -> bool {
+        match (now, tci) {
+            (false, None) => true,
+            (true, None) => self.close_gap(),
+            (true, Some(tci)) => self.write_tag(tci),
+            (false, Some(tci)) => self.open_gap() && self.write_tag(tci),
         }
     }
 
@@ -189,6 +208,12 @@ impl Frame {
     }
 }
 
+/// Of less than [`TAGGED_HEADER`] bytes: whether there should be more.
+#[cold]
+fn is_cut_off(head: &[u8]) -> bool {
+    head.len() < HEADER || head.get(ADDRESSES..HEADER) == Some(&TPID)
+}
+
 #[cfg(test)]
 mod tests {
     use super::Frame;
@@ -206,17 +231,48 @@ mod tests {
         let mut frame = frame();
         let before = frame.head().to_vec();
         frame.offload = Offload { needs_csum: true, csum_start: 34, ..Offload::default() };
-        assert!(frame.set_tag(Some(0x2005)));
+        assert!(frame.set_tag(false, Some(0x2005)));
         assert_eq!(frame.head().len(), 64);
         assert_eq!(&frame.head()[..12], &before[..12]);
         assert_eq!(&frame.head()[12..16], &[0x81, 0, 0x20, 5]);
         assert_eq!(&frame.head()[16..], &before[12..]);
         assert_eq!(frame.offload.csum_start, 38);
-        assert!(frame.set_tag(Some(7)));
+        assert!(frame.set_tag(true, Some(7)));
         assert_eq!(frame.tag(), Some(7));
-        assert!(frame.set_tag(None));
+        assert!(frame.set_tag(true, None));
         assert_eq!(frame.head(), before);
         assert_eq!(frame.offload.csum_start, 34);
+    }
+
+    #[test]
+    fn an_inner_tag_is_never_taken_for_the_outer_one() {
+        let mut frame = frame();
+        frame.head_mut()[12..22].copy_from_slice(&[0x81, 0, 0, 5, 0x81, 0, 0, 6, 8, 0]);
+        let before = frame.head().to_vec();
+        let inner = [&before[..12], &before[16..]].concat();
+        assert!(frame.has_tag_behind(true));
+        assert!(frame.set_tag(true, None));
+        assert_eq!(frame.head(), inner);
+        assert!(frame.has_tag_behind(false));
+        assert!(frame.set_tag(false, None));
+        assert_eq!(frame.head(), inner, "popped once");
+        assert!(frame.set_tag(false, Some(5)));
+        assert_eq!(frame.head(), before, "and pushed before the inner one");
+        frame.head_mut()[16] = 0x86;
+        assert!(!frame.has_tag_behind(true));
+    }
+
+    #[test]
+    fn a_tag_makes_the_header_longer() {
+        let mut frame = Frame::default();
+        for (tpid, whole) in [([8, 0], 14), ([0x81, 0], 18)] {
+            for len in 0..64 {
+                let mut bytes = [2; 64];
+                bytes[12..14].copy_from_slice(&tpid);
+                frame.fill_private(&bytes[..len]);
+                assert_eq!(frame.is_runt(), len < whole, "{len} bytes, type {tpid:?}");
+            }
+        }
     }
 
     #[test]

@@ -13,8 +13,11 @@ use crate::own::Own;
 use crate::placement::{Admin, Placed};
 use crate::shared::{Message, Shared};
 use crate::stats::{add_totals, read_ends, read_rx};
-use crate::table::{EgressSlot, Port, Record, record, record_mut};
-use crate::{FdbEntry, PortConfig, SwitchConfig, SwitchStats, WorkerStats};
+use crate::table::{EgressSlot, Port, Record, Records, record, record_mut};
+use crate::{FdbEntry, PortConfig, STATIC_MAX, SwitchConfig, SwitchStats, WorkerStats};
+
+/// Ids in turn while less than half of them are taken.
+const FEW_IDS: u16 = 4096;
 
 /// The most queue pairs of a port.
 pub const PAIRS_MAX: u16 = 256;
@@ -74,7 +77,7 @@ pub enum PortError {
     #[error("there are 65535 ports already")]
     TooMany,
     /// The forwarding database has no room for a static entry.
-    #[error("the forwarding database has no room for {0}")]
+    #[error("no room for the static entry of {0}: {STATIC_MAX} static entries are possible")]
     Station(MacAddr),
 }
 
@@ -107,15 +110,15 @@ impl Switch {
         if config.pairs == 0 || config.pairs > PAIRS_MAX {
             return Err(PortError::Pairs(config.pairs));
         }
-        let admin = self.admin();
+        let mut admin = self.admin();
         let (id, taken) = self.shared.tables.read(|records| {
             let taken = records.iter().flatten().any(|r| r.port.name == config.name);
-            (records.iter().position(Option::is_none).unwrap_or(records.len()), taken)
+            (free_id(records, admin.next_id), taken)
         });
         if taken {
             return Err(PortError::Name(config.name.clone()));
         }
-        let id = u16::try_from(id).ok().filter(|id| *id < u16::MAX).ok_or(PortError::TooMany)?;
+        let id = id.ok_or(PortError::TooMany)?;
         let port = Arc::new(new_port(PortId(id), config));
         for (vlan, mac) in &config.stations {
             if !self.shared.fdb.add_static(*vlan, *mac, port.id) {
@@ -129,10 +132,16 @@ impl Switch {
             pairs_seen: 0,
             quarantined: false,
         };
-        let _ = self.shared.tables.edit(|records| match records.get_mut(usize::from(id)) {
-            Some(place) => *place = Some(new),
-            None => records.push(Some(new)),
+        let _ = self.shared.tables.edit(|records| {
+            let index = usize::from(id);
+            if records.len() <= index {
+                records.resize_with(index.saturating_add(1), || None);
+            }
+            if let Some(place) = records.get_mut(index) {
+                *place = Some(new);
+            }
         });
+        admin.next_id = id.wrapping_add(1);
         self.shared.wake_all();
         drop(admin);
         Ok(PortHandle { id: PortId(id), status: port.status.clone(), counters: port })
@@ -284,6 +293,17 @@ impl Switch {
     }
 }
 
+/// The first free id from `next` on, so that an id comes back late: events name ports by id, and
+/// one may still be under way when its port is removed.
+///
+/// As long as few ports live ids stay small, because tables have a place for every id.
+fn free_id(records: &Records, next: u16) -> Option<u16> {
+    let live = records.iter().flatten().count();
+    let bound = if live < usize::from(FEW_IDS / 2) { FEW_IDS } else { u16::MAX };
+    let from = next.min(bound);
+    (from..bound).chain(0..from).find(|id| record(records, PortId(*id)).is_none())
+}
+
 fn new_port(id: PortId, config: &PortConfig) -> Port {
     let slot = || CachePadded::new(Mutex::new(EgressSlot::default()));
     Port {
@@ -394,5 +414,41 @@ impl Switch {
         });
         self.shared.wake_all();
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::Arc;
+
+    use port::PortId;
+
+    use super::{FEW_IDS, free_id, new_port};
+    use crate::PortConfig;
+    use crate::table::{Record, Records};
+
+    fn records(count: u16, taken: impl Fn(u16) -> bool) -> Records {
+        let new = |id| Record {
+            port: Arc::new(new_port(PortId(id), &PortConfig::new(id.to_string()))),
+            attached: BTreeSet::new(),
+            pairs_seen: 0,
+            quarantined: false,
+        };
+        (0..count).map(|id| taken(id).then(|| new(id))).collect()
+    }
+
+    #[test]
+    fn ids_go_round_and_skip_what_is_taken() {
+        let few = records(4, |id| id == 1);
+        assert_eq!(free_id(&few, 0), Some(0));
+        assert_eq!(free_id(&few, 1), Some(2));
+        assert_eq!(free_id(&few, FEW_IDS - 1), Some(FEW_IDS - 1));
+        assert_eq!(free_id(&few, FEW_IDS), Some(0), "tables stay small");
+        let many = records(FEW_IDS, |_| true);
+        assert_eq!(free_id(&many, 0), Some(FEW_IDS));
+        assert_eq!(free_id(&many, u16::MAX - 1), Some(u16::MAX - 1));
+        assert_eq!(free_id(&many, u16::MAX), Some(FEW_IDS));
+        assert_eq!(free_id(&records(u16::MAX, |_| true), 7), None);
     }
 }

@@ -10,7 +10,8 @@
 //! recycled meanwhile never yields another station's port. Writers are under one mutex.
 //!
 //! **Limits.** A bound as a whole and one per port: a guest that invents addresses fills its own
-//! share, and pushes nobody out. Refused addresses are counted; their frames are flooded.
+//! share, and pushes nobody out. Refused addresses are counted; their frames are flooded. Static
+//! entries have a bound of their own: what was learned never keeps one out, nor they the learning.
 //! **Units.** Time is in seconds since the switch began, and comes in as an argument.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -20,8 +21,11 @@ use crossbeam_utils::CachePadded;
 use packet::{MacAddr, VlanId};
 use port::PortId;
 
-/// Slots after its hash in which a key may stand. At most half of the slots are used, so that a
-/// full window is a matter of bad luck (below 1 in 1000 at the limit).
+/// The most static entries.
+pub const STATIC_MAX: u32 = 4096;
+
+/// Slots after its hash in which a key may stand. At most half of the slots are for learned
+/// entries, so that a full window is a matter of bad luck (below 1 in 1000 at the limit).
 const WINDOW: usize = 32;
 /// How often a worker that wants to learn tries the lock.
 const LOCK_TRIES: u32 = 64;
@@ -36,7 +40,7 @@ const DIGEST_SHIFT: u32 = 49;
 /// How much the database holds, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FdbLimits {
-    /// Most entries as a whole.
+    /// Most learned entries as a whole.
     pub entries: u32,
     /// Most learned entries of one port.
     pub per_port: u32,
@@ -115,6 +119,12 @@ struct Slot {
 }
 
 impl Slot {
+    /// The value of a slot that a writer found taken.
+    fn present(&self) -> Value {
+        // ORDERING: Relaxed: only writers take and free slots, and who asks holds their lock.
+        Value(self.value.load(Ordering::Relaxed))
+    }
+
     /// The value, if the slot still is that of `key`, which was found in it.
     #[inline(always)]
     fn value_of(&self, key: Key, digest: u64) -> Option<(&Self, Value)> {
@@ -129,9 +139,10 @@ impl Slot {
 /// What only writers need.
 #[derive(Debug)]
 struct Writer {
-    used: u32,
+    learned: u32,
+    fixed: u32,
     /// Learned entries by port.
-    learned: Box<[u32]>,
+    of_port: Box<[u32]>,
 }
 
 /// The database. See the module's text.
@@ -142,6 +153,7 @@ pub(crate) struct Fdb {
     shift: u32,
     seed: u64,
     limits: FdbLimits,
+    static_max: u32,
     generation: CachePadded<AtomicU64>,
     writer: CachePadded<Mutex<Writer>>,
     /// Copies for readers that must not hold writers up.
@@ -160,18 +172,22 @@ pub(crate) enum Source {
 
 impl Fdb {
     /// An empty database; `seed` keeps guests from choosing addresses that collide.
-    pub(crate) fn new(limits: FdbLimits, seed: u64) -> Self {
+    pub(crate) fn new(limits: FdbLimits, static_max: u32, seed: u64) -> Self {
         let entries = usize::try_from(limits.entries).unwrap_or(usize::MAX).clamp(WINDOW, 1 << 24);
-        let count = entries.saturating_mul(2).next_power_of_two();
-        let learned = vec![0; usize::from(u16::MAX).saturating_add(1)].into();
+        let fixed = usize::try_from(static_max).unwrap_or(usize::MAX).min(1 << 24);
+        // A static entry may take a learned one's slot, so its window is full of static ones only.
+        let count = entries.saturating_mul(2).max(fixed.saturating_mul(4)).next_power_of_two();
+        let of_port = vec![0; usize::from(u16::MAX).saturating_add(1)].into();
+        let writer = Writer { learned: 0, fixed: 0, of_port };
         Self {
             slots: std::iter::repeat_with(Slot::default).take(count).collect(),
             mask: count.wrapping_sub(1),
             shift: count.leading_zeros().saturating_add(1),
             seed,
             limits,
+            static_max,
             generation: CachePadded::default(),
-            writer: CachePadded::new(Mutex::new(Writer { used: 0, learned })),
+            writer: CachePadded::new(Mutex::new(writer)),
             used: AtomicU32::new(0),
             refused: AtomicU64::new(0),
         }
@@ -336,8 +352,7 @@ impl Fdb {
         let (port, now, fixed) = entry;
         let (start, digest) = self.place(key);
         let value = Value::new(digest, port, now, fixed);
-        let mut free = None;
-        let mut old = None;
+        let (mut free, mut old, mut learned) = (None, None, None);
         for slot in self.window(start) {
             // ORDERING: Relaxed: only writers change keys, and we hold their lock.
             let found = slot.key.load(Ordering::Relaxed);
@@ -350,33 +365,44 @@ impl Fdb {
                 if found == NEVER {
                     break;
                 }
+            } else if fixed && !slot.present().is_static() {
+                learned = learned.or(Some(slot));
             }
         }
-        let before = old.map(|slot| Value(slot.value.load(Ordering::Relaxed)));
-        let full = before.is_none() && writer.used >= self.limits.entries;
-        let Some(slot) = old.or(free) else { return false };
+        let before = old.map(Slot::present);
         if let Some(before) = before
             && !fixed
             && (before.is_static() || before.port() == port)
         {
             return true;
         }
-        if full || (!fixed && writer.count(port) >= self.limits.per_port) {
+        let Some(slot) = old.or(free).or(learned) else { return false };
+        if !self.has_room(writer, before, port, fixed) {
             return false;
         }
-        if let Some(before) = before {
-            writer.uncount(before);
+        if old.is_some() || free.is_none() {
+            writer.uncount(slot.present());
         }
-        writer.used = writer.used.saturating_add(1);
-        if !fixed && let Some(count) = writer.learned.get_mut(usize::from(port.0)) {
-            *count = count.saturating_add(1);
+        if old.is_none() {
+            // ORDERING: Relaxed: the Release of the value follows.
+            slot.key.store(FREE, Ordering::Relaxed);
         }
+        writer.count(value);
         // ORDERING: Release of the value pairs with its Acquire in `find` and comes after the
         // store that freed the slot; Release of the key publishes the value.
         slot.value.store(value.0, Ordering::Release);
         slot.key.store(key.0, Ordering::Release);
         self.changed(writer);
         true
+    }
+
+    /// Whether an entry of `port` fits into the bounds, in place of `before`.
+    fn has_room(&self, writer: &Writer, before: Option<Value>, port: PortId, fixed: bool) -> bool {
+        if fixed {
+            return before.is_some_and(Value::is_static) || writer.fixed < self.static_max;
+        }
+        (before.is_some() || writer.learned < self.limits.entries)
+            && writer.learned_of(port) < self.limits.per_port
     }
 
     fn remove_where(&self, condition: impl Fn(Value) -> bool) -> usize {
@@ -405,7 +431,7 @@ impl Fdb {
 
     fn changed(&self, writer: &Writer) {
         // ORDERING: Relaxed: a count for people.
-        self.used.store(writer.used, Ordering::Relaxed);
+        self.used.store(writer.learned.saturating_add(writer.fixed), Ordering::Relaxed);
         // ORDERING: Release pairs with the Acquire in `generation`; one writer at a time.
         let next = self.generation.load(Ordering::Relaxed).wrapping_add(1);
         self.generation.store(next, Ordering::Release);
@@ -413,16 +439,28 @@ impl Fdb {
 }
 
 impl Writer {
-    fn count(&self, port: PortId) -> u32 {
-        self.learned.get(usize::from(port.0)).copied().unwrap_or(0)
+    fn learned_of(&self, port: PortId) -> u32 {
+        self.of_port.get(usize::from(port.0)).copied().unwrap_or(0)
+    }
+
+    /// Takes an entry into the counts.
+    fn count(&mut self, value: Value) {
+        self.change(value, |count| count.saturating_add(1));
     }
 
     /// Takes an entry out of the counts.
     fn uncount(&mut self, value: Value) {
-        self.used = self.used.saturating_sub(1);
-        let count = self.learned.get_mut(usize::from(value.port().0));
-        if let (false, Some(count)) = (value.is_static(), count) {
-            *count = count.saturating_sub(1);
+        self.change(value, |count| count.saturating_sub(1));
+    }
+
+    fn change(&mut self, value: Value, by: impl Fn(u32) -> u32) {
+        if value.is_static() {
+            self.fixed = by(self.fixed);
+            return;
+        }
+        self.learned = by(self.learned);
+        if let Some(count) = self.of_port.get_mut(usize::from(value.port().0)) {
+            *count = by(*count);
         }
     }
 }

@@ -18,7 +18,7 @@ mod worker;
 pub use config::{PollMode, PortConfig, SwitchConfig, Workers};
 pub use event::{Events, SwitchEvent, Way};
 pub use fabric::{PAIRS_MAX, Placement, PortError, PortHandle, Switch};
-pub use fdb::{FdbEntry, FdbLimits};
+pub use fdb::{FdbEntry, FdbLimits, STATIC_MAX};
 pub use shared::BATCH_SIZES;
 pub use stats::{PortStats, SwitchStats, WorkerStats};
 pub use vlan::{VlanRule, VlanRuleError, VlanSet};

@@ -22,6 +22,8 @@ pub(crate) struct Admin {
     pub(crate) ended_copies: u64,
     /// Number of the next worker.
     next_worker: usize,
+    /// Where the search for the next port's id begins.
+    pub(crate) next_id: u16,
 }
 
 /// Where an ingress is.
@@ -43,6 +45,7 @@ impl Admin {
             removed_ports: QueueTotals::default(),
             ended_copies: 0,
             next_worker: 0,
+            next_id: 0,
         };
         let cpus: Vec<Option<usize>> = match workers {
             Workers::Cpus(cpus) => cpus.iter().copied().map(Some).collect(),

@@ -9,7 +9,7 @@ use crossbeam_utils::CachePadded;
 use port::{BURST_MAX, CallCounters, Counter, Ingress, PortId, PortState, QueueId};
 
 use crate::event::{EventSender, SwitchEvent, Way, signal};
-use crate::fdb::Fdb;
+use crate::fdb::{Fdb, STATIC_MAX};
 use crate::pipeline::Trouble;
 use crate::table::{Tables, record, record_mut};
 use crate::{PollMode, SwitchConfig};
@@ -33,7 +33,7 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(config: &SwitchConfig, seed: u64, events: EventSender) -> Self {
         Self {
-            fdb: Fdb::new(config.fdb, seed),
+            fdb: Fdb::new(config.fdb, STATIC_MAX, seed),
             tables: Tables::default(),
             events,
             began: Instant::now(),

@@ -9,9 +9,14 @@
 //!
 //! A priority tag (VLAN 0) counts as untagged; its priority is kept where the frame goes out
 //! tagged.
+//!
+//! **Two tags.** The outer one decides, the inner one is payload. It must never become the tag
+//! that a trunk's other end goes by, or a guest could choose a VLAN that is not its own: ports
+//! with a VLAN of their own drop a priority tag before another tag (`vlan_tagged`), and a trunk
+//! leaves the tag of its native VLAN on if another one is behind it.
 
 use packet::VlanId;
-use port::DropReason;
+use port::{DropReason, Frame};
 
 const VLAN_BITS: u16 = 0x0fff;
 
@@ -65,20 +70,27 @@ impl VlanRule {
         Ok(Self::Trunk { allowed, native })
     }
 
-    /// Classifies a frame by its outer tag.
+    /// Classifies a frame by its outer tag; `stacked` tells whether another one is behind it.
     #[inline(always)]
-    pub(crate) fn ingress(&self, tag: Option<u16>) -> Result<Tagging, DropReason> {
+    pub(crate) fn ingress(
+        &self,
+        tag: Option<u16>,
+        stacked: impl FnOnce() -> bool,
+    ) -> Result<Tagging, DropReason> {
         if let (Self::Any, None) = (self, tag) {
             return Ok(Tagging::default());
         }
-        self.ingress_by_rule(tag)
+        self.ingress_by_rule(tag, tag.is_some() && stacked())
     }
 
-    fn ingress_by_rule(&self, tag: Option<u16>) -> Result<Tagging, DropReason> {
+    fn ingress_by_rule(&self, tag: Option<u16>, stacked: bool) -> Result<Tagging, DropReason> {
         let tci = tag.unwrap_or(0);
         let (vlan, tagged) = (tci & VLAN_BITS, tag.is_some());
         let vlan = match (self, vlan) {
             (Self::Any, 0) => 0,
+            (Self::Access(_) | Self::Trunk { native: Some(_), .. }, 0) if stacked => {
+                return Err(DropReason::VlanTagged);
+            }
             (Self::Access(access), 0) => access.get(),
             (Self::Trunk { native, .. }, 0) => {
                 native.map(VlanId::get).ok_or(DropReason::VlanUntagged)?
@@ -88,7 +100,7 @@ impl VlanRule {
             (Self::Trunk { allowed, .. }, vlan) if allowed.contains(vlan) => vlan,
             _ => return Err(DropReason::VlanNotAllowed),
         };
-        Ok(Tagging { tci: tci & !VLAN_BITS | vlan, tagged })
+        Ok(Tagging { tci: tci & !VLAN_BITS | vlan, tagged, present: tagged })
     }
 
     /// Whether frames of `vlan` go out here.
@@ -101,16 +113,28 @@ impl VlanRule {
         }
     }
 
-    /// The outer tag that a frame goes out with.
+    /// Gives a frame the outer tag that it goes out with.
     #[inline]
-    pub(crate) fn egress(&self, tagging: Tagging) -> Option<u16> {
+    pub(crate) fn apply(&self, tagging: &mut Tagging, frame: &mut Frame) {
+        // What came untagged has no tag at all.
+        let present = tagging.present;
+        let stacked = || tagging.tagged && frame.has_tag_behind(present);
+        let tag = self.egress(*tagging, stacked);
+        let done = frame.set_tag(present, tag);
+        debug_assert!(done, "a head has room for one more tag");
+        tagging.present = tag.is_some();
+    }
+
+    /// The outer tag that a frame goes out with; `stacked` as for [`Self::ingress`].
+    #[inline]
+    fn egress(&self, tagging: Tagging, stacked: impl FnOnce() -> bool) -> Option<u16> {
         match self {
             Self::Any if tagging.vlan() == 0 => tagging.tagged.then_some(tagging.tci),
             Self::Any => Some(tagging.tci),
             Self::Access(_) => None,
             Self::Trunk { native, .. } => {
-                let untagged = native.is_some_and(|native| native.get() == tagging.vlan());
-                (!untagged).then_some(tagging.tci)
+                let own = native.is_some_and(|native| native.get() == tagging.vlan());
+                (!own || stacked()).then_some(tagging.tci)
             }
         }
     }
@@ -123,6 +147,8 @@ pub(crate) struct Tagging {
     tci: u16,
     /// Whether it came with a tag.
     tagged: bool,
+    /// Whether its outer tag is there now: ways out edit one and the same frame, in turn.
+    present: bool,
 }
 
 impl Tagging {
@@ -174,7 +200,7 @@ mod tests {
         tag: Option<u16>,
         to: &VlanRule,
     ) -> Result<Option<u16>, DropReason> {
-        from.ingress(tag).map(|tagging| to.egress(tagging))
+        from.ingress(tag, || false).map(|tagging| to.egress(tagging, || false))
     }
 
     #[test]
@@ -187,16 +213,16 @@ mod tests {
         assert_eq!(through(&any, None, &any), Ok(None));
         assert_eq!(through(&any, Some(0xa005), &any), Ok(Some(0xa005)));
         assert_eq!(through(&any, Some(0xa000), &any), Ok(Some(0xa000)), "priority tag");
-        assert_eq!(any.ingress(Some(4095)), Err(DropReason::VlanNotAllowed));
+        assert_eq!(any.ingress(Some(4095), || false), Err(DropReason::VlanNotAllowed));
 
         assert_eq!(through(&access, None, &trunk), Ok(Some(5)));
         assert_eq!(through(&access, None, &any), Ok(Some(5)));
         assert_eq!(through(&access, Some(0xe000), &trunk), Ok(Some(0xe005)), "priority kept");
-        assert_eq!(access.ingress(Some(5)), Err(DropReason::VlanTagged));
+        assert_eq!(access.ingress(Some(5), || false), Err(DropReason::VlanTagged));
 
-        assert_eq!(trunk.ingress(None), Err(DropReason::VlanUntagged));
-        assert_eq!(trunk.ingress(Some(0x2000)), Err(DropReason::VlanUntagged));
-        assert_eq!(trunk.ingress(Some(7)), Err(DropReason::VlanNotAllowed));
+        assert_eq!(trunk.ingress(None, || false), Err(DropReason::VlanUntagged));
+        assert_eq!(trunk.ingress(Some(0x2000), || false), Err(DropReason::VlanUntagged));
+        assert_eq!(trunk.ingress(Some(7), || false), Err(DropReason::VlanNotAllowed));
         assert_eq!(through(&trunk, Some(0x3005), &access), Ok(None));
         assert_eq!(through(&trunk, Some(0x3006), &native), Ok(Some(0x3006)));
 
@@ -205,6 +231,25 @@ mod tests {
         assert_eq!(through(&native, Some(5), &native), Ok(None));
         assert!(native.is_member(5) && native.is_member(6) && !native.is_member(0));
         assert!(any.is_member(0) && any.is_member(4094) && !access.is_member(6));
+    }
+
+    #[test]
+    fn an_inner_tag_never_decides() {
+        let any = VlanRule::Any;
+        let access = VlanRule::from_keys(Some(5), &[]).unwrap();
+        let trunk = VlanRule::from_keys(None, &[5, 6]).unwrap();
+        let native = VlanRule::from_keys(Some(5), &[6]).unwrap();
+        for rule in [&access, &native] {
+            assert_eq!(rule.ingress(Some(0x2000), || true), Err(DropReason::VlanTagged));
+        }
+        assert_eq!(trunk.ingress(Some(0), || true), Err(DropReason::VlanUntagged));
+        let out = |from: &VlanRule, tag, to: &VlanRule| {
+            from.ingress(Some(tag), || true).map(|tagging| to.egress(tagging, || true))
+        };
+        assert_eq!(out(&trunk, 5, &native), Ok(Some(5)), "or the inner one would count");
+        assert_eq!(out(&native, 5, &native), Ok(Some(5)));
+        assert_eq!(out(&trunk, 5, &access), Ok(None), "payload of an access port");
+        assert_eq!(out(&any, 0, &any), Ok(Some(0)));
     }
 
     #[test]

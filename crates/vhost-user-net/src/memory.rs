@@ -86,7 +86,7 @@ pub struct RegionTable {
 }
 
 impl RegionTable {
-    /// Maps all of `specs`, each from its fd.
+    /// Maps all of `specs`, each from its fd. No region may be there twice.
     ///
     /// # Errors
     ///
@@ -106,7 +106,9 @@ impl RegionTable {
     /// [`MemoryError`] if the region is refused.
     pub fn with(&self, spec: RegionSpec, fd: OwnedFd) -> Result<Self, MemoryError> {
         let mut table = self.clone();
-        table.insert(spec, fd)?;
+        if !table.use_again(&spec, &fd)? {
+            table.insert(spec, fd)?;
+        }
         table.publish()
     }
 
@@ -160,15 +162,20 @@ impl RegionTable {
         bytes
     }
 
-    fn insert(&mut self, spec: RegionSpec, fd: OwnedFd) -> Result<(), MemoryError> {
-        spec.check()?;
-        if let Some(slot) = self.slots.iter_mut().find(|slot| slot.region.spec == spec)
+    /// Counts one use more of a region that is there already; false if it is not.
+    fn use_again(&mut self, spec: &RegionSpec, fd: &OwnedFd) -> Result<bool, MemoryError> {
+        if let Some(slot) = self.slots.iter_mut().find(|slot| slot.region.spec == *spec)
             && slot.uses < USES_MAX
-            && slot.region.file == FileId::of(&fd, spec.guest)?
+            && slot.region.file == FileId::of(fd, spec.guest)?
         {
             slot.uses = slot.uses.saturating_add(1);
-            return Ok(());
+            return Ok(true);
         }
+        Ok(false)
+    }
+
+    fn insert(&mut self, spec: RegionSpec, fd: OwnedFd) -> Result<(), MemoryError> {
+        spec.check()?;
         if self.slots.len() >= SLOTS_MAX {
             return Err(MemoryError::TooManyRegions);
         }

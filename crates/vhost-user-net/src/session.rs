@@ -32,11 +32,11 @@ use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures, VhostUs
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 use virtio_net::features::{DEVICE_FEATURES, RING_RESET};
 use virtq::mem::GuestMap;
-use virtq::{QueueConfig, QueueError, RingPosition};
+use virtq::{ChainError, QueueConfig, QueueError, RingPosition, Virtq};
 
 use crate::codec::{CodecError, Message, Reply, Request, VringFd, VringState};
 use crate::memory::{RegionTable, SLOTS_MAX};
-pub use error::{SessionError, Unready};
+pub use error::{SessionError, SetUpError, Unready};
 use ring::Ring;
 
 /// The protocol features that a session offers.
@@ -107,6 +107,22 @@ pub struct RingStart<'a> {
     pub resumed: bool,
 }
 
+/// A ring that ran.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stopped {
+    /// Where it stopped.
+    pub position: RingPosition,
+    /// How its driver broke it, if it did.
+    pub fault: Option<ChainError>,
+}
+
+impl From<Virtq> for Stopped {
+    fn from(queue: Virtq) -> Self {
+        let fault = queue.fault();
+        Self { position: queue.stop().position, fault }
+    }
+}
+
 /// What a session runs its rings on.
 pub trait Rings {
     /// Starts a ring that is not running.
@@ -118,7 +134,7 @@ pub trait Rings {
 
     /// Stops a running ring and tells where. When this returns, nobody touches its memory.
     /// None if the ring is lost: its worker had a bug.
-    fn stop(&mut self, ring: RingIndex) -> Option<RingPosition>;
+    fn stop(&mut self, ring: RingIndex) -> Option<Stopped>;
 
     /// Tells the network that `mac` is here now.
     fn announce(&mut self, mac: [u8; 6]);
@@ -151,6 +167,8 @@ pub struct Session {
     status: u8,
     memory: RegionTable,
     rings: BTreeMap<RingIndex, Ring>,
+    /// Rings that turned out to be set up wrongly when something else changed.
+    complaints: BTreeMap<RingIndex, SetUpError>,
     /// Where requests of the back end will go; held so that the front end sees it open.
     backend_channel: Option<OwnedFd>,
 }
@@ -166,6 +184,7 @@ impl Session {
             status: 0,
             memory: RegionTable::default(),
             rings: BTreeMap::new(),
+            complaints: BTreeMap::new(),
             backend_channel: None,
         }
     }
@@ -212,17 +231,28 @@ impl Session {
     /// Stops all rings: the front end is gone.
     pub fn close(&mut self, rings: &mut dyn Rings) {
         for index in self.indexes() {
-            self.stop_ring(index, rings);
+            let _ = self.stop_ring(index, rings);
         }
     }
 
-    /// Takes a ring out of service that its driver broke: it is stopped, and the err eventfd is
-    /// given back to be raised. It starts again after `GET_VRING_BASE` or `RESET_DEVICE`.
-    pub fn ring_fault(&mut self, index: RingIndex, rings: &mut dyn Rings) -> Option<Arc<OwnedFd>> {
-        self.stop_ring(index, rings);
-        let ring = self.rings.get_mut(&index)?;
-        ring.broken = true;
-        ring.err.clone()
+    /// Takes a ring out of service that its driver broke. It starts again after `GET_VRING_BASE`
+    /// or `RESET_DEVICE`. Returns whether the ring is broken: word of a fault may come when the
+    /// ring that it is about was stopped already, and one that is sound goes on.
+    pub fn ring_fault(&mut self, index: RingIndex, rings: &mut dyn Rings) -> bool {
+        if !self.is_running(index) {
+            return false;
+        }
+        let broken = self.stop_ring(index, rings);
+        match self.rings.get_mut(&index) {
+            Some(ring) if broken => ring.broken = true,
+            _ => self.start_again(index, rings),
+        }
+        broken
+    }
+
+    /// What is written when a ring breaks.
+    pub fn err_eventfd(&self, index: RingIndex) -> Option<&Arc<OwnedFd>> {
+        self.rings.get(&index)?.err.as_ref()
     }
 
     /// Why the port cannot carry frames yet: pair 0 decides.
@@ -244,10 +274,18 @@ impl Session {
                 return Err(Unready::NotEnabled(index));
             }
             if !ring.running {
-                return Err(Unready::NoMemory(index));
+                let wrong = ring.wrong.map(|error| Unready::SetUp(index, error));
+                return Err(wrong.unwrap_or(Unready::NoMemory(index)));
             }
         }
         Ok(())
+    }
+
+    /// What is wrong with rings that became complete by a message which was not about them, such
+    /// as the one that shares the memory: it is not refused. Each is told once.
+    pub fn take_complaints(&mut self) -> Vec<SessionError> {
+        let all = std::mem::take(&mut self.complaints).into_iter();
+        all.map(|(index, error)| SessionError::SetUp { index, error }).collect()
     }
 
     /// The device features that were negotiated, if they were.
@@ -357,7 +395,7 @@ impl Session {
             _ => return Err(SessionError::Mtu { mtu, limit }),
         }
         for index in self.indexes() {
-            self.stop_ring(index, rings);
+            let _ = self.stop_ring(index, rings);
         }
         self.try_start_all(rings);
         Ok(())
@@ -366,7 +404,7 @@ impl Session {
     /// What is running stops, changes over, and goes on if its addresses are still mapped.
     fn swap_memory(&mut self, table: RegionTable, rings: &mut dyn Rings) {
         for index in self.indexes() {
-            self.stop_ring(index, rings);
+            let _ = self.stop_ring(index, rings);
         }
         self.memory = table;
         self.try_start_all(rings);

@@ -19,11 +19,12 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use port::{Fabric, PortId, PortState, QueueCounters, QueueFault, StatusCell};
 
-use crate::session::{RingIndex, Session, SessionSettings, Unready};
+use crate::session::{RingIndex, Session, SessionError, SessionSettings, Unready};
 use connection::{Connection, Disconnect};
 use listener::Listener;
 pub use listener::OpenError;
@@ -36,10 +37,10 @@ const TURN_MESSAGES: usize = 64;
 /// Refusals that are logged for each connection; the port's status shows the last one anyway.
 const LOGGED_REFUSALS: u32 = 10;
 /// How long nobody is accepted after that failed: the process may be short of fds.
-const ACCEPT_PAUSE_MS: u32 = 500;
+const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 /// How long a front end may take from starting a transmitq to enabling it before what the guest
 /// sends there is dropped.
-const HOLD_MS: u32 = 200;
+const HOLD: Duration = Duration::from_millis(200);
 
 /// Who makes the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -123,11 +124,12 @@ pub struct VhostUserPort {
     rings: FabricRings,
     way: Way,
     link: Option<Link>,
-    /// Ends the time that held rings have.
-    hold: Timer,
-    hold_armed: bool,
-    /// The listener is not watched until [`Self::hold`] ends.
-    accept_paused: bool,
+    /// Ends the time that held rings have, and that of [`Self::accept_again`].
+    timer: Timer,
+    /// What the timer is armed for.
+    armed: Option<Instant>,
+    /// The listener is not watched until then.
+    accept_again: Option<Instant>,
 }
 
 /// How connections come about.
@@ -145,6 +147,8 @@ struct Link {
     /// What the event manager is asked for at present.
     interest: EventSet,
     refusals: u32,
+    /// Others that came meanwhile.
+    sent_away: u32,
 }
 
 impl VhostUserPort {
@@ -156,29 +160,29 @@ impl VhostUserPort {
     /// [`OpenError`] if the socket cannot be made or somebody else serves it.
     pub fn new(settings: PortSettings, links: PortLinks) -> Result<Self, OpenError> {
         let no_timer = |e| OpenError::io("cannot make a timer for", &settings.socket, e);
-        let hold = Timer::new().map_err(no_timer)?;
+        let timer = Timer::new().map_err(no_timer)?;
         let way = match settings.mode {
             SocketMode::Server => Way::Listen(Listener::open(&settings)?),
             SocketMode::Client => Way::Connect(Reconnect::new().map_err(no_timer)?),
         };
         let (status, rings) = (links.status.clone(), FabricRings::new(links, settings.retries));
-        let (hold_armed, accept_paused) = (false, false);
-        let port =
-            Self { settings, status, rings, way, link: None, hold, hold_armed, accept_paused };
+        let (link, armed, accept_again) = (None, None, None);
+        let port = Self { settings, status, rings, way, link, timer, armed, accept_again };
         port.show();
         Ok(port)
     }
 
     /// A worker met a ring that its driver broke: the ring is taken out of service until the
-    /// driver resets it, and the front end is told by the ring's err eventfd.
+    /// driver resets it, and the front end is told by the ring's err eventfd. Nothing happens if
+    /// the ring that runs now is sound.
     pub fn ring_fault(&mut self, ring: RingIndex, fault: &QueueFault) {
-        let Some(link) = &mut self.link else { return };
-        if !link.session.is_running(ring) {
-            // It was stopped meanwhile, or this is the same fault met by another worker.
-            return;
+        let Some(link) = &mut self.link else { return self.show() };
+        if !link.session.ring_fault(ring, &mut self.rings) {
+            // Late: the ring is another one now, or this is the same fault met by another worker.
+            // The switch has shown the port as broken already.
+            return self.show();
         }
-        let err = link.session.ring_fault(ring, &mut self.rings);
-        if let Some(err) = err {
+        if let Some(err) = link.session.err_eventfd(ring) {
             let _ = rustix::io::ioctl_fionbio(err.as_fd(), true);
             let _ = rustix::io::write(err.as_fd(), &1u64.to_ne_bytes());
         }
@@ -205,10 +209,13 @@ impl VhostUserPort {
     fn accept(&mut self, ops: &mut EventOps<'_>) {
         let Way::Listen(listener) = &self.way else { return };
         match listener.accept() {
-            Ok(Some(stream)) if self.link.is_none() => self.open_link(stream, ops),
             Ok(Some(stream)) => {
+                let Some(link) = &mut self.link else { return self.open_link(stream, ops) };
                 drop(stream);
-                tracing::warn!(port = %self.settings.name, "a second front end was sent away");
+                link.sent_away = link.sent_away.saturating_add(1);
+                if link.sent_away <= LOGGED_REFUSALS {
+                    tracing::warn!(port = %self.settings.name, "a second front end was sent away");
+                }
                 self.status.error("a second front end tried to connect and was sent away");
             }
             Ok(None) => {}
@@ -217,8 +224,10 @@ impl VhostUserPort {
                 self.status.error(format!("cannot accept a connection: {error}"));
                 // The listener stays readable: without a pause this would spin.
                 let nothing = Events::new(&listener.as_fd(), EventSet::empty());
-                self.accept_paused = ops.modify(nothing).is_ok();
-                self.hold.arm(ACCEPT_PAUSE_MS);
+                if ops.modify(nothing).is_ok() {
+                    self.accept_again = Instant::now().checked_add(ACCEPT_PAUSE);
+                }
+                self.arm_timer();
             }
         }
     }
@@ -256,7 +265,7 @@ impl VhostUserPort {
         };
         let session = Session::new(settings);
         let connection = Connection::new(stream);
-        self.link = Some(Link { connection, session, interest, refusals: 0 });
+        self.link = Some(Link { connection, session, interest, refusals: 0, sent_away: 0 });
         tracing::info!(port = %self.settings.name, "front end connected");
         self.show();
     }
@@ -278,32 +287,38 @@ impl VhostUserPort {
                 return;
             }
         }
-        self.watch_held_rings();
+        self.arm_timer();
         self.show();
     }
 
-    /// Gives a transmitq that is not enabled yet some time.
-    fn watch_held_rings(&mut self) {
-        let holds = self.link.as_ref().is_some_and(|link| link.session.holds_rings());
-        if holds && !self.hold_armed {
-            self.hold.arm(HOLD_MS);
-            self.hold_armed = true;
+    /// Gives transmitqs that are not enabled yet some time, and sets the timer to what is next.
+    fn arm_timer(&mut self) {
+        let now = Instant::now();
+        let until = now.checked_add(HOLD).unwrap_or(now);
+        let held = self.link.as_mut().and_then(|link| link.session.hold_rings(until));
+        let next = [held, self.accept_again].into_iter().flatten().min();
+        if let Some(next) = next.filter(|_| next != self.armed) {
+            self.timer.arm(whole_ms(next.saturating_duration_since(now)));
         }
+        self.armed = next;
     }
 
     /// The timer went off.
     fn timer_expired(&mut self, ops: &mut EventOps<'_>) {
-        self.hold.clear();
-        self.hold_armed = false;
+        self.timer.clear();
+        self.armed = None;
+        let now = Instant::now();
         if let Some(link) = &mut self.link {
-            link.session.release_held_rings(&mut self.rings);
+            link.session.release_held_rings(now, &mut self.rings);
+            link.complain_of_rings(&self.settings.name, &self.status);
         }
         if let Way::Listen(listener) = &self.way
-            && std::mem::take(&mut self.accept_paused)
+            && self.accept_again.take_if(|again| *again <= now).is_some()
             && let Err(error) = ops.modify(Events::new(&listener.as_fd(), EventSet::IN))
         {
             self.status.set(PortState::Down, format!("cannot watch the socket: {error}"));
         }
+        self.arm_timer();
         self.show();
     }
 
@@ -354,6 +369,11 @@ impl VhostUserPort {
     }
 }
 
+/// Milliseconds, rounded up.
+fn whole_ms(time: Duration) -> u32 {
+    u32::try_from(time.as_micros().div_ceil(1000)).unwrap_or(u32::MAX)
+}
+
 impl Link {
     fn turn(
         &mut self,
@@ -372,17 +392,29 @@ impl Link {
             tracing::trace!(port = name, request, payload = ?message.payload, "message");
             let outcome = self.session.handle(message, rings)?;
             if let Some(error) = outcome.refused {
-                self.refusals = self.refusals.saturating_add(1);
-                if self.refusals <= LOGGED_REFUSALS {
-                    tracing::warn!(port = name, "refused: {error}");
-                }
-                status.error(error.to_string());
+                self.complain("refused", &error, (name, status));
             }
+            self.complain_of_rings(name, status);
             if let Some(reply) = outcome.reply {
                 self.connection.send(&reply)?;
             }
         }
         Ok(())
+    }
+
+    fn complain_of_rings(&mut self, name: &str, status: &StatusCell) {
+        for error in self.session.take_complaints() {
+            self.complain("not started", &error, (name, status));
+        }
+    }
+
+    fn complain(&mut self, what: &str, error: &SessionError, to: (&str, &StatusCell)) {
+        let (name, status) = to;
+        self.refusals = self.refusals.saturating_add(1);
+        if self.refusals <= LOGGED_REFUSALS {
+            tracing::warn!(port = name, "{what}: {error}");
+        }
+        status.error(error.to_string());
     }
 }
 
@@ -395,7 +427,7 @@ impl MutEventSubscriber for VhostUserPort {
                 ops.add(Events::new(&reconnect.as_fd(), EventSet::IN))
             }
         };
-        let added = added.and_then(|()| ops.add(Events::new(&self.hold.as_fd(), EventSet::IN)));
+        let added = added.and_then(|()| ops.add(Events::new(&self.timer.as_fd(), EventSet::IN)));
         if let Err(error) = added {
             self.status.set(PortState::Down, format!("cannot watch the socket: {error}"));
         }
@@ -408,7 +440,7 @@ impl MutEventSubscriber for VhostUserPort {
             self.serve(ops);
             return;
         }
-        if self.hold.as_fd().as_raw_fd() == fd {
+        if self.timer.as_fd().as_raw_fd() == fd {
             self.timer_expired(ops);
             return;
         }

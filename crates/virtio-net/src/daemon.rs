@@ -9,8 +9,9 @@
 //! So each event starts our queues from that state and gives the positions back at its end: the
 //! price is a call more than needed with `EVENT_IDX`, after which nothing is remembered.
 //!
-//! **Not supported.** Packed rings (the daemon has none), in-flight records, and frames that come
-//! to a guest at another time than during an event of the same pair.
+//! **Not supported.** Packed rings and the reset of a single ring (the daemon has neither),
+//! in-flight records, and frames that come to a guest at another time than during an event of the
+//! same pair.
 
 use std::io;
 use std::sync::Arc;
@@ -32,6 +33,9 @@ use crate::{Receiveq, ReceiveqParts, Transmitq, TransmitqParts, features};
 
 /// The most pairs: the daemon watches 32 rings.
 pub const PAIRS_MAX: u16 = 16;
+/// What the daemon's rings cannot do. Front ends that offer `RING_RESET` may reset a ring without
+/// telling the back end.
+const NOT_WITH_THE_DAEMON: u64 = features::RING_PACKED | features::RING_RESET;
 
 /// Works on a pair when something happened to it: takes frames from the transmitq, puts frames
 /// into the receiveq.
@@ -156,7 +160,7 @@ impl<H: PairHandler> VhostUserBackendMut for NetBackend<H> {
 
     fn features(&self) -> u64 {
         let vhost = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-        features::DEVICE_FEATURES & !features::RING_PACKED | vhost
+        features::DEVICE_FEATURES & !NOT_WITH_THE_DAEMON | vhost
     }
 
     fn acked_features(&mut self, features: u64) {

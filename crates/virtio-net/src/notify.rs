@@ -1,16 +1,24 @@
-//! Kick and call: eventfds, written and read without ever blocking.
+//! Kick and call: eventfds, read without ever blocking and written without blocking as long as the
+//! peer leaves them non-blocking.
 //!
-//! **Trust.** The peer shares the file description. It may fill the counter, close its end or
-//! pass something that is no eventfd: a notification that cannot be written was already there or
-//! is the peer's own loss, so errors are ignored.
+//! **Trust.** The peer shares the file description. It may fill the counter, close its end, pass
+//! something that is no eventfd, or make it blocking again at any time. So each read says for
+//! itself that it does not wait. Linux has no such write for eventfds: a peer that fills its call
+//! counter and clears `O_NONBLOCK` stops the worker that calls it.
+//! A notification that cannot be written was already there or is the peer's own loss, so errors
+//! are ignored.
 
+use std::io::IoSliceMut;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use port::{CallCounters, Notified};
-use rustix::io::{ioctl_fionbio, read, write};
+use rustix::io::{ReadWriteFlags, ioctl_fionbio, preadv2, write};
 
-/// Makes `fd` non-blocking, so that a full counter cannot stop a worker.
+/// The offset that stands for reading a file that has none.
+const NO_OFFSET: u64 = u64::MAX;
+
+/// Makes `fd` non-blocking, so that a full counter does not stop a worker.
 pub(crate) fn prepare(fd: Option<&Arc<OwnedFd>>) {
     if let Some(fd) = fd {
         let _ = ioctl_fionbio(fd, true);
@@ -40,6 +48,45 @@ pub(crate) fn call(fd: Option<&Arc<OwnedFd>>, wanted: bool, counters: &CallCount
 pub(crate) fn drain(fd: Option<&Arc<OwnedFd>>) {
     if let Some(fd) = fd {
         let mut counter = [0u8; 8];
-        let _ = read(fd, &mut counter);
+        let _ = preadv2(
+            fd,
+            &mut [IoSliceMut::new(&mut counter)],
+            NO_OFFSET,
+            // Whatever the peer did to `O_NONBLOCK`.
+            ReadWriteFlags::NOWAIT,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+
+    use super::*;
+
+    fn kicked(fd: &OwnedFd) -> bool {
+        let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&now)).unwrap() > 0
+    }
+
+    #[test]
+    fn a_kick_that_the_peer_made_blocking_again_stops_nobody() {
+        let fd = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
+        prepare(Some(&fd));
+        ioctl_fionbio(&fd, false).unwrap();
+        let (done, drained) = channel();
+        let theirs = Arc::clone(&fd);
+        let _reader = std::thread::spawn(move || {
+            drain(Some(&theirs));
+            done.send(()).unwrap();
+        });
+        drained.recv_timeout(Duration::from_secs(10)).expect("the empty counter is not waited for");
+        signal(Some(&fd));
+        assert!(kicked(&fd));
+        drain(Some(&fd));
+        assert!(!kicked(&fd), "what was there is taken");
     }
 }

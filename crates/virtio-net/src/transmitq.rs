@@ -59,6 +59,7 @@ impl Transmitq {
         notify::prepare(parts.kick.as_ref());
         notify::prepare(parts.call.as_ref());
         parts.queue.disable_kicks();
+        parts.queue.read_only();
         Self { parts, chains: ChainBuf::with_capacity(BURST_MAX), held: false }
     }
 

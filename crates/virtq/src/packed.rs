@@ -82,6 +82,8 @@ pub struct Packed {
     hit: Hit,
     /// What `stop` gives back, but for the position.
     config: QueueConfig,
+    /// The flags that mean something in indirect tables.
+    table_flags: u16,
     /// Set by the first broken chain; then nothing is popped any more.
     fault: Option<ChainError>,
     /// The next descriptor to read.
@@ -112,6 +114,7 @@ impl Packed {
             areas: PackedAreas::new(memory, &config)?,
             hit: Hit::none(),
             config,
+            table_flags: !0,
             fault: None,
             avail: Place { index: avail, wrap: avail_wrap },
             used: Place { index: used, wrap: used_wrap },
@@ -161,6 +164,10 @@ impl Packed {
         self.fault.is_none()
             && self.fetched < self.config.size
             && flags & (AVAIL | USED) == self.avail.available()
+    }
+
+    pub(crate) fn read_only(&mut self) {
+        self.table_flags = !crate::walk::WRITE;
     }
 
     pub(crate) fn fault(&self) -> Option<ChainError> {

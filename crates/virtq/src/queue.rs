@@ -46,6 +46,15 @@ impl Virtq {
         Chains::new(buf, fault)
     }
 
+    /// Says that the device only reads from this queue: entries of indirect tables in packed rings
+    /// are readable then, whatever their flags. DPDK 22.11 leaves WRITE on entries of what it
+    /// transmits, now here, now there. Direct descriptors, and split rings, stay as strict.
+    pub fn read_only(&mut self) {
+        if let Self::Packed(queue) = self {
+            queue.read_only();
+        }
+    }
+
     /// Takes back the last `tokens` popped and not completed, newest last: they come again.
     pub fn unpop(&mut self, tokens: &[Token]) {
         either!(self, queue => queue.unpop(tokens));

@@ -100,18 +100,13 @@ impl<'s, 'a> Walk<'s, 'a> {
     }
 
     /// Adds the descriptors of the indirect table that `table` points to, one after the other.
-    /// A first entry that is writable before a readable one counts as readable.
-    pub(crate) fn add_flat_table(&mut self, table: RawDesc) -> Result<(), ChainError> {
+    /// Flags outside of `known` are ignored.
+    pub(crate) fn add_flat_table(&mut self, table: RawDesc, known: u16) -> Result<(), ChainError> {
         let entries = table_entries(table)?;
         for index in 0..=u16::try_from(entries.wrapping_sub(1)).unwrap_or(u16::MAX) {
             let desc = self.fetch(table, index)?;
             // NEXT means nothing in such a table, and real drivers set it.
-            let mut flags = desc.fourth();
-            if index == 0 && flags & WRITE != 0 && entries > 1 {
-                // DPDK leaves WRITE on the header of what it transmits. A chain's readable part
-                // comes first, so the second entry says what the first one is.
-                flags &= self.fetch(table, 1)?.fourth() | !WRITE;
-            }
+            let flags = desc.fourth() & known;
             if flags & INDIRECT != 0 {
                 return Err(ChainError::NestedIndirect { index });
             }

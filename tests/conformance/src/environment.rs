@@ -1,6 +1,6 @@
 //! What a test needs besides our own code: finds it, or fetches and builds it once into a cache.
 //!
-//! Both QEMUs, DPDK, the guest kernel and the guest's programs are Debian packages that are
+//! Both QEMUs, DPDK, OVS, the guest kernel and the guest's programs are Debian packages that are
 //! unpacked into the cache and never installed, so they need no right and change nothing on the
 //! machine. Only hugepages do: [`Environment::testpmd`] says that it raises them.
 //!
@@ -17,15 +17,25 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::process::tied_command;
+use crate::process::{output, tied_command};
 use crate::scratch::target_folder;
 
 /// Raised when the contents of the cache change, so that an old cache is built again.
 const RECIPE: &str = "2";
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
+const OVS_SWITCH: &str = "usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
+/// The last is what DPDK loads for its memory, so that nothing depends on it.
+const OVS_PACKAGES: [&str; 4] = [
+    "openvswitch-switch-dpdk",
+    "openvswitch-switch",
+    "openvswitch-common",
+    "librte-mempool-ring23",
+];
+const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The QEMU releases that we promise to work with.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -43,6 +53,12 @@ pub struct Image {
     pub kernel: PathBuf,
     /// The initramfs, whose `init` offers a shell on the console.
     pub initrd: PathBuf,
+}
+
+/// The programs of OVS-DPDK, unpacked.
+#[derive(Clone, Debug)]
+pub struct Ovs {
+    root: PathBuf,
 }
 
 /// The cache and what has been found in it.
@@ -150,6 +166,22 @@ impl Environment {
         Ok(command)
     }
 
+    /// The programs of OVS-DPDK, with hugepages that exist; the first call fetches them.
+    ///
+    /// # Errors
+    /// They cannot be fetched, or there are too few hugepages.
+    pub fn ovs(&self) -> Result<Ovs> {
+        {
+            let _lock = self.lock()?;
+            host::hugepages()?;
+        }
+        let root = self.part("ovs", |root| {
+            say("fetching OVS-DPDK (unpacked into the cache, not installed)");
+            apt::unpack_closure(&self.cache, &["bookworm"], &OVS_PACKAGES, root)
+        })?;
+        Ok(Ovs { root })
+    }
+
     /// Builds a part of the cache once: into a temporary folder that gets its name when complete.
     fn part(&self, name: &str, build: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         let done = self.cache.join(format!("{name}-{RECIPE}"));
@@ -171,6 +203,48 @@ impl Environment {
         let file = File::create(self.cache.join(".lock"))?;
         file.lock().context("cannot lock the cache")?;
         Ok(file)
+    }
+}
+
+impl Ovs {
+    /// A file of its packages.
+    #[must_use]
+    pub fn file(&self, path: &str) -> PathBuf {
+        self.root.join(path)
+    }
+
+    /// A command that runs one of its programs.
+    ///
+    /// # Errors
+    /// The path of the cache cannot stand in a search path.
+    pub fn command(&self, program: &str) -> Result<Command> {
+        let mut command = tied_command(self.file(program));
+        let _ = command.env("LD_LIBRARY_PATH", library_path(&self.root)?);
+        Ok(command)
+    }
+
+    /// A command that runs the switch itself.
+    ///
+    /// # Errors
+    /// As [`Ovs::command`].
+    pub fn switch(&self) -> Result<Command> {
+        let mut command = without_installed_drivers();
+        let _ =
+            command.arg(self.file(OVS_SWITCH)).env("LD_LIBRARY_PATH", library_path(&self.root)?);
+        Ok(command)
+    }
+
+    /// Its version and DPDK's.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn version(&self) -> Result<String> {
+        let shown = output(self.command(OVS_SWITCH)?.arg("--version"), VERSION_TIMEOUT)?;
+        let lines = shown.lines().filter_map(|line| match line.split_once("(Open vSwitch) ") {
+            Some((_, version)) => Some(format!("Open vSwitch {version}")),
+            None => line.starts_with("DPDK ").then(|| line.to_owned()),
+        });
+        Ok(lines.collect::<Vec<_>>().join(", "))
     }
 }
 

@@ -1,10 +1,12 @@
 //! Runners of the real peers that Causeway must agree with, for the conformance tests and the demo.
 //!
 //! ```text
-//!  Environment ── finds or fetches ──► QEMU 10, QEMU 7.2, guest image, DPDK, hugepages
+//!  Environment ── finds or fetches ──► QEMU 10, QEMU 7.2, guest image, DPDK, OVS, hugepages
 //!       │
 //!       ├──► Guest        a QEMU virtual machine with a shell on its console
 //!       ├──► VirtioUser   dpdk-testpmd, a vhost-user front end without a VM
+//!       ├──► Forwarder    dpdk-testpmd as the back end, which decides nothing
+//!       ├──► OvsDpdk      the switch that is built on the same library
 //!       └──► Switch       `causeway run`, asked through `causeway ctl --json`
 //! ```
 //!
@@ -13,20 +15,26 @@
 #![forbid(unsafe_code)]
 
 pub mod environment;
+pub mod forwarder;
 pub mod guest;
+pub mod ovs;
 pub mod pairwise;
 pub mod process;
 pub mod scratch;
 pub mod switch;
 pub mod tap;
+pub mod testpmd;
 pub mod virtio_user;
 
 pub use environment::{Environment, QemuVersion};
+pub use forwarder::Forwarder;
 pub use guest::{Guest, GuestSpec, Side};
+pub use ovs::OvsDpdk;
 pub use process::Process;
 pub use scratch::Scratch;
 pub use switch::{Ledger, Switch};
 pub use tap::HostTap;
+pub use testpmd::Cycles;
 pub use virtio_user::{Topology, VirtioUser, VirtioUserSpec};
 
 /// Whether a conformance test configures the machine (hugepages, taps) and so needs root.

@@ -30,6 +30,18 @@ pub struct Stats {
     pub ports: Vec<PortStats>,
     /// The counters that belong to no port.
     pub switch: SwitchStats,
+    /// Every worker.
+    #[serde(default)]
+    pub workers: Vec<WorkerStats>,
+}
+
+/// One worker of [`Stats`].
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct WorkerStats {
+    /// The share of the time since the start that had work.
+    pub busy_ratio: f64,
+    /// Frames that it took from ports.
+    pub frames: u64,
 }
 
 /// One port of [`Stats`].
@@ -74,12 +86,17 @@ pub struct SwitchStats {
 }
 
 /// Both sides of the law of the ledger: nothing gets lost without a reason.
+///
+/// The switch computes `held` as what came and did not go, so adding it would balance any two
+/// sides. Only a quiet switch, which holds nothing, shows that no frame is missing.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Ledger {
     /// Frames received, and frames made inside.
     pub came: u64,
-    /// Frames sent, dropped, merged into others or held.
+    /// Frames sent, dropped or merged into others.
     pub went: u64,
+    /// Frames on their way.
+    pub held: u64,
     /// Dropped frames.
     pub drops: u64,
 }
@@ -94,8 +111,8 @@ impl Stats {
         let drops: u64 = queues().flat_map(|queue| queue.drops.values()).sum();
         let switch = &self.switch;
         let came = [rx, switch.flood_copies, switch.segments_added, switch.originated];
-        let went = [tx, drops, switch.merged, switch.held];
-        Ledger { came: came.iter().sum(), went: went.iter().sum(), drops }
+        let went = [tx, drops, switch.merged];
+        Ledger { came: came.iter().sum(), went: went.iter().sum(), held: switch.held, drops }
     }
 
     /// The port of that name.
@@ -105,6 +122,14 @@ impl Stats {
     pub fn port(&self, name: &str) -> Result<&PortStats> {
         let port = self.ports.iter().find(|port| port.name == name);
         port.with_context(|| format!("no port {name} in ctl stats"))
+    }
+}
+
+impl Ledger {
+    /// Whether every frame that came is accounted for, and nothing is on its way any more.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.came == self.went && self.held == 0
     }
 }
 
@@ -136,6 +161,16 @@ pub fn program() -> Result<PathBuf> {
     let named = std::env::var_os("CAUSEWAY_BIN").map(PathBuf::from);
     let path = named.unwrap_or_else(|| target_folder().join("release/causeway"));
     ensure!(path.is_file(), "no {}: cargo build --release -p causeway", path.display());
+    Ok(path)
+}
+
+/// The release build of `causeway-guest`, beside that of `causeway`.
+///
+/// # Errors
+/// There is none.
+pub fn guest_program() -> Result<PathBuf> {
+    let path = program()?.with_file_name("causeway-guest");
+    ensure!(path.is_file(), "no {}: cargo build --release -p causeway-guest", path.display());
     Ok(path)
 }
 
@@ -230,16 +265,17 @@ impl Switch {
         }
     }
 
-    /// Checks the law of the ledger; traffic may take a moment to come to rest.
+    /// Waits until nothing is on its way and the ledger adds up; traffic may take a moment to
+    /// come to rest.
     ///
     /// # Errors
-    /// The two sides stay different.
+    /// The two sides stay different, or frames stay held: they are lost.
     pub fn check_ledger(&self) -> Result<Stats> {
         let start = Instant::now();
         loop {
             let stats = self.stats()?;
             let ledger = stats.ledger();
-            if ledger.came == ledger.went && ledger.came > 0 {
+            if ledger.is_settled() && ledger.came > 0 {
                 return Ok(stats);
             }
             if start.elapsed() > QUIET_TIMEOUT {
@@ -300,6 +336,14 @@ mod tests {
               "switch":{"flood_copies":2,"segments_added":1,"merged":1,"originated":0,"held":1}}"#,
         )
         .unwrap();
-        assert_eq!(stats.ledger(), Ledger { came: 8, went: 8, drops: 3 });
+        assert_eq!(stats.ledger(), Ledger { came: 8, went: 7, held: 1, drops: 3 });
+    }
+
+    #[test]
+    fn a_lost_frame_does_not_settle() {
+        let quiet = Ledger { came: 8, went: 8, held: 0, drops: 3 };
+        assert!(quiet.is_settled());
+        assert!(!Ledger { went: 7, held: 1, ..quiet }.is_settled());
+        assert!(!Ledger { came: 7, ..quiet }.is_settled());
     }
 }

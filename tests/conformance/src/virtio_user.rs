@@ -10,13 +10,13 @@ use anyhow::{Result, ensure};
 
 use crate::environment::Environment;
 use crate::process::Process;
+use crate::testpmd::{self, Cycles, number};
 
-const START_TIMEOUT: Duration = Duration::from_secs(40);
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
 const END_TIMEOUT: Duration = Duration::from_secs(20);
-const PROMPT: &str = "testpmd> ";
 /// Largest frame: MTU 8986 and the Ethernet header.
 pub const LARGEST_FRAME: usize = 9000;
+/// What testpmd is prepared for unless it is told more.
+pub const USUAL_FRAME: usize = 1518;
 /// `RTE_ETH_TX_OFFLOAD_MULTI_SEGS`: a frame may lie in several mbufs.
 const MULTI_SEGS: &str = "0x8000";
 
@@ -48,6 +48,8 @@ pub struct VirtioUserSpec {
     pub vectorized: bool,
     /// Queue pairs of each port.
     pub queues: u16,
+    /// Bytes of the largest frame, without its check sequence.
+    pub largest_frame: usize,
 }
 
 /// Frames that one testpmd port has counted.
@@ -113,9 +115,8 @@ impl VirtioUserSpec {
 
     fn arguments(&self) -> Vec<String> {
         let cores = if two_cpus() { "0@1,1@1" } else { "0@0,1@0" };
-        // Without mergeable buffers a frame must fit into one.
-        let buffer = if self.mrg_rxbuf { 2176 } else { LARGEST_FRAME.saturating_add(1240) };
         let mut arguments: Vec<String> = [
+            "-v",
             "--lcores",
             cores,
             "-m",
@@ -136,13 +137,7 @@ impl VirtioUserSpec {
         }
         arguments
             .extend(["--", "-i", "--nb-cores=1", "--total-num-mbufs=16384"].map(str::to_owned));
-        arguments.push(format!("--mbuf-size={buffer}"));
-        // Mergeable: the jumbo frame lies in several buffers, which testpmd must be told.
-        arguments.push(format!("--max-pkt-len={}", LARGEST_FRAME.saturating_add(4)));
-        if self.mrg_rxbuf {
-            arguments
-                .extend(["--enable-scatter".to_owned(), format!("--tx-offloads={MULTI_SEGS}")]);
-        }
+        arguments.extend(self.jumbo_arguments());
         arguments.extend([format!("--rxq={}", self.queues), format!("--txq={}", self.queues)]);
         if self.topology == Topology::Loop {
             arguments.push("--port-topology=loop".to_owned());
@@ -150,6 +145,22 @@ impl VirtioUserSpec {
         for index in 0..self.sockets.len() {
             let peer = index ^ 1;
             arguments.push(format!("--eth-peer={index},{}", Self::mac(peer)));
+        }
+        arguments
+    }
+
+    /// Mergeable: the frame lies in several buffers; otherwise it must fit into one. testpmd must
+    /// be told of both.
+    fn jumbo_arguments(&self) -> Vec<String> {
+        if self.largest_frame <= USUAL_FRAME {
+            return Vec::new();
+        }
+        let mut arguments = vec![format!("--max-pkt-len={}", self.largest_frame.saturating_add(4))];
+        if self.mrg_rxbuf {
+            arguments
+                .extend(["--enable-scatter".to_owned(), format!("--tx-offloads={MULTI_SEGS}")]);
+        } else {
+            arguments.push(format!("--mbuf-size={}", self.largest_frame.saturating_add(1240)));
         }
         arguments
     }
@@ -181,8 +192,7 @@ impl VirtioUser {
     /// # Errors
     /// testpmd ends, or the log does not speak of the vector path.
     pub fn wait_up(&mut self) -> Result<()> {
-        let found = |text: &str| text.contains(PROMPT).then(|| text.to_owned());
-        let log = self.process.wait_for("the prompt", 0, START_TIMEOUT, found)?;
+        let log = testpmd::wait_prompt(&mut self.process)?;
         if self.spec.has_vector_path() {
             let vector = if self.spec.packed {
                 "using packed ring vectorized Rx path"
@@ -199,11 +209,58 @@ impl VirtioUser {
     /// # Errors
     /// The prompt does not come back.
     pub fn command(&mut self, line: &str) -> Result<String> {
-        let from = self.process.log_end()?;
-        self.process.send(line)?;
-        let found = |text: &str| text.contains(PROMPT).then(|| text.to_owned());
-        let what = format!("the prompt after `{line}`");
-        self.process.wait_for(&what, from, COMMAND_TIMEOUT, found)
+        testpmd::command(&mut self.process, line)
+    }
+
+    /// Lets every port send `bursts` bursts of frames, which go round between the ports until
+    /// [`VirtioUser::stop_forwarding`].
+    ///
+    /// # Errors
+    /// testpmd does not answer.
+    pub fn circulate(&mut self, size: usize, bursts: u32) -> Result<()> {
+        for line in [
+            format!("set txpkts {}", testpmd::parts(size)),
+            "set record-core-cycles on".to_owned(),
+            "set fwd mac".to_owned(),
+            format!("start tx_first {bursts}"),
+        ] {
+            let _ = self.command(&line)?;
+        }
+        Ok(())
+    }
+
+    /// Frames per second that each port has received since the last look.
+    ///
+    /// # Errors
+    /// testpmd does not answer as it should.
+    pub fn rates(&mut self) -> Result<Vec<u64>> {
+        let shown = self.command("show port stats all")?;
+        let rates = testpmd::parse_rates(&shown);
+        ensure!(rates.len() == self.spec.sockets.len(), "show port stats all says: {shown}");
+        Ok(rates)
+    }
+
+    /// The process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Stops forwarding and says what it cost testpmd, if it was counted.
+    ///
+    /// # Errors
+    /// testpmd does not answer.
+    pub fn stop_forwarding(&mut self) -> Result<Option<Cycles>> {
+        Ok(testpmd::parse_cycles(&self.command("stop")?))
+    }
+
+    /// DPDK's version.
+    ///
+    /// # Errors
+    /// The log cannot be read.
+    pub fn version(&self) -> Result<Option<String>> {
+        let log = self.process.output_from(0)?;
+        Ok(testpmd::parse_version(&log))
     }
 
     /// The counters of every port.
@@ -235,10 +292,6 @@ fn vector_lines(log: &str) -> String {
 }
 
 fn parse_counts(shown: &str) -> Vec<PortCount> {
-    let number = |line: &str, name: &str| -> Option<u64> {
-        let (_, rest) = line.split_once(name)?;
-        rest.split_whitespace().next()?.parse().ok()
-    };
     let rx = shown.lines().filter_map(|line| number(line, "RX-packets:"));
     let tx = shown.lines().filter_map(|line| number(line, "TX-packets:"));
     rx.zip(tx).map(|(rx, tx)| PortCount { rx, tx }).collect()

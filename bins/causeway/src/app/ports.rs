@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use control::config::check_unique;
+use control::config::{check_stations, check_unique, stations};
 use control::{PortKind, PortSpec, Reply, SocketRole, StaticEntry, VhostUserSpec};
 use event_manager::{SubscriberId, SubscriberOps};
 use packet::{MacAddr, VlanId};
@@ -17,8 +17,22 @@ use super::{App, Subscriber};
 #[derive(Debug)]
 pub(super) struct Port {
     pub(super) spec: PortSpec,
+    /// Its static entries.
+    pub(super) statics: Vec<StaticEntry>,
+    pub(super) origin: Origin,
     pub(super) handle: PortHandle,
     pub(super) side: Side,
+}
+
+/// Who asked for a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The configuration file: a reload may remove it.
+    File,
+    /// An option `--port`: a reload may change its static entries.
+    CommandLine,
+    /// A client of the control socket.
+    Client,
 }
 
 /// What is behind a port.
@@ -34,37 +48,60 @@ pub(super) enum Side {
 
 impl App {
     /// Adds a port with its static entries.
-    pub(crate) fn add<'a>(
+    pub(crate) fn add(
         &mut self,
         spec: &PortSpec,
-        statics: impl Iterator<Item = &'a StaticEntry>,
+        statics: Vec<StaticEntry>,
+        origin: Origin,
     ) -> Result<(), String> {
-        let in_port = |error: String| format!("port {}: {error}", spec.name);
-        let config = config(spec, statics).map_err(in_port)?;
-        let handle = self.switch.add_port(&config).map_err(|e| in_port(e.to_string()))?;
-        let mut port = Port { spec: spec.clone(), handle, side: Side::Absent };
-        match self.open(&port) {
-            Ok(side) => port.side = side,
-            Err(error) if spec.wait => {
-                tracing::warn!(port = spec.name, error, "waiting");
-                port.handle.status.error(error.as_str());
-                port.handle.status.set(PortState::Waiting, error);
+        match self.place(spec, statics, origin)? {
+            Some(error) if !spec.wait => {
+                if let Some(port) = self.ports.pop() {
+                    let _ = self.switch.remove_port(port.handle.id);
+                }
+                Err(format!("port {}: {error}", spec.name))
             }
-            Err(error) => {
-                let _ = self.switch.remove_port(port.handle.id);
-                return Err(in_port(error));
+            _ => {
+                tracing::info!(port = spec.name, "added {spec}");
+                Ok(())
             }
         }
-        tracing::info!(port = spec.name, "added {spec}");
-        self.ports.push(port);
-        Ok(())
     }
 
-    /// Takes a port that is no more in the list apart.
-    pub(super) fn remove(&mut self, mut port: Port) {
+    /// Adds a port; if what is behind it cannot be opened, the port waits, and the reason returns.
+    pub(super) fn place(
+        &mut self,
+        spec: &PortSpec,
+        statics: Vec<StaticEntry>,
+        origin: Origin,
+    ) -> Result<Option<String>, String> {
+        let in_port = |error: String| format!("port {}: {error}", spec.name);
+        let config = config(spec, &statics).map_err(in_port)?;
+        let handle = self.switch.add_port(&config).map_err(|e| in_port(e.to_string()))?;
+        let side = Side::Absent;
+        let mut port = Port { spec: spec.clone(), statics, origin, handle, side };
+        let mut reason = None;
+        match self.open(&port) {
+            Ok(side) => port.side = side,
+            Err(error) => {
+                if spec.wait {
+                    tracing::warn!(port = spec.name, error, "waiting");
+                }
+                port.handle.status.error(error.as_str());
+                port.handle.status.set(PortState::Waiting, error.as_str());
+                reason = Some(error);
+            }
+        }
+        self.ports.push(port);
+        Ok(reason)
+    }
+
+    /// Takes a port that is no more in the list apart, and returns what it was.
+    pub(super) fn remove(&mut self, mut port: Port) -> Port {
         self.close(&mut port);
         let _ = self.switch.remove_port(port.handle.id);
         tracing::info!(port = port.spec.name, "removed");
+        port
     }
 
     /// Opens what is behind a port.
@@ -158,8 +195,12 @@ impl App {
         if let Err(error) = check_unique(self.specs().chain([&spec])) {
             return Reply::Failed(error);
         }
+        let statics: Vec<_> = self.ports.iter().flat_map(|port| port.statics.clone()).collect();
+        if let Err(clash) = check_stations(self.specs().chain([&spec]), &statics) {
+            return Reply::Failed(clash.message);
+        }
         let name = spec.name.clone();
-        match self.add(&spec, std::iter::empty()) {
+        match self.add(&spec, Vec::new(), Origin::Client) {
             Ok(()) => Reply::done(format!("added port {name}")),
             Err(error) => Reply::Failed(error),
         }
@@ -168,7 +209,7 @@ impl App {
     pub(super) fn port_del(&mut self, name: &str) -> Reply {
         match self.take_port(name) {
             Some(port) => {
-                self.remove(port);
+                drop(self.remove(port));
                 Reply::done(format!("removed port {name}"))
             }
             None => self.no_port(name),
@@ -215,29 +256,17 @@ impl App {
 }
 
 /// The switch's side of a port.
-fn config<'a>(
-    spec: &PortSpec,
-    statics: impl Iterator<Item = &'a StaticEntry>,
-) -> Result<PortConfig, String> {
+fn config(spec: &PortSpec, statics: &[StaticEntry]) -> Result<PortConfig, String> {
     let trunk: Vec<u16> = spec.trunk.iter().map(|vlan| vlan.number()).collect();
     let access = spec.vlan.map(|vlan| vlan.number());
     let rule = VlanRule::from_keys(access, &trunk).map_err(|error| error.to_string())?;
-    let in_vlan = |number: u16| VlanId::new(number).unwrap_or(VlanId::NONE);
-    let mut stations = Vec::new();
-    for entry in statics {
-        let vlan = entry.vlan.map_or(VlanId::NONE, |vlan| in_vlan(vlan.number()));
-        stations.push((vlan, MacAddr(entry.mac.bytes())));
-    }
-    let (pairs, mac) = match &spec.kind {
-        PortKind::VhostUser(guest) => (guest.queues, guest.mac),
-        PortKind::Tap(tap) => (tap.queues, None),
+    let known = stations(spec, statics).into_iter().map(|(vlan, mac)| {
+        let vlan = vlan.and_then(|vlan| VlanId::new(vlan.number())).unwrap_or(VlanId::NONE);
+        (vlan, MacAddr(mac.bytes()))
+    });
+    let pairs = match &spec.kind {
+        PortKind::VhostUser(guest) => guest.queues,
+        PortKind::Tap(tap) => tap.queues,
     };
-    if let Some(mac) = mac {
-        let mut vlans: Vec<u16> = trunk.iter().copied().chain(access).collect();
-        if vlans.is_empty() {
-            vlans.push(0);
-        }
-        stations.extend(vlans.into_iter().map(|vlan| (in_vlan(vlan), MacAddr(mac.bytes()))));
-    }
-    Ok(PortConfig { name: spec.name.clone(), vlan: rule, stations, pairs })
+    Ok(PortConfig { name: spec.name.clone(), vlan: rule, stations: known.collect(), pairs })
 }

@@ -2,7 +2,7 @@
 
 use std::os::unix::net::UnixStream;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
 use crate::bed::{Bed, causeway};
 
@@ -49,15 +49,55 @@ fn stale_sockets_are_replaced() {
 #[test]
 fn an_idle_switch_does_nearly_nothing() {
     let bed = Bed::started(&[GUEST[0], GUEST[1], "--port", "vhost-user:name=g1,socket=g1.sock"]);
-    let ticks = || {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", bed.id())).unwrap();
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
-    };
-    let before = ticks();
+    let before = ticks(&bed);
     std::thread::sleep(std::time::Duration::from_secs(2));
     // A tick is 10 ms: 1 % of a CPU in 2 s would be 2.
-    assert!(ticks() - before <= 2);
+    assert!(ticks(&bed) - before <= 2);
+}
+
+/// The CPU time that a switch took so far.
+fn ticks(bed: &Bed) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", bed.id())).unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+#[test]
+fn a_switch_without_free_fds_waits_and_then_answers() {
+    let bed = Bed::started(&GUEST);
+    let id = Pid::from_raw(bed.id().try_into().unwrap());
+    let limit = |current| {
+        let set = |maximum| Rlimit { current: Some(current), maximum };
+        let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
+        let _ = prlimit(id, Resource::Nofile, set(maximum)).unwrap();
+    };
+    limit(3);
+    let before = ticks(&bed);
+    let _clients = [(); 3].map(|()| UnixStream::connect(bed.control()).unwrap());
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let spent = ticks(&bed) - before;
+    assert!(spent <= 4, "{spent} ticks");
+    assert_eq!(bed.log().matches("cannot accept clients").count(), 1, "{}", bed.log());
+    limit(1024);
+    assert_eq!(bed.port("g0")["state"], "waiting");
+    // From now on it listens without waiting.
+    let start = std::time::Instant::now();
+    let _ = bed.ctl(&["ports"]);
+    assert!(start.elapsed() < std::time::Duration::from_millis(700));
+}
+
+#[test]
+fn a_start_that_somebody_locks_out_says_so() {
+    use rustix::fs::{FlockOperation, flock};
+    let bed = Bed::new();
+    let lock = bed.path("control.sock.lock");
+    let held = std::fs::File::create(&lock).unwrap();
+    flock(&held, FlockOperation::LockExclusive).unwrap();
+    let control = bed.control();
+    let arguments = ["run", "--log", "off", "--control", control.to_str().unwrap()];
+    let (code, _, error) = causeway(bed.folder.path(), &arguments);
+    let text = "is held by another process: end it, or remove the file";
+    assert_eq!((code, error), (1, format!("causeway: lock {} {text}\n", lock.display())));
 }
 
 #[test]

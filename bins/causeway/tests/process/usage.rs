@@ -63,6 +63,33 @@ fn a_wrong_file_is_named_with_its_line() {
 }
 
 #[test]
+fn static_entries_that_contradict_end_with_2() {
+    let bed = Bed::new();
+    let file = bed.path("c.toml");
+    let station = "[[static]]\nmac = \"02:00:00:00:00:01\"\nport = ";
+    let text = format!("{station}\"a\"\n\n{station}\"b\"\n");
+    std::fs::write(&file, text).unwrap();
+    let name = file.to_str().unwrap();
+    let ports = ["--port", "tap:name=a,ifname=t", "--port", "tap:name=b,ifname=u"];
+    let arguments = [&["run", "--config", name], &ports[..]].concat();
+    assert_eq!(
+        error(&arguments),
+        (2, format!("causeway: {name}:5: 02:00:00:00:00:01 is behind port a already, not b"))
+    );
+    let ports = ["--port", "tap:name=a,ifname=t,vlan=3", "--port", "tap:name=b,ifname=u"];
+    let arguments = [&["run", "--config", name], &ports[..]].concat();
+    assert_eq!(
+        error(&arguments),
+        (2, format!("causeway: {name}:1: a static entry for port a needs vlan=3"))
+    );
+    let guest = |name| format!("vhost-user:name={name},socket=/{name},mac=02:00:00:00:00:01");
+    assert_eq!(
+        error(&["run", "--port", &guest("a"), "--port", &guest("b")]),
+        (2, "causeway: 02:00:00:00:00:01 is behind port a already, not b".to_owned())
+    );
+}
+
+#[test]
 fn failures_at_start_end_with_1_and_name_the_cause() {
     let bed = Bed::new();
     let control = bed.control();

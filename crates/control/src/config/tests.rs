@@ -4,7 +4,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
-use super::{Config, Difference, check_unique};
+use super::{Config, Difference, check_stations, check_unique};
 use crate::spec::PortSpec;
 use crate::values::{Poll, Workers};
 
@@ -109,11 +109,73 @@ fn errors_name_line_value_and_what_is_allowed() {
     let twice = "[[port]]\nkind = \"tap\"\nname = \"a\"\nifname = \"t\"\n\
                  [[port]]\nkind = \"tap\"\nname = \"a\"\nifname = \"u\"";
     assert_eq!(error(twice), "line 5: two ports have the name a");
+    let guest = |name: &str| {
+        format!(
+            "[[port]]\nkind = \"vhost-user\"\nname = \"{name}\"\nsocket = \"/{name}\"\n\
+             mac = \"02:00:00:00:00:01\"\n"
+        )
+    };
+    assert_eq!(
+        error(&(guest("a") + &guest("b"))),
+        "line 6: 02:00:00:00:00:01 is behind port a already, not b"
+    );
     assert!(error("[switch\n").starts_with("line 1: "));
     assert_eq!(
-        Config::load(Path::new("/nowhere/x.toml")).unwrap_err().to_string(),
+        Config::load(Path::new("/nowhere/x.toml"), &[]).unwrap_err().to_string(),
         "/nowhere/x.toml: No such file or directory (os error 2)"
     );
+}
+
+const STATION: &str = "\n[[static]]\nmac = \"02:00:00:00:00:01\"\n";
+
+#[test]
+fn static_entries_name_ports_beside_the_file() {
+    let text = format!("{STATION}port = \"cli\"");
+    let cli: PortSpec = "tap:name=cli,ifname=t".parse().unwrap();
+    assert_eq!(Config::parse_beside(&text, &[cli]).unwrap().statics.len(), 1);
+    assert_eq!(error(&text), "line 2: static entry for port \"cli\", which is not here");
+}
+
+#[test]
+fn static_entries_do_not_contradict() {
+    let ports: Vec<PortSpec> =
+        ["tap:name=a,ifname=t", "tap:name=b,ifname=u", "tap:name=c,ifname=v,trunk=7,vlan=8"]
+            .iter()
+            .map(|spec| spec.parse().unwrap())
+            .collect();
+    let read = |entries: &[&str]| {
+        let text: String = entries.iter().map(|entry| format!("{STATION}{entry}\n")).collect();
+        Config::parse_beside(&text, &ports).map_err(|e| e.to_string()).map(|c| c.statics.len())
+    };
+    let [a, b] = ["port = \"a\"", "port = \"b\""];
+    let clash = "line 6: 02:00:00:00:00:01 is behind port a already, not b";
+    assert_eq!(read(&[a, b]), Err(clash.to_owned()));
+    assert_eq!(read(&[a, "vlan = 7\nport = \"b\"", "vlan = 8\nport = \"c\""]), Ok(3));
+    let clash = "line 7: 02:00:00:00:00:01 in VLAN 7 is behind port b already, not c";
+    assert_eq!(read(&["vlan = 7\nport = \"b\"", "vlan = 7\nport = \"c\""]), Err(clash.to_owned()));
+    // A VLAN that the port is not in.
+    assert_eq!(
+        read(&["vlan = 9\nport = \"c\""]),
+        Err("line 2: port c is not in VLAN 9".to_owned())
+    );
+    assert_eq!(
+        read(&["port = \"c\""]),
+        Err("line 2: a static entry for port c needs vlan=8 or 7".to_owned())
+    );
+    // The key mac is such an entry in each of the port's VLANs.
+    let guests = |more: &str| {
+        [
+            format!("vhost-user:name=g,socket=/g,mac=02:00:00:00:00:01{more}"),
+            "tap:name=c,ifname=v,trunk=7".to_owned(),
+        ]
+        .map(|spec| spec.parse::<PortSpec>().unwrap())
+    };
+    let statics = Config::parse_beside(&format!("{STATION}vlan = 7\nport = \"c\""), &ports);
+    let statics = statics.unwrap().statics;
+    assert_eq!(check_stations(&guests(""), &statics), Ok(()));
+    let clash = check_stations(&guests(",vlan=7"), &statics).unwrap_err();
+    assert_eq!(clash.entry, Some(0));
+    assert_eq!(clash.message, "02:00:00:00:00:01 in VLAN 7 is behind port g already, not c");
 }
 
 #[test]

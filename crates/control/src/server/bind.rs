@@ -1,15 +1,27 @@
 //! How the control socket comes into being and goes.
 //!
+//! ```text
+//!  lock NAME.lock ─► is somebody there? ─► bind a short name, 0600 ─► rename to NAME ─► unlock
+//! ```
+//!
 //! The socket is made under another name and moved into place, so that nobody ever meets it with
-//! wrong permissions or before it listens. A lock on the folder keeps two starts apart.
+//! wrong permissions or before it listens. That name is short and reached through the open folder:
+//! it needs no room beside a path of full length. A lock file keeps two starts apart; whoever may
+//! write in the folder can hold it, so it is tried for a second and not waited for.
 
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+
+/// How often the lock is tried, and the pause between.
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why there is no control socket.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +37,9 @@ pub enum BindError {
     /// Something else is in the place.
     #[error("{} exists and is not a socket", .0.display())]
     NotSocket(PathBuf),
+    /// Somebody else starts here, or only holds the lock.
+    #[error("lock {} is held by another process: end it, or remove the file", .0.display())]
+    Locked(PathBuf),
     /// A call failed.
     #[error("cannot {what} {path}: {error}", path = path.display())]
     Io {
@@ -64,11 +79,15 @@ pub(super) fn bind(path: &Path) -> Result<(UnixListener, (u64, u64)), BindError>
     let mut builder = DirBuilder::new();
     let _ = builder.recursive(true).mode(0o755);
     builder.create(folder).map_err(failed("make folder", folder))?;
-    let lock = File::open(folder).map_err(failed("open folder", folder))?;
-    rustix::fs::flock(&lock, FlockOperation::LockExclusive)
-        .map_err(|e| failed("lock folder", folder)(e.into()))?;
+    let open = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(folder, open, Mode::empty());
+    let opened: OwnedFd = opened.map_err(|e| failed("open folder", folder)(e.into()))?;
+    // Its limit holds for those who connect.
+    let _ = SocketAddr::from_pathname(path).map_err(failed("listen at", path))?;
+    let _lock = Lock::take(path)?;
     refuse_live(path)?;
-    let own = folder.join(format!(".causeway-{}.sock", std::process::id()));
+    let inside = PathBuf::from(format!("/proc/self/fd/{}", opened.as_raw_fd()));
+    let own = inside.join(format!(".cw-{}", std::process::id()));
     let _ = fs::remove_file(&own);
     let listener = UnixListener::bind(&own).map_err(failed("listen at", path))?;
     let placed = fs::set_permissions(&own, Permissions::from_mode(0o600))
@@ -80,6 +99,55 @@ pub(super) fn bind(path: &Path) -> Result<(UnixListener, (u64, u64)), BindError>
         Err(error) => {
             let _ = fs::remove_file(&own);
             Err(failed("listen at", path)(error))
+        }
+    }
+}
+
+/// A locked file beside the socket. It goes with the lock.
+struct Lock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl Lock {
+    fn take(socket: &Path) -> Result<Self, BindError> {
+        let mut path = socket.as_os_str().to_owned();
+        path.push(".lock");
+        let path = PathBuf::from(path);
+        for _ in 0..LOCK_TRIES {
+            match Self::attempt(&path) {
+                Ok(Some(file)) => return Ok(Self { path, _file: file }),
+                Ok(None) => std::thread::sleep(LOCK_PAUSE),
+                Err(error) => return Err(BindError::Io { what: "lock", path, error }),
+            }
+        }
+        Err(BindError::Locked(path))
+    }
+
+    /// The locked file, or `None` if another process has it.
+    fn attempt(path: &Path) -> io::Result<Option<File>> {
+        let no_link = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0);
+        let mut options = OpenOptions::new();
+        let options = options.write(true).create(true).truncate(false).mode(0o600);
+        let file = options.custom_flags(no_link).open(path)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        }
+        // The process before may have removed this file after it was opened here.
+        let ours = file.metadata()?;
+        let named = fs::symlink_metadata(path);
+        let same = named.is_ok_and(|n| (n.dev(), n.ino()) == (ours.dev(), ours.ino()));
+        Ok(same.then_some(file))
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // While it is locked: nobody removes another process's file.
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove the lock");
         }
     }
 }

@@ -7,13 +7,16 @@ use packet::{MacAddr, VlanId};
 use port::PortId;
 use proptest::prelude::{Just, Strategy, prop_assert_eq, prop_oneof, proptest};
 
-use super::{Fdb, FdbLimits, Key, Source};
+use super::{FREE, Fdb, FdbLimits, Key, STATIC_MAX, Source};
 
 const A: PortId = PortId(1);
 const B: PortId = PortId(2);
+/// The bound of static entries in most tests.
+const FIXED_MAX: u32 = 5;
 
 fn fdb(entries: u32, per_port: u32) -> Fdb {
-    Fdb::new(FdbLimits { entries, per_port, age_secs: 300 }, 0x1234_5678_9abc_def1)
+    let limits = FdbLimits { entries, per_port, age_secs: 300 };
+    Fdb::new(limits, FIXED_MAX, 0x1234_5678_9abc_def1)
 }
 
 fn key(station: u64) -> Key {
@@ -95,7 +98,7 @@ fn the_whole_has_a_bound() {
 
 #[test]
 fn the_default_limits_can_be_reached() {
-    let fdb = Fdb::new(FdbLimits::default(), 77);
+    let fdb = Fdb::new(FdbLimits::default(), STATIC_MAX, 77);
     let limits = fdb.limits;
     for port in 0..8u64 {
         let keys: Vec<_> = (0..u64::from(limits.per_port)).map(|n| key(port << 32 | n)).collect();
@@ -137,10 +140,45 @@ fn a_learned_station_can_be_fixed() {
     assert_eq!((fdb.lookup(key(5)), fdb.usage()), (Some(A), (1, 0)));
 }
 
+/// Neither kind of entry takes room from the other, up to either bound.
+#[test]
+fn static_stations_have_their_own_bound() {
+    let fix = |fdb: &Fdb, n| fdb.add_static(VlanId::NONE, MacAddr::from_u64(n), B);
+    let fdb = Fdb::new(FdbLimits { entries: 100, per_port: 100, age_secs: 300 }, 400, 9);
+    let learned: Vec<_> = (1..=100).map(key).collect();
+    fdb.learn(&learned, A, 0);
+    assert_eq!(fdb.usage(), (100, 0));
+    assert!((1000..1400).all(|n| fix(&fdb, n)), "a full database takes static ones");
+    assert!(!fix(&fdb, 1400) && fix(&fdb, 1399), "up to their bound; again is not one more");
+    assert!(learned.iter().all(|key| fdb.lookup(*key) == Some(A)), "nobody was pushed out");
+    assert_eq!(fdb.flush(None), 100);
+    fdb.learn(&learned, A, 0);
+    assert_eq!(fdb.usage(), (500, 0), "static ones do not count against the learned");
+    assert_eq!(fdb.forget(B), 400);
+    assert!(fix(&fdb, 1400));
+}
+
+/// A static entry whose window is full takes the place of a learned one, and the books agree.
+#[test]
+fn a_static_station_finds_a_slot_among_learned_ones() {
+    let fdb = Fdb::new(FdbLimits { entries: 64, per_port: 1000, age_secs: 300 }, 16, 9);
+    let full = |key| fdb.window(fdb.place(key).0).all(|s| s.key.load(Ordering::Relaxed) > FREE);
+    let home = |n| fdb.place(key(n)).0;
+    let near = (1..).filter(|n| (32..64).contains(&home(*n))).take(64).map(key);
+    fdb.learn(&near.collect::<Vec<_>>(), A, 0);
+    let station = (1 << 20..).find(|n| full(key(*n))).unwrap();
+    let used = fdb.usage().0;
+    assert!(fdb.add_static(VlanId::NONE, MacAddr::from_u64(station), B));
+    assert_eq!(fdb.lookup(key(station)), Some(B));
+    assert_eq!((fdb.usage().0, fdb.entries(0).len() as u32), (used, used));
+    assert_eq!(fdb.flush(None) as u32, used - 1);
+    assert_eq!(fdb.usage().0, 1);
+}
+
 /// Slots are recycled as fast as possible; no reader ever gets the port of another station.
 #[test]
 fn a_recycled_slot_never_misdelivers() {
-    let fdb = Fdb::new(FdbLimits { entries: 32, per_port: 32, age_secs: 300 }, 3);
+    let fdb = Fdb::new(FdbLimits { entries: 32, per_port: 32, age_secs: 300 }, 0, 3);
     let stop = AtomicBool::new(false);
     let port_of = |station: u64| PortId((station % 7) as u16);
     std::thread::scope(|scope| {
@@ -203,11 +241,12 @@ proptest! {
             match op {
                 Op::Learn(station, port) => {
                     fdb.learn(&[key(station)], PortId(port), now);
+                    let learned = map.values().filter(|e| !e.2).count();
                     let of_port = map.values().filter(|e| e.0 == port && !e.2).count();
                     match map.get(&station) {
                         Some((_, _, true)) => {}
                         Some((at, ..)) if *at == port => {}
-                        found if of_port < 8 && (found.is_some() || map.len() < 30) => {
+                        found if of_port < 8 && (found.is_some() || learned < 30) => {
                             let _ = map.insert(station, (port, now, false));
                         }
                         _ => {}
@@ -233,7 +272,9 @@ proptest! {
                     prop_assert_eq!(fdb.age(now), before - map.len());
                 }
                 Op::Fix(station, port) => {
-                    let fits = map.contains_key(&station) || map.len() < 30;
+                    let fixed = map.values().filter(|e| e.2).count() as u32;
+                    let again = map.get(&station).is_some_and(|e| e.2);
+                    let fits = again || fixed < FIXED_MAX;
                     let mac = MacAddr::from_u64(station);
                     prop_assert_eq!(fdb.add_static(VlanId::NONE, mac, PortId(port)), fits);
                     if fits {

@@ -22,7 +22,8 @@ pub(super) enum Verdict {
     LookUp(Key),
 }
 
-/// The first 16 bytes of a frame, and which of them decide.
+/// The first 16 bytes of a frame, and which of them decide. Tags of no VLAN (0 and 4095) have no
+/// pattern: what follows them decides, too.
 #[derive(Debug, Clone, Copy, Default)]
 struct Pattern {
     bytes: u128,
@@ -32,27 +33,38 @@ struct Pattern {
 /// Both addresses and the type decide; behind a tag's type its control information too.
 const ADDRESSES: u128 = !0 >> 16;
 const TAGGED: u128 = !0;
+/// The least bytes of a tagged frame.
+const TAGGED_HEADER: usize = 18;
+/// A tag that no pattern holds.
+const NO_PATTERN: [u8; 4] = [0x81, 0, 0xff, 0xff];
 
 impl Pattern {
-    /// An Ethernet header has 14 bytes at least, so what is missing is not looked at.
     #[inline(always)]
     fn bytes(frame: &Frame) -> u128 {
-        let head = frame.head();
-        match head.first_chunk::<16>() {
-            Some(bytes) => u128::from_le_bytes(*bytes),
-            None => Self::short(head),
+        match frame.head().first_chunk::<TAGGED_HEADER>() {
+            Some([bytes @ .., _, _]) => u128::from_le_bytes(*bytes),
+            None => Self::short(frame),
         }
     }
 
     #[cold]
-    fn short(head: &[u8]) -> u128 {
+    fn short(frame: &Frame) -> u128 {
         let mut bytes = [0; 16];
-        bytes.iter_mut().zip(head).for_each(|(to, from)| *to = *from);
+        bytes.iter_mut().zip(frame.head()).for_each(|(to, from)| *to = *from);
+        if frame.is_runt()
+            && let Some(tag) = bytes.last_chunk_mut()
+        {
+            *tag = NO_PATTERN;
+        }
         u128::from_le_bytes(bytes)
     }
 
-    fn of(bytes: u128, tagged: bool) -> Self {
-        Self { bytes, mask: if tagged { TAGGED } else { ADDRESSES } }
+    fn of(bytes: u128, tag: Option<u16>) -> Option<Self> {
+        match tag {
+            None => Some(Self { bytes, mask: ADDRESSES }),
+            Some(tci) if matches!(tci & 0x0fff, 0 | 0x0fff) => None,
+            Some(_) => Some(Self { bytes, mask: TAGGED }),
+        }
     }
 
     #[inline(always)]
@@ -209,12 +221,13 @@ impl Classifier {
         bytes: u128,
     ) -> (Verdict, Tagging) {
         let tag = frame.tag();
-        let pattern = Pattern::of(bytes, tag.is_some());
+        let runt = frame.is_runt();
+        let pattern = if runt { None } else { Pattern::of(bytes, tag) };
         let [a, b, c, d, e, f, g, h, i, j, k, l, ..] = bytes.to_le_bytes();
         let destination = packet::MacAddr([a, b, c, d, e, f]);
         let source = packet::MacAddr([g, h, i, j, k, l]);
-        let judged = match from.port.rule.ingress(tag) {
-            _ if frame.head().len() < 14 => Err(DropReason::Runt),
+        let judged = match from.port.rule.ingress(tag, || frame.has_tag_behind(true)) {
+            _ if runt => Err(DropReason::Runt),
             Err(reason) => Err(reason),
             Ok(_) if source.is_group() || source == packet::MacAddr::ZERO => {
                 Err(DropReason::BadSource)
@@ -243,7 +256,7 @@ impl Classifier {
                 (verdict, tagging)
             }
         };
-        self.last = Some(Pair { pattern, tagging, verdict });
+        self.last = pattern.map(|pattern| Pair { pattern, tagging, verdict });
         (verdict, tagging)
     }
 

@@ -175,7 +175,7 @@ impl Delivery {
             let Some(bucket) = self.buckets.get(number) else { break };
             let (at, egress) = (bucket.at, bucket.egress);
             if !env.table.plain {
-                tag_picked(env.table, bucket, &self.taggings, batch);
+                tag_picked(env.table, bucket, &mut self.taggings, batch);
             }
             if let Err(failure) = send(env, origin, batch, at, &bucket.picked) {
                 self.failures.push(failure);
@@ -210,22 +210,19 @@ fn choose(pairs: &[u16], frame: &Frame) -> u16 {
 /// Gives all frames the tag that `port` wants.
 pub(super) fn tag_all(table: &Table, port: PortId, tagging: Tagging, batch: &mut Batch<'_>) {
     let Some(entry) = table.entry(port) else { return };
-    let tag = entry.port.rule.egress(tagging);
     for frame in batch.frames_mut() {
-        let done = frame.set_tag(tag);
-        debug_assert!(done, "a head has room for one more tag");
+        entry.port.rule.apply(&mut { tagging }, frame);
     }
 }
 
-fn tag_picked(table: &Table, bucket: &Bucket, taggings: &[Tagging], batch: &mut Batch<'_>) {
+fn tag_picked(table: &Table, bucket: &Bucket, taggings: &mut [Tagging], batch: &mut Batch<'_>) {
     let Some(entry) = table.entry(bucket.at.port) else { return };
     for index in &bucket.picked {
         let index = usize::from(*index);
         if let (Some(frame), Some(tagging)) =
-            (batch.frames_mut().get_mut(index), taggings.get(index))
+            (batch.frames_mut().get_mut(index), taggings.get_mut(index))
         {
-            let done = frame.set_tag(entry.port.rule.egress(*tagging));
-            debug_assert!(done, "a head has room for one more tag");
+            entry.port.rule.apply(tagging, frame);
         }
     }
 }

@@ -93,7 +93,7 @@ impl Bench {
         pipeline.fit(&table);
         let limits = FdbLimits { entries: 1000, per_port: 1000, age_secs: 300 };
         let flood_copies = Counter::default();
-        Self { fdb: Fdb::new(limits, 5), table, outs, origins, pipeline, flood_copies }
+        Self { fdb: Fdb::new(limits, 0, 5), table, outs, origins, pipeline, flood_copies }
     }
 
     fn send(&mut self, port: usize, frames: &[Vec<u8>], now: u32) {
@@ -149,6 +149,10 @@ struct Sent {
     to: u8,
     from: u8,
     tag: Option<u16>,
+    /// A second tag, behind the first.
+    inner: Option<u16>,
+    /// Ends behind the first tag.
+    cut: bool,
     count: usize,
     wait: u32,
 }
@@ -173,7 +177,9 @@ impl Model {
         let any = rule.vlan.is_none() && rule.trunk.is_empty();
         let access = rule.vlan.is_some() && rule.trunk.is_empty();
         let vlan = match (id, rule.vlan) {
+            _ if sent.cut => return Err("runt"),
             (0, _) if any => 0,
+            (0, Some(_)) if sent.inner.is_some() => return Err("vlan_tagged"),
             (0, Some(native)) => native,
             (0, None) => return Err("vlan_untagged"),
             (4095, _) if !access => return Err("vlan_not_allowed"),
@@ -201,7 +207,8 @@ impl Model {
         };
         let priority = sent.tag.unwrap_or(0) & 0xf000;
         let form = |rule: &Rule| match rule {
-            _ if rule.vlan == Some(vlan) => None,
+            _ if rule.vlan == Some(vlan) && rule.trunk.is_empty() => None,
+            _ if rule.vlan == Some(vlan) && sent.inner.is_none() => None,
             _ if vlan == 0 => sent.tag,
             _ => Some(priority | vlan),
         };
@@ -237,6 +244,13 @@ fn bytes(sent: &Sent, tag: Option<u16>, number: u32) -> Vec<u8> {
         frame.extend([0x81, 0]);
         frame.extend(tag.to_be_bytes());
     }
+    if sent.cut {
+        return frame;
+    }
+    if let Some(inner) = sent.inner {
+        frame.extend([0x81, 0]);
+        frame.extend(inner.to_be_bytes());
+    }
     frame.extend([0x08, 0x00]);
     frame.extend(number.to_be_bytes());
     frame
@@ -254,10 +268,19 @@ fn sent() -> impl Strategy<Value = Sent> {
         3 => Just(None),
         2 => (id, any::<u16>()).prop_map(|(id, bits)| Some(bits & 0xf000 | id)),
     ];
+    let behind = prop_oneof![
+        4 => Just((None, false)),
+        3 => (0..4u16).prop_map(|inner| (Some(inner), false)),
+        1 => Just((None, true)),
+    ];
     let number = || prop_oneof![8 => 4..10u8, 1 => 0..4u8];
     let wait = prop_oneof![4 => Just(0), 1 => 0..200u32];
-    (0..5usize, number(), number(), tag, 1..5usize, wait)
-        .prop_map(|(port, to, from, tag, count, wait)| Sent { port, to, from, tag, count, wait })
+    (0..5usize, number(), number(), (tag, behind), 1..5usize, wait).prop_map(
+        |(port, to, from, (tag, behind), count, wait)| {
+            let (inner, cut) = if tag.is_some() { behind } else { (None, false) };
+            Sent { port, to, from, tag, inner, cut, count, wait }
+        },
+    )
 }
 
 proptest! {
@@ -322,11 +345,75 @@ proptest! {
     }
 }
 
+fn plain(to: u8, from: u8, tag: Option<u16>) -> Sent {
+    Sent { port: 0, to, from, tag, inner: None, cut: false, count: 1, wait: 0 }
+}
+
+/// Every way out gets its own form of a frame, whatever the one before made of it.
+#[test]
+fn two_tags_survive_ways_out_in_any_order() {
+    let access = VlanRule::from_keys(Some(5), &[]).unwrap();
+    let trunk = VlanRule::from_keys(None, &[5, 6]).unwrap();
+    let native = VlanRule::from_keys(Some(5), &[6]).unwrap();
+    let sent = Sent { inner: Some(6), ..plain(0, 4, Some(5)) };
+    let (popped, whole) = (bytes(&sent, None, 1), bytes(&sent, Some(5), 1));
+    let outs = [(&access, popped), (&trunk, whole.clone()), (&native, whole.clone())];
+    for order in (0..27).map(|n| [n / 9, n / 3 % 3, n % 3]) {
+        let rules = order.map(|n| outs[n].0.clone());
+        let mut bench = Bench::new(&[std::slice::from_ref(&trunk), &rules[..]].concat());
+        bench.send(0, &vec![whole.clone(); 3], 0);
+        let want: Vec<_> = order.iter().map(|n| vec![outs[*n].1.clone(); 3]).collect();
+        assert_eq!(bench.take()[1..], want, "{rules:?}");
+    }
+}
+
+/// No frame of an access port gets into a VLAN that it names itself behind a priority tag, also
+/// when frames that differ only there come before and after.
+#[test]
+fn a_priority_tag_opens_no_other_vlan() {
+    let rules = [(Some(10), &[][..]), (Some(10), &[20]), (None, &[10, 20])];
+    let rules = rules.map(|(vlan, trunk)| VlanRule::from_keys(vlan, trunk).unwrap());
+    let sent = plain(6, 4, Some(0));
+    let (fair, escape) = (sent.clone(), Sent { inner: Some(20), ..sent.clone() });
+    let cut = Sent { cut: true, ..sent };
+    let frames: Vec<_> =
+        [&fair, &escape, &fair, &cut, &fair].map(|sent| bytes(sent, sent.tag, 1)).into();
+    let mut bench = Bench::new(&rules);
+    for from in [0, 1] {
+        for _ in 0..2 {
+            bench.send(from, &frames, 0);
+            let (native, trunk) = (bytes(&fair, None, 1), bytes(&fair, Some(10), 1));
+            let out = bench.take();
+            assert_eq!(out[1 - from], vec![native; 3]);
+            assert_eq!(out[2], vec![trunk; 3]);
+        }
+    }
+    assert_eq!(bench.drops(), BTreeMap::from([("vlan_tagged", 4), ("runt", 4)]));
+}
+
+/// A tagged frame has 18 bytes, or popping the tag would leave less than a header.
+#[test]
+fn a_tag_without_a_frame_is_a_runt() {
+    let trunk = VlanRule::from_keys(None, &[5]).unwrap();
+    let access = VlanRule::from_keys(Some(5), &[]).unwrap();
+    let mut bench = Bench::new(&[trunk, access.clone(), access]);
+    let whole = bytes(&plain(0, 4, Some(5)), Some(5), 1);
+    let frames: Vec<_> = (14..=whole.len()).rev().map(|len| whole[..len].to_vec()).collect();
+    for _ in 0..2 {
+        bench.send(0, &frames, 0);
+        for out in &bench.take()[1..] {
+            assert_eq!(out.len(), whole.len() - 17);
+            assert!(out.iter().all(|frame| frame.len() >= 14));
+        }
+    }
+    assert_eq!(bench.drops(), BTreeMap::from([("runt", 8)]));
+}
+
 /// The pair cache must notice everything that changes its decision.
 #[test]
 fn the_cached_pair_follows_moves_flushes_and_seconds() {
     let mut bench = Bench::new(&[VlanRule::Any, VlanRule::Any, VlanRule::Any]);
-    let sent = |to, from| Sent { port: 0, to, from, tag: None, count: 1, wait: 0 };
+    let sent = |to, from| plain(to, from, None);
     let (there, back) = (bytes(&sent(6, 5), None, 0), bytes(&sent(5, 6), None, 0));
     let counts = |bench: &Bench| bench.take().iter().map(Vec::len).collect::<Vec<_>>();
     bench.send(1, std::slice::from_ref(&back), 0);

@@ -1,13 +1,15 @@
 //! One queue of a tap as the two halves of a queue pair.
 //!
 //! ```text
-//!  kernel ── read ──► slot of a private pool ──► Frame (head copied, body stays in the slot)
+//!  kernel ── read ──► private buffer ──► Frame (head copied, body stays in the buffer)
 //!  kernel ◄─ writev ─ vnet header | private head | body, straight from the sender's memory
 //! ```
 //!
 //! **Trust.** What the kernel gives came from the network. Bodies that are written may belong to a
 //! hostile guest: only their addresses are handed on.
-//! **Limits.** A frame has at most [`FRAME_MAX`] bytes, and at most 62 pieces of body.
+//! **Limits.** A frame has at most [`FRAME_MAX`] bytes, and at most 62 pieces of body. The frames
+//! of a burst stand one behind the other in [`BUFFER_BYTES`], which are all the memory that a queue
+//! takes: a burst ends where the largest frame has no room any more.
 
 use std::any::Any;
 use std::io;
@@ -28,12 +30,13 @@ use crate::vnet::{self, HEADER};
 
 /// The most bytes of a frame: the largest MTU, an Ethernet header and two tags.
 const FRAME_MAX: u32 = 65_535 + 14 + 8;
-/// Bytes of a buffer: a header and a frame, in whole pages.
-const SLOT_BYTES: u32 = 17 * 4096;
-const _: () = assert!(FRAME_MAX as usize + HEADER <= SLOT_BYTES as usize);
-/// Buffers of a queue.
-#[expect(clippy::cast_possible_truncation, reason = "64 fits")]
-const SLOTS: u32 = BURST_MAX as u32;
+/// Room for a header and the largest frame.
+const ROOM: usize = FRAME_MAX as usize + HEADER;
+/// Bytes of a queue's buffer: seven frames of 64 KiB, or a burst of what fits into jumbo frames.
+const BUFFER_BYTES: u32 = 512 * 1024;
+const _: () = assert!(ROOM <= BUFFER_BYTES as usize);
+/// Where frames begin in the buffer: on a cache line of their own.
+const LINE: usize = 64;
 /// How often a frame is offered to a kernel whose queue is full.
 const TRIES: u32 = 4;
 /// Bytes before the payload that an MTU counts.
@@ -59,20 +62,23 @@ impl Queue {
 #[derive(Debug)]
 pub struct TapIngress {
     queue: Queue,
+    /// One slot: the buffer.
     pool: Pool,
 }
 
 impl TapIngress {
     pub(super) fn new(queue: Queue) -> Result<Self, MapError> {
-        Ok(Self { queue, pool: Pool::new(SLOTS, SLOT_BYTES)? })
+        Ok(Self { queue, pool: Pool::new(1, BUFFER_BYTES)? })
     }
 
-    /// Reads one frame into `slot`; its length with the header, or `None` if there is none now.
+    /// Reads one frame to `at`; its length with the header, or `None` if there is none now or no
+    /// room for the largest.
     #[inline]
-    fn read(&mut self, slot: u32) -> Result<Option<usize>, QueueFault> {
-        let Some(buffer) = self.pool.slot_mut(slot) else { return Ok(None) };
+    fn read(&mut self, at: usize) -> Result<Option<usize>, QueueFault> {
+        let Some(buffer) = self.pool.slot_mut(0) else { return Ok(None) };
+        let Some(room) = buffer.get_mut(at..at.saturating_add(ROOM)) else { return Ok(None) };
         loop {
-            match rustix::io::read(&self.queue.fd, &mut *buffer) {
+            match rustix::io::read(&self.queue.fd, &mut *room) {
                 Ok(len) => return Ok(Some(len)),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Ok(None),
@@ -81,16 +87,16 @@ impl TapIngress {
         }
     }
 
-    /// Makes a frame of `len` bytes that were read into `slot`.
+    /// Makes a frame of `len` bytes that were read to `at`.
     #[inline]
-    fn parse(&self, slot: u32, len: usize, frame: &mut Frame) -> Result<(), DropReason> {
-        let len = u32::try_from(len.saturating_sub(HEADER)).unwrap_or(0);
+    fn parse(&self, at: usize, len: usize, frame: &mut Frame) -> Result<(), DropReason> {
+        let bytes = |count: usize| u32::try_from(count).unwrap_or(0);
         let mut header = [0; HEADER];
-        #[expect(clippy::cast_possible_truncation, reason = "12 fits")]
-        const SKIP: u32 = HEADER as u32;
-        let _ = self.pool.store().reader(Pool::span(slot, 0, SKIP)).read(&mut header);
+        let span = Pool::span(0, bytes(at), bytes(HEADER));
+        let _ = self.pool.store().reader(span).read(&mut header);
         let offload = vnet::decode(&header).ok_or(DropReason::BadOffload)?;
-        let span = Pool::span(slot, SKIP, len);
+        let body = bytes(len.saturating_sub(HEADER));
+        let span = Pool::span(0, bytes(at.saturating_add(HEADER)), body);
         if frame.fill(self.pool.store().reader(span), span, offload) {
             Ok(())
         } else {
@@ -104,8 +110,9 @@ impl Ingress for TapIngress {
         frames.clear();
         let mut fault = None;
         let (mut count, mut bytes) = (0u64, 0u64);
-        for slot in 0..SLOTS {
-            let len = match self.read(slot) {
+        let mut at = 0;
+        for _ in 0..BURST_MAX {
+            let len = match self.read(at) {
                 Ok(Some(len)) => len,
                 Ok(None) => break,
                 Err(error) => {
@@ -116,10 +123,11 @@ impl Ingress for TapIngress {
             count = count.wrapping_add(1);
             bytes = bytes.wrapping_add(len.saturating_sub(HEADER) as u64);
             let Some(frame) = frames.slot() else { break };
-            match self.parse(slot, len, frame) {
+            match self.parse(at, len, frame) {
                 Ok(()) => frames.keep(),
                 Err(reason) => self.queue.counters.ingress.dropped(reason, 1),
             }
+            at = at.saturating_add(len.next_multiple_of(LINE));
         }
         if count > 0 {
             self.queue.counters.ingress.received(count, bytes);

@@ -163,6 +163,39 @@ fn the_wake_up_says_whether_frames_are_there() {
 }
 
 #[test]
+fn a_burst_of_the_largest_frames_arrives_in_parts_and_whole() {
+    const COUNT: u8 = 70;
+    let namespace = Namespace::new();
+    namespace.quiet();
+    let mut tap = namespace.open("large0", 1).unwrap();
+    namespace.address("large0", HOST_MAC, "10.9.0.1/24", 65_000);
+    namespace.neighbour("large0", "10.9.0.2", PEER_MAC);
+    for number in 0..COUNT {
+        // A socket for each: one socket may not have that many bytes on their way.
+        let sender = namespace.udp(&format!("10.9.0.1:{}", 2000 + u32::from(number)));
+        let _ = sender.send_to(&vec![number; 60_000], "10.9.0.2:7").unwrap();
+    }
+    let ingress = &mut tap.queues[0].0;
+    let mut frames = FrameBuf::default();
+    let mut numbers = Vec::new();
+    while ingress.arm() {
+        let batch = ingress.receive(&mut frames);
+        assert!(batch.fault().is_none() && (1..=8).contains(&batch.len()));
+        for frame in batch.frames() {
+            assert_eq!(frame.len(), 60_000 + 42);
+            let mut body = vec![0; 60_000];
+            let count = batch.body(frame).read(&mut body);
+            // What is not in the head is payload.
+            assert_eq!(count + frame.head().len(), 60_042);
+            assert!(body[..count].iter().all(|byte| *byte == body[0]));
+            numbers.push(body[0]);
+        }
+        ingress.release();
+    }
+    assert_eq!(numbers, (0..COUNT).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_deleted_interface_is_a_host_fault_on_both_ways() {
     let namespace = Namespace::new();
     let mut tap = namespace.open("lost0", 1).unwrap();

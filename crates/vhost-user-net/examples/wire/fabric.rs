@@ -60,7 +60,8 @@ impl Wire {
         std::mem::take(&mut *self.faults.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn fault(&self, at: QueueId, side: Side, fault: QueueFault) {
+    /// Remembers a fault for [`Self::faults`].
+    pub(crate) fn fault(&self, at: QueueId, side: Side, fault: QueueFault) {
         let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
         drop(faults.insert((at, side), fault));
     }

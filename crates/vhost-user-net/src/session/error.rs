@@ -49,14 +49,6 @@ pub enum SessionError {
         /// The port's limit.
         limit: u16,
     },
-    /// A position that a split ring cannot have.
-    #[error("ring {ring} at position {base:#x}, a split ring has 16 bits")]
-    RingBase {
-        /// The ring.
-        ring: u32,
-        /// The position.
-        base: u32,
-    },
     /// Size or position of a running ring was to change.
     #[error("{request:?} while ring {ring} runs")]
     RingRuns {
@@ -73,13 +65,13 @@ pub enum SessionError {
         /// The ring.
         ring: u32,
     },
-    /// The driver set the ring up wrongly.
+    /// A ring cannot be started as it is set up.
     #[error("ring {index}: {error}", index = .index.0)]
-    Queue {
+    SetUp {
         /// The ring.
         index: RingIndex,
-        /// The rule that is broken.
-        error: QueueError,
+        /// What is wrong.
+        error: SetUpError,
     },
     /// An MTU out of bounds.
     #[error("MTU {mtu}, 68 to {limit} are allowed")]
@@ -89,6 +81,17 @@ pub enum SessionError {
         /// The port's limit.
         limit: u16,
     },
+}
+
+/// Why a ring cannot be started, although all is known that it needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SetUpError {
+    /// A position that a split ring cannot have.
+    #[error("position {0:#x}, a split ring has 16 bits")]
+    Base(u32),
+    /// A rule for rings is broken.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
 }
 
 /// Why a connected port carries no frames.
@@ -103,6 +106,9 @@ pub enum Unready {
     /// A ring's addresses are not usable in the memory that the front end shares.
     #[error("ring {index} is not within the memory that the front end shares", index = .0.0)]
     NoMemory(RingIndex),
+    /// A ring is set up wrongly.
+    #[error("ring {index} cannot be started: {error}", index = .0.0, error = .1)]
+    SetUp(RingIndex, SetUpError),
     /// The driver broke a ring.
     #[error("ring {index} is broken until the driver resets it", index = .0.0)]
     Broken(RingIndex),

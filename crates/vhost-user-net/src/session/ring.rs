@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustix::fs::{FileType, fstat};
 use virtio_net::features::{layout, ring_features};
@@ -9,7 +10,7 @@ use virtq::{Layout, QueueConfig, RingPosition};
 
 use super::{
     Answer, F_PROTOCOL_FEATURES, FrontendReq, Reply, RingIndex, RingStart, Rings, Session,
-    SessionError, VringFd, VringState,
+    SessionError, SetUpError, VringFd, VringState,
 };
 use crate::codec::VringAddr;
 
@@ -32,8 +33,12 @@ pub(super) struct Ring {
     pub(super) running: bool,
     /// The driver broke it; it does not run until it is started anew.
     pub(super) broken: bool,
+    /// Why it could not be started when that was tried last.
+    pub(super) wrong: Option<SetUpError>,
     /// It ran since it was started.
     resumed: bool,
+    /// When the time is over that the front end has for it.
+    held_until: Option<Instant>,
     /// The front end took too long to say whether the ring is enabled: it is not.
     impatient: bool,
 }
@@ -50,11 +55,13 @@ impl Ring {
     }
 
     fn end(&mut self) {
+        self.wrong = None;
         self.kick = None;
         self.started = false;
         self.broken = false;
         self.resumed = false;
         self.impatient = false;
+        self.held_until = None;
     }
 
     /// Whether the ring is disabled only because the front end has not come to say more yet.
@@ -148,7 +155,7 @@ impl Session {
         rings: &mut dyn Rings,
     ) -> Result<Answer, SessionError> {
         let index = self.index(ring)?;
-        self.stop_ring(index, rings);
+        let _ = self.stop_ring(index, rings);
         let fresh = self.features.map_or(0, |f| RingPosition::start(layout(f)).to_vhost_base());
         let state = self.ring_mut(index);
         state.end();
@@ -181,46 +188,73 @@ impl Session {
         rings: &mut dyn Rings,
         change: impl FnOnce(&mut Ring),
     ) -> Result<(), SessionError> {
-        self.stop_ring(index, rings);
+        let _ = self.stop_ring(index, rings);
         change(self.ring_mut(index));
-        self.try_start(index, rings)
+        let started = self.start_if_complete(index, rings);
+        started.map_err(|error| SessionError::SetUp { index, error })
     }
 
-    pub(super) fn stop_ring(&mut self, index: RingIndex, rings: &mut dyn Rings) {
-        let Some(ring) = self.rings.get_mut(&index) else { return };
-        if ring.running {
-            ring.running = false;
-            if let Some(position) = rings.stop(index) {
-                ring.base = Some(position.to_vhost_base());
-            }
-        }
+    /// Stops the ring if it runs. Returns whether it ran and is broken or lost.
+    pub(super) fn stop_ring(&mut self, index: RingIndex, rings: &mut dyn Rings) -> bool {
+        let Some(ring) = self.rings.get_mut(&index).filter(|ring| ring.running) else {
+            return false;
+        };
+        ring.running = false;
+        let Some(stopped) = rings.stop(index) else { return true };
+        ring.base = Some(stopped.position.to_vhost_base());
+        stopped.fault.is_some()
     }
 
     /// After a change to all rings: those whose set-up does not fit (any more) wait.
     pub(super) fn try_start_all(&mut self, rings: &mut dyn Rings) {
         for index in self.indexes() {
-            if let Err(error) = self.try_start(index, rings) {
-                tracing::debug!("not started: {error}");
-            }
+            self.start_again(index, rings);
         }
     }
 
-    /// Whether a transmitq waits to hear if it is enabled.
-    pub fn holds_rings(&self) -> bool {
-        let from_the_beginning = self.rings_start_enabled();
-        let waits = |(index, ring): (&RingIndex, &Ring)| index.is_transmitq() && ring.is_held();
-        !from_the_beginning && self.rings.iter().any(waits)
+    pub(super) fn start_again(&mut self, index: RingIndex, rings: &mut dyn Rings) {
+        let known = self.rings.get(&index).and_then(|ring| ring.wrong);
+        if let Err(error) = self.start_if_complete(index, rings)
+            && known != Some(error)
+        {
+            let _ = self.complaints.insert(index, error);
+        }
     }
 
-    /// The front end had its time: what it did not enable is disabled.
-    pub fn release_held_rings(&mut self, rings: &mut dyn Rings) {
+    /// Transmitqs that wait to hear whether they are enabled since now wait until `until`. Returns
+    /// when the first of all that wait has waited long enough.
+    pub fn hold_rings(&mut self, until: Instant) -> Option<Instant> {
+        if self.rings_start_enabled() {
+            return None;
+        }
+        let waits =
+            |(index, ring): &(&RingIndex, &mut Ring)| index.is_transmitq() && ring.is_held();
+        let held = self.rings.iter_mut().filter(waits);
+        held.map(|(_, ring)| *ring.held_until.get_or_insert(until)).min()
+    }
+
+    /// The front end had its time for some rings: those that it did not enable are disabled.
+    pub fn release_held_rings(&mut self, now: Instant, rings: &mut dyn Rings) {
         for ring in self.rings.values_mut() {
-            ring.impatient = ring.started;
+            let over = ring.held_until.is_some_and(|until| until <= now);
+            ring.impatient |= ring.is_held() && over;
         }
         self.try_start_all(rings);
     }
 
-    fn try_start(&mut self, index: RingIndex, rings: &mut dyn Rings) -> Result<(), SessionError> {
+    fn start_if_complete(
+        &mut self,
+        index: RingIndex,
+        rings: &mut dyn Rings,
+    ) -> Result<(), SetUpError> {
+        let result = self.try_start(index, rings);
+        if let Some(ring) = self.rings.get_mut(&index) {
+            ring.wrong = result.err();
+        }
+        result
+    }
+
+    fn try_start(&mut self, index: RingIndex, rings: &mut dyn Rings) -> Result<(), SetUpError> {
         let from_the_beginning = self.rings_start_enabled();
         let (Some(features), Some(memory)) = (self.features, self.memory.map()) else {
             return Ok(());
@@ -234,7 +268,7 @@ impl Session {
         if !ring.started || ring.running || ring.broken || !runs {
             return Ok(());
         }
-        let Some(config) = self.queue_config(index, ring, features)? else { return Ok(()) };
+        let Some(config) = self.queue_config(ring, features)? else { return Ok(()) };
         let start = RingStart {
             config,
             memory,
@@ -245,7 +279,7 @@ impl Session {
             mtu: self.mtu,
             resumed: ring.resumed,
         };
-        rings.start(index, start).map_err(|error| SessionError::Queue { index, error })?;
+        rings.start(index, start)?;
         let ring = self.ring_mut(index);
         ring.running = true;
         ring.resumed = true;
@@ -253,12 +287,7 @@ impl Session {
     }
 
     /// The ring's configuration, if all of it is known and in memory.
-    fn queue_config(
-        &self,
-        index: RingIndex,
-        ring: &Ring,
-        features: u64,
-    ) -> Result<Option<QueueConfig>, SessionError> {
+    fn queue_config(&self, ring: &Ring, features: u64) -> Result<Option<QueueConfig>, SetUpError> {
         let (Some(size), Some(addr)) = (ring.size, ring.addr) else { return Ok(None) };
         let part = |addr| self.memory.translate(addr);
         let (desc, driver, device) = (part(addr.desc), part(addr.avail), part(addr.used));
@@ -269,7 +298,7 @@ impl Session {
         let position = match ring.base {
             None => RingPosition::start(layout),
             Some(base) if layout == Layout::Split && base > u32::from(u16::MAX) => {
-                return Err(SessionError::RingBase { ring: u32::from(index.0), base });
+                return Err(SetUpError::Base(base));
             }
             Some(base) => RingPosition::from_vhost_base(layout, base),
         };

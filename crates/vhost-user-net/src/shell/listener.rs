@@ -2,13 +2,14 @@
 //!
 //! The socket is bound under a temporary name, gets owner, permissions and backlog there, and is
 //! then renamed: whoever finds it under its name may connect at once, and nobody else ever could.
+//! A temporary name that is too long for a socket address is reached through its directory's fd.
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Gid, Mode, chmod, chown, lstat, rename, unlink};
+use rustix::fs::{FileType, Gid, Mode, OFlags, chmod, chown, lstat, open, rename, unlink};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with,
@@ -81,10 +82,11 @@ impl Listener {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
             .map_err(|e| OpenError::io("cannot make a socket for", path, e))?;
-        let address = SocketAddrUnix::new(temporary)
-            .map_err(|e| OpenError::io("the name is too long:", temporary, e))?;
+        // Nobody could connect to a longer one.
+        let _ = SocketAddrUnix::new(path)
+            .map_err(|e| OpenError::io("the name is too long:", path, e))?;
         let _ = unlink(temporary);
-        bind(&socket, &address).map_err(|e| OpenError::io("cannot make", path, e))?;
+        bind_in_directory(&socket, temporary).map_err(|e| OpenError::io("cannot make", path, e))?;
         if group.is_some() {
             chown(temporary, None, group)
                 .map_err(|e| OpenError::io("cannot set the group of", path, e))?;
@@ -140,7 +142,23 @@ fn make_way(path: &Path) -> Result<(), OpenError> {
     }
 }
 
-/// A short name in the same directory, so that a path that fits as a socket's still fits.
+/// Binds to `path`, which may be longer than a socket address if its last part is short.
+fn bind_in_directory(socket: &OwnedFd, path: &Path) -> Result<(), Errno> {
+    if let Ok(address) = SocketAddrUnix::new(path) {
+        return bind(socket, &address);
+    }
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Errno::NAMETOOLONG);
+    };
+    let directory =
+        open(parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut through = PathBuf::from("/proc/self/fd");
+    through.push(directory.as_raw_fd().to_string());
+    through.push(name);
+    bind(socket, &SocketAddrUnix::new(&through)?)
+}
+
+/// A name in the same directory: files of one directory can be renamed into each other.
 fn temporary_name(path: &Path) -> PathBuf {
     let mut name = OsString::from(".");
     name.push(std::process::id().to_string());

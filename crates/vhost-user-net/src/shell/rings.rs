@@ -7,11 +7,11 @@ use std::sync::Arc;
 use port::{Fabric, PortId, QueueCounters, QueueId};
 use virtio_net::features::queue_options;
 use virtio_net::{QueueOptions, Receiveq, ReceiveqParts, Transmitq, TransmitqParts};
-use virtq::{QueueError, RingPosition, Virtq};
+use virtq::QueueError;
 
 use super::{CountersOf, PortLinks};
 use crate::rarp;
-use crate::session::{RingIndex, RingStart, Rings};
+use crate::session::{RingIndex, RingStart, Rings, Stopped};
 
 /// The switch, as a session uses it.
 pub(super) struct FabricRings {
@@ -58,7 +58,7 @@ impl Rings for FabricRings {
         Ok(())
     }
 
-    fn stop(&mut self, ring: RingIndex) -> Option<RingPosition> {
+    fn stop(&mut self, ring: RingIndex) -> Option<Stopped> {
         let queue = if ring.is_transmitq() {
             let ingress = self.fabric.detach_ingress(self.at(ring))?;
             downcast::<Transmitq>(ingress.into_any())?.into_parts().queue
@@ -66,7 +66,7 @@ impl Rings for FabricRings {
             let egress = self.fabric.detach_egress(self.at(ring))?;
             downcast::<Receiveq>(egress.into_any())?.into_parts().queue
         };
-        Some(Virtq::stop(queue).position)
+        Some(queue.into())
     }
 
     fn announce(&mut self, mac: [u8; 6]) {

@@ -3,15 +3,17 @@
 use std::io::Write;
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use port::{DropReason, PortState};
-use vhost::VhostUserMemoryRegionInfo;
+use port::{DropReason, PortId, PortState, QueueFault, QueueId};
 use vhost::vhost_user::VhostUserFrontend;
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 use vhost_user_net::SocketMode;
-use virtio_net::features::{EVENT_IDX, IN_ORDER, MRG_RXBUF, RING_PACKED, VERSION_1};
+use virtio_net::features::{EVENT_IDX, IN_ORDER, MRG_RXBUF, RING_PACKED, RING_RESET, VERSION_1};
+use virtq::ChainError;
 use virtq::driver::Buffer;
 use virtq::mem::GuestPhysAddr;
 
-use crate::guest::{GUEST, Guest, USER};
+use crate::fabric::Side;
+use crate::guest::{GUEST, Guest, USER, front_end};
 use crate::harness::{Bench, wait_for};
 
 const PROTOCOL: u64 = 1 << 30;
@@ -182,6 +184,75 @@ fn a_broken_ring_is_reported_and_comes_back_after_a_reset() {
         bench.wait(0, PortState::Up, "");
         exchange(&mut a, &mut b, 0..50);
     }
+}
+
+#[test]
+fn rings_are_reset_one_by_one_and_resized_while_the_others_run() {
+    for features in [SPLIT, PACKED, SPLIT | EVENT_IDX | MRG_RXBUF, PACKED | EVENT_IDX | IN_ORDER] {
+        let features = features | RING_RESET;
+        let bench = Bench::with(|settings| settings.ring_reset = true);
+        let (mut a, mut b) = pair(&bench, features);
+        exchange(&mut a, &mut b, 0..100);
+        exchange(&mut b, &mut a, 0..100);
+        let mut sent = 100;
+        // Room for what is on the way at once, in the receiveq.
+        for (transmitq, receiveq) in [(128, 256), (16, 128), (64, 64)] {
+            // The guest stops to send, and goes on receiving meanwhile.
+            a.reset_ring(1, transmitq);
+            bench.wait(0, PortState::Waiting, "connected, the driver has not set up its rings");
+            exchange(&mut b, &mut a, sent..sent + 100);
+            a.start_anew(1);
+            bench.wait(0, PortState::Up, "");
+            exchange(&mut a, &mut b, sent..sent + 100);
+            // It has no buffers for a while, and goes on sending.
+            a.reset_ring(0, receiveq);
+            exchange(&mut a, &mut b, sent + 100..sent + 200);
+            a.fill();
+            a.start_anew(0);
+            bench.wait(0, PortState::Up, "");
+            exchange(&mut b, &mut a, sent + 100..sent + 200);
+            sent += 200;
+        }
+        for counters in &bench.counters {
+            // What is delivered is counted a moment after the guest sees it.
+            wait_for("the last frame's count", || counters.read_ends().tx_frames >= 700);
+            let mut totals = counters.read_ends();
+            counters.read_rx(&mut totals);
+            assert_eq!((totals.rx_frames, totals.tx_frames, totals.dropped()), (700, 700, 0));
+        }
+    }
+}
+
+#[test]
+fn a_ring_reset_is_negotiated_only_where_it_is_offered() {
+    for offered in [false, true] {
+        let bench = Bench::with(|settings| settings.ring_reset = offered);
+        let front = front_end(UnixStream::connect(bench.socket(0)).unwrap());
+        assert_eq!(front.get_features().unwrap() & RING_RESET != 0, offered);
+        front.set_features(SPLIT | RING_RESET).unwrap();
+        if offered {
+            assert!(front.get_features().is_ok());
+        } else {
+            bench.wait_error(0, "SET_FEATURES with 0x10000000000, which was not offered");
+        }
+    }
+}
+
+#[test]
+fn a_late_word_of_a_fault_changes_nothing() {
+    let bench = Bench::new(SocketMode::Server);
+    let (mut a, mut b) = pair(&bench, SPLIT);
+    exchange(&mut a, &mut b, 0..5);
+    for side in [Side::Receiveq, Side::Transmitq] {
+        // What a switch does when a worker meets a fault.
+        bench.status[0].set(PortState::Broken, "a fault of an earlier ring");
+        let fault = QueueFault::Ring(ChainError::Head { head: 64, size: 64 });
+        bench.wire.fault(QueueId { port: PortId(0), pair: 0 }, side, fault);
+        bench.wait(0, PortState::Up, "");
+    }
+    assert!(a.queues.iter().all(|queue| queue.err.read().is_err()));
+    exchange(&mut a, &mut b, 5..50);
+    exchange(&mut b, &mut a, 0..50);
 }
 
 #[test]

@@ -31,6 +31,7 @@ pub(crate) struct Queue {
     pub(crate) kick: EventFd,
     pub(crate) call: EventFd,
     pub(crate) err: EventFd,
+    size: u16,
 }
 
 pub(crate) struct Guest {
@@ -38,6 +39,7 @@ pub(crate) struct Guest {
     pub(crate) queues: Vec<Queue>,
     pub(crate) file: File,
     features: u64,
+    map: GuestMap,
 }
 
 pub(crate) fn front_end(stream: UnixStream) -> Frontend {
@@ -60,8 +62,8 @@ impl Guest {
         let ranges = [(GuestAddress(GUEST), MEMORY, Some(offset))];
         let memory = GuestMemoryMmap::<()>::from_ranges_with_files(ranges).unwrap();
         let map = GuestMap::new(Arc::new(memory)).unwrap();
-        let queues = (0..2u64).map(|ring| make_queue(&map, features, ring)).collect();
-        let mut guest = Self { front: nobody(), queues, file, features };
+        let queues = (0..2u64).map(|ring| make_queue(&map, features, ring, QUEUE)).collect();
+        let mut guest = Self { front: nobody(), queues, file, features, map };
         guest.join(stream);
         guest
     }
@@ -97,9 +99,8 @@ impl Guest {
 
     /// Starts and enables both rings at the beginning.
     pub(crate) fn start(&mut self) {
-        let base = if self.features & RING_PACKED == 0 { 0 } else { 0x8000 };
         for ring in 0..2 {
-            self.start_ring(ring, base);
+            self.start_anew(ring);
         }
     }
 
@@ -108,21 +109,36 @@ impl Guest {
         let user = |addr: GuestPhysAddr| addr.0 - GUEST + USER;
         let areas = queue.driver.areas();
         let config = VringConfigData {
-            queue_max_size: QUEUE,
-            queue_size: QUEUE,
+            queue_max_size: queue.size,
+            queue_size: queue.size,
             flags: 0,
             desc_table_addr: user(areas.desc),
             used_ring_addr: user(areas.device),
             avail_ring_addr: user(areas.driver),
             log_addr: None,
         };
-        self.front.set_vring_num(ring, QUEUE).unwrap();
+        self.front.set_vring_num(ring, queue.size).unwrap();
         self.front.set_vring_base(ring, base).unwrap();
         self.front.set_vring_addr(ring, &config).unwrap();
         self.front.set_vring_call(ring, &queue.call).unwrap();
         self.front.set_vring_err(ring, &queue.err).unwrap();
         self.front.set_vring_kick(ring, &queue.kick).unwrap();
         self.front.set_vring_enable(ring, true).unwrap();
+    }
+
+    /// What a guest and its front end do to reset one ring: it ends, its buffers come back, and
+    /// the next one has `size` entries.
+    pub(crate) fn reset_ring(&mut self, ring: usize, size: u16) {
+        self.front.set_vring_enable(ring, false).unwrap();
+        let _ = self.front.get_vring_base(ring).unwrap();
+        let number = u64::try_from(ring).unwrap();
+        self.queues[ring] = make_queue(&self.map, self.features, number, size);
+    }
+
+    /// Starts a ring at its beginning.
+    pub(crate) fn start_anew(&mut self, ring: usize) {
+        let base = if self.features & RING_PACKED == 0 { 0 } else { 0x8000 };
+        self.start_ring(ring, base);
     }
 
     pub(crate) fn stop(&mut self) -> [u32; 2] {
@@ -175,13 +191,13 @@ impl Guest {
     }
 }
 
-fn make_queue(map: &GuestMap, features: u64, ring: u64) -> Queue {
+fn make_queue(map: &GuestMap, features: u64, ring: u64, size: u16) -> Queue {
     let base = GUEST + ring * 0x10_0000;
-    let mut config = DriverConfig::new(layout(features), QUEUE);
+    let mut config = DriverConfig::new(layout(features), size);
     config = config.with_features(ring_features(features), 0);
     let driver = DriverQueue::new(map, config, GuestPhysAddr(base)).unwrap();
     let buffers = GuestPhysAddr(base + 0x8_0000);
-    let pool = BufferPool::new(map, buffers, BUFFER, u32::from(QUEUE)).unwrap();
+    let pool = BufferPool::new(map, buffers, BUFFER, u32::from(size)).unwrap();
     let [kick, call, err] = [(); 3].map(|()| EventFd::new(EFD_NONBLOCK).unwrap());
-    Queue { driver, pool, kick, call, err }
+    Queue { driver, pool, kick, call, err, size }
 }

@@ -53,6 +53,26 @@ fn refusals_arrive_as_errors_and_the_connection_lives() {
 }
 
 #[test]
+fn a_ring_that_its_memory_completes_is_refused_by_its_status() {
+    let bench = Bench::new(SocketMode::Server);
+    let mut guest = Guest::new(UnixStream::connect(bench.socket(0)).unwrap(), VERSION_1 | 1 << 30);
+    guest.fill();
+    let other =
+        VhostUserMemoryRegionInfo { guest_phys_addr: 0, userspace_addr: 0x1000, ..guest.region() };
+    let _ = guest.front.set_mem_table(&[other]).unwrap();
+    guest.start();
+    for ring in 0..2 {
+        let _ = guest.front.get_vring_base(ring).unwrap();
+        guest.front.set_vring_num(ring, 3).unwrap();
+        guest.front.set_vring_kick(ring, &guest.queues[ring].kick).unwrap();
+    }
+    bench.wait(0, PortState::Waiting, "ring 0 is not within the memory");
+    guest.share();
+    bench.wait(0, PortState::Waiting, "ring 0 cannot be started: ");
+    bench.wait_error(0, "ring 1: ");
+}
+
+#[test]
 fn a_message_that_cannot_be_refused_ends_the_connection_and_nothing_else() {
     let bench = Bench::new(SocketMode::Server);
     let mut bad = front_end(UnixStream::connect(bench.socket(0)).unwrap());

@@ -3,7 +3,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use port::{PortId, PortState, StatusCell};
@@ -42,6 +42,25 @@ fn the_file_has_the_permissions_and_the_group_that_were_asked_for() {
     assert_eq!(mode_of(&path), 0o600);
     assert_eq!(std::fs::metadata(&path).unwrap().gid(), own);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing temporary is left");
+}
+
+#[test]
+fn a_path_as_long_as_a_socket_address_holds_works() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut long = dir.path().to_owned();
+    let used = long.as_os_str().len();
+    long.push("d".repeat(107 - used - "//s".len()));
+    std::fs::create_dir(&long).unwrap();
+    let path = long.join("s");
+    assert_eq!(path.as_os_str().len(), 107);
+    let port = open(PortSettings::server("g", &path)).unwrap();
+    assert_eq!(mode_of(&path), 0o660);
+    drop(UnixStream::connect(&path).unwrap());
+    assert_eq!(std::fs::read_dir(&long).unwrap().count(), 1, "nothing temporary is left");
+    drop(port);
+    assert!(!path.exists());
+    let error = open(PortSettings::server("g", long.join("sss"))).unwrap_err();
+    assert!(error.to_string().starts_with("the name is too long"), "{error}");
 }
 
 #[test]
@@ -102,6 +121,36 @@ fn a_second_front_end_is_sent_away() {
     let mut reply = [0; 20];
     first.read_exact(&mut reply).unwrap();
     assert_eq!(reply.to_vec(), Reply::U64(FEATURES).write(1));
+}
+
+/// What this process logged.
+static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+struct ToLog;
+
+impl Write for ToLog {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        LOG.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_crowd_of_front_ends_does_not_fill_the_log() {
+    tracing_subscriber::fmt().with_ansi(false).with_writer(|| ToLog).init();
+    let bench = Bench::with(|settings| "crowded".clone_into(&mut settings.name));
+    let _first = UnixStream::connect(bench.socket(0)).unwrap();
+    bench.wait(0, PortState::Waiting, "connected");
+    for _ in 0..50 {
+        let mut other = UnixStream::connect(bench.socket(0)).unwrap();
+        assert_eq!(other.read(&mut [0; 1]).unwrap(), 0);
+    }
+    let log = String::from_utf8(LOG.lock().unwrap().clone()).unwrap();
+    let about_them = |line: &&str| line.contains("crowded") && line.contains("sent away");
+    assert_eq!(log.lines().filter(about_them).count(), 10);
 }
 
 #[test]

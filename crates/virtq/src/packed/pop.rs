@@ -113,7 +113,7 @@ impl Packed {
             let flags = desc.fourth();
             if flags & INDIRECT != 0 {
                 check_indirect(self.config.features.indirect, flags, at.index)?;
-                walk.add_flat_table(desc)?;
+                walk.add_flat_table(desc, self.table_flags)?;
             } else {
                 walk.add(desc, flags, at.index)?;
             }

@@ -1,11 +1,12 @@
 //! The runners themselves, against a peer: what fails here is not the switch's fault.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use conformance::virtio_user::LARGEST_FRAME;
 use conformance::{
-    Environment, Guest, GuestSpec, HostTap, Process, QemuVersion, Scratch, Topology, VirtioUser,
+    Environment, Forwarder, Guest, GuestSpec, HostTap, QemuVersion, Scratch, Topology, VirtioUser,
     VirtioUserSpec,
 };
 use libtest_mimic::Trial;
@@ -22,46 +23,13 @@ pub(crate) fn trials() -> Vec<Trial> {
     guests.into_iter().chain([user, echo]).collect()
 }
 
-/// DPDK's vhost library as the back end: it passes frames between two sockets and decides nothing.
-struct Peer {
-    process: Process,
-}
-
-impl Peer {
-    /// A peer with a socket on either side.
-    fn between_sockets(environment: &Environment, folder: &Path) -> Result<Self> {
-        let device = |port: usize| {
-            let socket = folder.join(format!("s{port}"));
-            format!("net_vhost{port},iface={},queues=1", socket.display())
-        };
-        Self::start(environment, folder, [device(0), device(1)])
-    }
-
-    fn start(environment: &Environment, folder: &Path, devices: [String; 2]) -> Result<Self> {
-        let mut command = environment.testpmd()?;
-        let prefix = format!("--file-prefix=cwpeer{}", std::process::id());
-        let _ = command.args(["--lcores", "0@0,1@0", "-m", "512", "--no-pci", &prefix]);
-        for device in devices {
-            let _ = command.arg(format!("--vdev={device}"));
-        }
-        let _ = command.args(["--", "-i", "--nb-cores=1", "--total-num-mbufs=16384"]);
-        let mut process = Process::spawn("testpmd", &mut command, &folder.join("peer.log"))?;
-        let prompt = |text: &str| text.contains("testpmd> ").then_some(());
-        process.wait_for("the prompt", 0, Duration::from_secs(30), prompt)?;
-        process.send("set fwd io")?;
-        process.send("start")?;
-        Ok(Self { process })
-    }
-
-    fn stop(mut self) -> Result<()> {
-        self.process.send("stop")?;
-        self.process.send("quit")?;
-        self.process.finish(Duration::from_secs(20)).map(drop)
-    }
+/// The sockets of the back end, by which frames come and go.
+fn sockets(scratch: &Scratch) -> [PathBuf; 2] {
+    ["s0", "s1"].map(|name| scratch.path(name))
 }
 
 fn guests(environment: &Environment, scratch: &Scratch, version: QemuVersion) -> Result<()> {
-    let peer = Peer::between_sockets(environment, scratch.folder())?;
+    let peer = Forwarder::between_sockets(environment, &sockets(scratch), scratch.folder())?;
     let mut specs =
         [1, 2].map(|n: u8| GuestSpec::new(n, scratch.path(&format!("s{}", n.saturating_sub(1)))));
     for spec in &mut specs {
@@ -88,9 +56,9 @@ fn guests(environment: &Environment, scratch: &Scratch, version: QemuVersion) ->
 }
 
 fn virtio_user(environment: &Environment, scratch: &Scratch) -> Result<()> {
-    let peer = Peer::between_sockets(environment, scratch.folder())?;
+    let peer = Forwarder::between_sockets(environment, &sockets(scratch), scratch.folder())?;
     let spec = VirtioUserSpec {
-        sockets: vec![scratch.path("s0"), scratch.path("s1")],
+        sockets: sockets(scratch).into(),
         topology: Topology::Pairs,
         server: false,
         packed: false,
@@ -98,6 +66,7 @@ fn virtio_user(environment: &Environment, scratch: &Scratch) -> Result<()> {
         in_order: false,
         vectorized: true,
         queues: 1,
+        largest_frame: LARGEST_FRAME,
     };
     let mut user = VirtioUser::start(environment, &spec, scratch.folder())?;
     user.wait_up()?;
@@ -118,7 +87,7 @@ fn echo(environment: &Environment, scratch: &Scratch) -> Result<()> {
         format!("net_vhost0,iface={},queues=1", socket.display()),
         format!("net_tap0,iface={}", tap.name()),
     ];
-    let peer = Peer::start(environment, scratch.folder(), devices)?;
+    let peer = Forwarder::start(environment, devices, scratch.folder())?;
     let mut spec = VirtioUserSpec {
         sockets: vec![socket],
         topology: Topology::Loop,
@@ -128,6 +97,7 @@ fn echo(environment: &Environment, scratch: &Scratch) -> Result<()> {
         in_order: false,
         vectorized: false,
         queues: 1,
+        largest_frame: LARGEST_FRAME,
     };
     tap.configure("10.78.0.1/24", 1500)?;
     tap.neighbour("10.78.0.2", &VirtioUserSpec::mac(0))?;

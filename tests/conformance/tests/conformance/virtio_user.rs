@@ -92,6 +92,7 @@ fn spec_of(row: &[usize]) -> Option<VirtioUserSpec> {
         in_order: in_order == 1,
         vectorized: vectorized == 1,
         queues: *QUEUES.get(queues)?,
+        largest_frame: LARGEST_FRAME,
     })
 }
 

@@ -1,6 +1,6 @@
 //! A driver that breaks its ring, and its way back.
 
-use super::front::{Front, PLAIN, REGION_BYTES, event, memory, region};
+use super::front::{Event, Front, PLAIN, REGION_BYTES, event, memory, region};
 use crate::codec::{Request, VringFd};
 use crate::session::{RingIndex, Unready};
 
@@ -11,8 +11,9 @@ fn broken() -> Front {
     front.up(PLAIN, 1);
     front.say_fd(Request::SetVringErr(VringFd { ring: 1, has_fd: true }), event());
     front.say(Request::SetStatus(0xf));
-    let err = front.session.ring_fault(RingIndex(1), &mut front.rings);
-    assert!(err.is_some());
+    front.break_ring(1);
+    assert!(front.session.ring_fault(RingIndex(1), &mut front.rings));
+    assert!(front.session.err_eventfd(RingIndex(1)).is_some());
     front
 }
 
@@ -64,6 +65,28 @@ fn reset_device_mends_it_too() {
 #[test]
 fn a_fault_of_a_ring_that_is_gone_is_ignored() {
     let mut front = Front::new();
-    assert!(front.session.ring_fault(RingIndex(1), &mut front.rings).is_none());
+    assert!(!front.session.ring_fault(RingIndex(1), &mut front.rings));
     assert!(front.running().is_empty());
+}
+
+#[test]
+fn a_late_word_of_a_fault_leaves_a_ring_that_was_started_anew_alone() {
+    let mut front = Front::new();
+    front.up(PLAIN, 1);
+    front.break_ring(1);
+    // The driver resets it before the session hears of the fault.
+    let _ = front.base(1);
+    front.describe(1, 7);
+    front.kick(1);
+    let _ = front.events();
+    assert!(!front.session.ring_fault(RingIndex(1), &mut front.rings));
+    assert_eq!(front.session.ready(), Ok(()));
+    let position = virtq::RingPosition::Split { avail: 7, used: 7 };
+    let started = Event::Started { ring: 1, enabled: true, position };
+    assert_eq!(front.events(), [Event::Stopped(1), started]);
+    // The next fault is its own.
+    front.break_ring(1);
+    assert!(front.session.ring_fault(RingIndex(1), &mut front.rings));
+    assert!(!front.session.ring_fault(RingIndex(1), &mut front.rings), "it is known");
+    assert_eq!(front.session.ready(), Err(Unready::Broken(RingIndex(1))));
 }

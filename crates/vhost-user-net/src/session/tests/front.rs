@@ -8,13 +8,13 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use virtio_net::features::{RING_PACKED, VERSION_1};
 use virtq::mem::GuestPhysAddr;
-use virtq::{QueueError, RingPosition, Virtq};
+use virtq::{ChainBuf, QueueError, RingPosition, Virtq};
 
 use crate::codec::{Decoder, Request, VringAddr, VringFd, VringState};
 use crate::memory::{FrontendAddr, RegionSpec};
 use crate::session::{
     F_PROTOCOL_FEATURES, Outcome, PROTOCOL_FEATURES, RingIndex, RingStart, Rings, Session,
-    SessionError, SessionSettings,
+    SessionError, SessionSettings, Stopped,
 };
 
 pub(super) const REGION_BYTES: u64 = 1 << 20;
@@ -64,10 +64,10 @@ impl Rings for Recorder {
         Ok(())
     }
 
-    fn stop(&mut self, ring: RingIndex) -> Option<RingPosition> {
+    fn stop(&mut self, ring: RingIndex) -> Option<Stopped> {
         self.events.push(Event::Stopped(ring.0));
         let running = self.queues.remove(&ring.0).expect("stopped, but not running");
-        Some(running.queue.stop().position)
+        Some(running.queue.into())
     }
 
     fn announce(&mut self, mac: [u8; 6]) {
@@ -110,13 +110,16 @@ pub(super) fn ring_addr(ring: u32) -> VringAddr {
 pub(super) struct Front {
     pub(super) session: Session,
     pub(super) rings: Recorder,
+    /// The file of the first region.
+    shared: OwnedFd,
 }
 
 impl Front {
     pub(super) fn new() -> Self {
         let settings =
             SessionSettings { queues: 4, queue_size: 1024, mtu: 9000, ring_reset: false };
-        Self { session: Session::new(settings), rings: Recorder::default() }
+        let shared = memory(REGION_BYTES);
+        Self { session: Session::new(settings), rings: Recorder::default(), shared }
     }
 
     pub(super) fn bytes(
@@ -184,7 +187,8 @@ impl Front {
 
     pub(super) fn share(&mut self) {
         let table = Request::SetMemTable(vec![region(0)]);
-        self.say_fd(table, memory(REGION_BYTES));
+        let file = rustix::io::dup(&self.shared).unwrap();
+        self.say_fd(table, file);
     }
 
     pub(super) fn describe(&mut self, ring: u32, base: u32) {
@@ -212,6 +216,16 @@ impl Front {
         }
         let all: Vec<u16> = (0..u16::try_from(pairs * 2).unwrap()).collect();
         assert_eq!(self.running(), all);
+    }
+
+    /// The driver of a split ring puts the number of a descriptor that is none into the available
+    /// ring, and the device sees it.
+    pub(super) fn break_ring(&mut self, ring: u16) {
+        let available = ring_addr(u32::from(ring)).avail.0 - USER;
+        let _ = rustix::io::pwrite(&self.shared, &[0, 0, 1, 0, 0xff, 0xff], available).unwrap();
+        let mut chains = ChainBuf::with_capacity(1);
+        let queue = &mut self.rings.queues.get_mut(&ring).unwrap().queue;
+        assert!(queue.pop(&mut chains, 1).fault().is_some());
     }
 
     pub(super) fn running(&self) -> Vec<u16> {

@@ -116,6 +116,8 @@ fn a_region_added_twice_is_removed_twice() {
     table = table.without(&region(0)).unwrap();
     assert!(table.is_empty() && table.map().is_none());
     assert!(table.without(&region(0)).is_err());
+    let twice = RegionTable::new(&[region(0), region(0)], vec![again(), again()]).unwrap_err();
+    assert!(matches!(twice, MemoryError::Overlap(_, _)), "a table names a region once: {twice}");
     table = RegionTable::new(&[region(0)], vec![again()]).unwrap();
     for _ in 1..128 {
         table = table.with(region(0), again()).unwrap();

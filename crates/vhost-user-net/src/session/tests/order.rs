@@ -1,5 +1,7 @@
 //! A ring runs as soon as everything is there, whatever came last.
 
+use std::time::{Duration, Instant};
+
 use super::front::{Event, Front, PLAIN, event, ring_addr};
 use crate::codec::{Request, VringFd, VringState};
 use crate::session::{RingIndex, Unready};
@@ -77,6 +79,31 @@ fn status_tells_what_is_missing() {
 }
 
 #[test]
+fn what_is_wrong_with_a_ring_is_told_when_its_memory_comes_last() {
+    let mut front = Front::new();
+    front.negotiate(PLAIN);
+    for ring in 0..2 {
+        front.describe(ring, 0);
+        front.say(Request::SetVringNum(VringState { ring, num: 3 - ring }));
+        front.kick(ring);
+        front.enable(ring, true);
+    }
+    assert!(front.session.take_complaints().is_empty());
+    front.share();
+    let wrong = front.session.ready().unwrap_err();
+    assert!(matches!(wrong, Unready::SetUp(RingIndex(0), _)));
+    assert!(wrong.to_string().contains("power of two"), "{wrong}");
+    let complaints = front.session.take_complaints();
+    assert_eq!(complaints.len(), 1);
+    assert!(complaints[0].to_string().starts_with("ring 0: "), "{}", complaints[0]);
+    // Known already.
+    front.share();
+    assert!(front.session.take_complaints().is_empty());
+    front.say(Request::SetVringNum(VringState { ring: 0, num: 4 }));
+    assert_eq!(front.session.ready(), Ok(()));
+}
+
+#[test]
 fn a_call_is_replaced_while_the_ring_runs() {
     let mut front = Front::new();
     front.up(PLAIN, 1);
@@ -95,18 +122,48 @@ fn a_transmitq_is_held_until_it_is_known_to_be_enabled_or_time_is_over() {
     front.negotiate(PLAIN);
     front.share();
     front.describe(1, 0);
-    assert!(!front.session.holds_rings());
+    let now = Instant::now();
+    assert_eq!(front.session.hold_rings(now), None);
     front.kick(1);
-    assert!(front.session.holds_rings());
+    assert_eq!(front.session.hold_rings(now), Some(now));
     assert!(front.running().is_empty());
-    front.session.release_held_rings(&mut front.rings);
-    assert!(!front.session.holds_rings());
+    front.session.release_held_rings(now, &mut front.rings);
+    assert_eq!(front.session.hold_rings(now), None);
     let events = front.events();
     assert!(matches!(events[..], [Event::Started { ring: 1, enabled: false, .. }]));
     front.enable(1, true);
     let _ = front.base(1);
     front.kick(1);
-    assert!(!front.session.holds_rings(), "it is known to be enabled");
+    assert_eq!(front.session.hold_rings(now), None, "it is known to be enabled");
+}
+
+#[test]
+fn each_ring_is_held_for_a_time_of_its_own() {
+    let mut front = Front::new();
+    front.negotiate(PLAIN);
+    front.share();
+    let start = Instant::now();
+    let after = |ms| start + Duration::from_millis(ms);
+    front.describe(1, 0);
+    front.kick(1);
+    assert_eq!(front.session.hold_rings(after(200)), Some(after(200)));
+    front.describe(3, 0);
+    front.kick(3);
+    assert_eq!(front.session.hold_rings(after(350)), Some(after(200)));
+    front.session.release_held_rings(after(199), &mut front.rings);
+    assert!(front.running().is_empty());
+    front.session.release_held_rings(after(200), &mut front.rings);
+    assert_eq!(front.running(), [1]);
+    assert_eq!(front.session.hold_rings(after(400)), Some(after(350)));
+    front.enable(3, true);
+    assert_eq!(front.session.hold_rings(after(400)), None);
+    // One that is started anew has all of its time again.
+    front.describe(5, 0);
+    front.kick(5);
+    assert_eq!(front.session.hold_rings(after(500)), Some(after(500)));
+    let _ = front.base(5);
+    front.kick(5);
+    assert_eq!(front.session.hold_rings(after(600)), Some(after(600)));
 }
 
 #[test]

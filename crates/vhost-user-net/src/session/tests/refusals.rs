@@ -164,7 +164,7 @@ fn impossible_rings_are_refused_by_the_message_that_completes_them() {
     front.enable(1, true);
     front.describe(1, 0x1_0000);
     let text = front.refused(kick, vec![event()]);
-    assert_eq!(text, "ring 1 at position 0x10000, a split ring has 16 bits");
+    assert_eq!(text, "ring 1: position 0x10000, a split ring has 16 bits");
 }
 
 #[test]

@@ -1,0 +1,192 @@
+//! OVS-DPDK as a peer: a bridge that learns (`NORMAL`) between two vhost-user client ports.
+//!
+//! **Limits** Its polling thread has CPU 0 and never sleeps; it uses 512 MiB of hugepages. The
+//! front ends listen on the sockets. One folder has everything of an instance.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::environment::{Environment, Ovs};
+use crate::process::{Process, output};
+
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+const LINK_TIMEOUT: Duration = Duration::from_secs(30);
+const ASK_TIMEOUT: Duration = Duration::from_secs(30);
+/// What the log says when DPDK has started in it.
+const READY: &str = "DPDK Enabled - initialized";
+const TICK: Duration = Duration::from_millis(50);
+
+/// A running OVS-DPDK; dropped, both of its processes end.
+#[derive(Debug)]
+pub struct OvsDpdk {
+    programs: Ovs,
+    folder: PathBuf,
+    /// Before the database: the fields are dropped in order.
+    switch: Process,
+    _database: Process,
+}
+
+impl OvsDpdk {
+    /// Starts it with a port for each socket; `mtu` is their largest packet.
+    ///
+    /// # Errors
+    /// It cannot be had, or a part of it does not start.
+    pub fn start(
+        environment: &Environment,
+        sockets: &[PathBuf; 2],
+        mtu: u32,
+        folder: &Path,
+    ) -> Result<Self> {
+        let programs = environment.ovs()?;
+        let file = folder.join("conf.db");
+        let mut create = with_folder(programs.command("usr/bin/ovsdb-tool")?, folder);
+        let schema = programs.file("usr/share/openvswitch/vswitch.ovsschema");
+        let _ = output(create.arg("create").arg(&file).arg(schema), ASK_TIMEOUT)?;
+        let mut serve = with_folder(programs.command("usr/sbin/ovsdb-server")?, folder);
+        let remote = format!("--remote=p{}", database(folder));
+        let _ = serve.arg(&file).args([remote, unixctl(folder, "db")]);
+        let served = Process::spawn("ovsdb-server", &mut serve, &folder.join("ovsdb.log"))?;
+        wait_file(&folder.join("db.sock"))?;
+        configure(&programs, folder)?;
+        let mut run = with_folder(programs.switch()?, folder);
+        let _ = run.args([database(folder), unixctl(folder, "vs")]);
+        let switch = Process::spawn("ovs-vswitchd", &mut run, &folder.join("ovs.log"))?;
+        let folder = folder.to_owned();
+        let mut ovs = Self { programs, folder, switch, _database: served };
+        let ready = |text: &str| text.contains(READY).then_some(());
+        ovs.switch.wait_for("DPDK's start", 0, START_TIMEOUT, ready)?;
+        ovs.add_ports(sockets, mtu).with_context(|| ovs.switch.tail())?;
+        Ok(ovs)
+    }
+
+    fn add_ports(&self, sockets: &[PathBuf; 2], mtu: u32) -> Result<()> {
+        let bridge = ["add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev"];
+        let _ = self.vsctl(&bridge)?;
+        for (port, socket) in PORTS.iter().zip(sockets) {
+            let path = format!("options:vhost-server-path={}", socket.display());
+            let mtu = format!("mtu_request={mtu}");
+            let add = ["add-port", "br0", port, "--", "set", "Interface", port];
+            let _ = self.vsctl(&[&add[..], &["type=dpdkvhostuserclient", &path, &mtu]].concat())?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the front ends of both ports are there.
+    ///
+    /// # Errors
+    /// One does not come.
+    pub fn wait_ports_up(&self) -> Result<()> {
+        let start = Instant::now();
+        for port in PORTS {
+            while self.vsctl(&["get", "Interface", port, "link_state"])?.trim() != "up" {
+                if start.elapsed() > LINK_TIMEOUT {
+                    bail!("OVS' port {port} does not come up\n{}", self.switch.tail());
+                }
+                std::thread::sleep(TICK);
+            }
+        }
+        Ok(())
+    }
+
+    /// The process id of the switch.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.switch.id()
+    }
+
+    /// Cycles that the polling thread has spent on each frame since it started, polls that found
+    /// nothing excluded; `None` if there were no frames.
+    ///
+    /// # Errors
+    /// OVS does not answer.
+    pub fn cycles_per_frame(&self) -> Result<Option<f64>> {
+        let mut ask = with_folder(self.programs.command("usr/bin/ovs-appctl")?, &self.folder);
+        let _ = ask.arg("-t").arg(self.folder.join("vs.ctl")).arg("dpif-netdev/pmd-stats-show");
+        Ok(parse_cycles(&output(&mut ask, ASK_TIMEOUT)?))
+    }
+
+    fn vsctl(&self, arguments: &[&str]) -> Result<String> {
+        vsctl(&self.programs, &self.folder, arguments)
+    }
+}
+
+const PORTS: [&str; 2] = ["p0", "p1"];
+
+/// What the switch has to know before it starts.
+fn configure(programs: &Ovs, folder: &Path) -> Result<()> {
+    let _ = vsctl(programs, folder, &["--no-wait", "init"])?;
+    let extra = format!(
+        "other_config:dpdk-extra=--no-pci --file-prefix=cwovs{} -d librte_mempool_ring.so.23",
+        std::process::id()
+    );
+    let settings = [
+        "--no-wait",
+        "set",
+        "Open_vSwitch",
+        ".",
+        "other_config:dpdk-init=true",
+        "other_config:pmd-cpu-mask=1",
+        "other_config:dpdk-lcore-mask=1",
+        "other_config:dpdk-socket-mem=512",
+        &extra,
+    ];
+    vsctl(programs, folder, &settings).map(drop)
+}
+
+fn vsctl(programs: &Ovs, folder: &Path, arguments: &[&str]) -> Result<String> {
+    let mut command = with_folder(programs.command("usr/bin/ovs-vsctl")?, folder);
+    // Options stand before the command.
+    let options =
+        [format!("--db={}", database(folder)), format!("--timeout={}", START_TIMEOUT.as_secs())];
+    output(command.args(options).args(arguments), ASK_TIMEOUT)
+}
+
+/// Nothing of the machine's own OVS is read or written.
+fn with_folder(mut command: Command, folder: &Path) -> Command {
+    for name in ["OVS_RUNDIR", "OVS_LOGDIR", "OVS_DBDIR", "OVS_SYSCONFDIR"] {
+        let _ = command.env(name, folder);
+    }
+    command
+}
+
+fn database(folder: &Path) -> String {
+    format!("unix:{}", folder.join("db.sock").display())
+}
+
+fn unixctl(folder: &Path, name: &str) -> String {
+    format!("--unixctl={}", folder.join(format!("{name}.ctl")).display())
+}
+
+fn wait_file(path: &Path) -> Result<()> {
+    let start = Instant::now();
+    while !path.exists() {
+        if start.elapsed() > START_TIMEOUT {
+            bail!("{} does not come", path.display());
+        }
+        std::thread::sleep(TICK);
+    }
+    Ok(())
+}
+
+/// The first thread that `pmd-stats-show` names is the polling thread.
+fn parse_cycles(shown: &str) -> Option<f64> {
+    let (_, rest) = shown.split_once("avg processing cycles per packet: ")?;
+    rest.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_polling_threads_cycles_are_read() {
+        let shown = "pmd thread numa_id 0 core_id 0:\n  packets received: 10\n  \
+                     avg cycles per packet: 900.00 (9000/10)\n  \
+                     avg processing cycles per packet: 230.50 (2305/10)\nmain thread:\n";
+        assert_eq!(parse_cycles(shown), Some(230.5));
+        assert_eq!(parse_cycles("pmd thread numa_id 0 core_id 0:\n  packets received: 0\n"), None);
+    }
+}
