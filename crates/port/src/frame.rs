@@ -9,6 +9,8 @@
 //! **Trust.** The head was copied once and is used from the copy: what was checked is what is
 //! sent. The body stays hostile and is never interpreted.
 
+use std::ops::Range;
+
 use virtq::mem::{ReadPiece, Reader, SegSpan};
 
 use crate::Offload;
@@ -20,6 +22,8 @@ pub const HEAD_MAX: usize = 128;
 /// Spare bytes before the head, for tags that are pushed on the way.
 pub const HEAD_ROOM: usize = 16;
 
+/// Bytes of an Ethernet header.
+const ETHERNET: u32 = 14;
 /// Bytes of the two addresses that stand before a tag.
 const ADDRESSES: usize = 12;
 const TAG: usize = 4;
@@ -34,7 +38,8 @@ const TPID: [u8; 2] = [0x81, 0x00];
 pub struct Frame {
     bytes: [u8; HEAD_ROOM + HEAD_MAX],
     start: u16,
-    end: u16,
+    /// Bytes of the head, from `start` on.
+    head_len: u16,
     /// Where the bytes after the head are, in the batch's segment store.
     pub body: SegSpan,
     /// What the sender left for others to do.
@@ -46,7 +51,7 @@ impl Default for Frame {
         Self {
             bytes: [0; HEAD_ROOM + HEAD_MAX],
             start: ROOM,
-            end: ROOM,
+            head_len: 0,
             body: SegSpan::default(),
             offload: Offload::default(),
         }
@@ -73,7 +78,7 @@ impl Frame {
         };
         let got16 = u16::try_from(got).unwrap_or(0);
         self.start = ROOM;
-        self.end = ROOM.wrapping_add(got16);
+        self.head_len = got16;
         let taken = u32::from(got16);
         self.body =
             SegSpan { skip: whole.skip.wrapping_add(taken), len: len.wrapping_sub(taken), ..whole };
@@ -86,22 +91,42 @@ impl Frame {
     #[inline(always)]
     pub fn fill_piece(&mut self, piece: ReadPiece<'_>, skip: u32, segment: u32) -> bool {
         let Some(len) = piece.len_u32().checked_sub(skip) else { return false };
-        let taken = len.min(HEAD_MAX_U32);
-        let end = HEAD_ROOM.wrapping_add(taken as usize);
+        // Frames without a body go the way without conditions.
+        if len <= HEAD_MAX_U32 {
+            return len >= ETHERNET && self.take_head(piece, (skip, len));
+        }
+        self.fill_long(piece, (skip, len), segment)
+    }
+
+    /// As [`Self::fill_piece`], of a frame with a body. Of its own, so that loops over short ones
+    /// keep their registers.
+    #[inline(never)]
+    fn fill_long(&mut self, piece: ReadPiece<'_>, (skip, len): (u32, u32), segment: u32) -> bool {
+        if !self.take_head(piece, (skip, HEAD_MAX_U32)) {
+            return false;
+        }
+        self.body = SegSpan {
+            first: segment,
+            count: 1,
+            skip: skip.wrapping_add(HEAD_MAX_U32),
+            len: len.wrapping_sub(HEAD_MAX_U32),
+        };
+        true
+    }
+
+    /// Makes the frame the `len` bytes after `skip` in `piece`.
+    #[inline(always)]
+    fn take_head(&mut self, piece: ReadPiece<'_>, (skip, len): (u32, u32)) -> bool {
+        let end = HEAD_ROOM.wrapping_add(len as usize);
         let Some(head) = self.bytes.get_mut(HEAD_ROOM..end) else { return false };
         if !piece.copy_to(skip, head) {
             return false;
         }
         self.start = ROOM;
-        self.end = ROOM.wrapping_add(u16::try_from(taken).unwrap_or(0));
-        self.body = SegSpan {
-            first: segment,
-            count: 1,
-            skip: skip.wrapping_add(taken),
-            len: len.wrapping_sub(taken),
-        };
+        self.head_len = u16::try_from(len).unwrap_or(0);
+        self.body = SegSpan::default();
         self.offload = Offload::default();
-        taken >= 14
+        true
     }
 
     /// Fills the frame from private bytes: frames that the switch originates itself, and tests.
@@ -113,34 +138,41 @@ impl Frame {
             target.copy_from_slice(data);
         }
         self.start = ROOM;
-        self.end = ROOM.wrapping_add(u16::try_from(len).unwrap_or(0));
+        self.head_len = u16::try_from(len).unwrap_or(0);
         self.body = SegSpan::default();
         self.offload = Offload::default();
+    }
+
+    #[inline(always)]
+    fn range(&self) -> Range<usize> {
+        let start = usize::from(self.start);
+        start..start.wrapping_add(usize::from(self.head_len))
     }
 
     /// The private head.
     #[inline(always)]
     pub fn head(&self) -> &[u8] {
-        self.bytes.get(usize::from(self.start)..usize::from(self.end)).unwrap_or_default()
+        self.head_bytes().unwrap_or_default()
     }
 
     /// The private head, for hot loops: none instead of an empty one, so that nothing is selected.
     #[inline(always)]
     pub fn head_bytes(&self) -> Option<&[u8]> {
-        self.bytes.get(usize::from(self.start)..usize::from(self.end))
+        self.bytes.get(self.range())
     }
 
     /// The private head, to edit.
     #[inline(always)]
     pub fn head_mut(&mut self) -> &mut [u8] {
-        self.bytes.get_mut(usize::from(self.start)..usize::from(self.end)).unwrap_or_default()
+        let range = self.range();
+        self.bytes.get_mut(range).unwrap_or_default()
     }
 
     /// Bytes of the frame: head and body.
     #[inline(always)]
     #[expect(clippy::len_without_is_empty, reason = "a frame has at least its Ethernet header")]
     pub fn len(&self) -> u32 {
-        u32::from(self.end.wrapping_sub(self.start)).wrapping_add(self.body.len)
+        u32::from(self.head_len).wrapping_add(self.body.len)
     }
 
     /// The outer 802.1Q tag's control information (priority, DEI, VLAN), if there is a tag.
@@ -195,6 +227,7 @@ impl Frame {
         let Some(new) = start.checked_sub(TAG) else { return false };
         self.bytes.copy_within(start..start.wrapping_add(ADDRESSES), new);
         self.start = self.start.wrapping_sub(4);
+        self.head_len = self.head_len.wrapping_add(4);
         self.offload = self.offload.shifted(4);
         true
     }
@@ -203,6 +236,7 @@ impl Frame {
         let start = usize::from(self.start);
         self.bytes.copy_within(start..start.wrapping_add(ADDRESSES), start.wrapping_add(TAG));
         self.start = self.start.wrapping_add(4);
+        self.head_len = self.head_len.saturating_sub(4);
         self.offload = self.offload.shifted(-4);
         true
     }

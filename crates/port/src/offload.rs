@@ -2,6 +2,7 @@
 
 /// Kind of a frame that is still to be cut into segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(u8)]
 pub enum Gso {
     /// An ordinary frame.
     #[default]
@@ -16,6 +17,7 @@ pub enum Gso {
 
 /// What is left to do. Offsets count from the start of the frame, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
 pub struct Offload {
     /// The checksum at `csum_start + csum_offset` covers `csum_start` to the end and is not
     /// computed yet.
@@ -52,7 +54,10 @@ impl Offload {
     /// Whether there is nothing to do and nothing to tell.
     #[inline(always)]
     pub fn is_plain(&self) -> bool {
-        !(self.needs_csum | self.data_valid) && matches!(self.gso, Gso::None)
+        // One comparison.
+        let Self { needs_csum, data_valid, ecn, gso, .. } = *self;
+        let all = [u8::from(needs_csum), u8::from(data_valid), u8::from(ecn), gso as u8];
+        u32::from_ne_bytes(all) == 0
     }
 
     /// Whether there is nothing to do.

@@ -17,13 +17,12 @@ use std::sync::Arc;
 use port::{
     BURST_MAX, Batch, DropReason, Frame, FrameBuf, Ingress, Notified, QueueCounters, QueueFault,
 };
+use virtq::mem::ReadPiece;
 use virtq::{ChainBuf, Chains, Virtq};
 
 use crate::header::{self, LEGACY_LEN, V1_LEN};
 use crate::{HeaderLen, QueueOptions, notify};
 
-/// Chains whose first lines are asked for before the first one is read.
-const AHEAD: usize = 8;
 /// Flags and segmentation type of a header that leaves nothing to do.
 const PLAIN: [u8; 2] = [0, 0];
 /// Bytes of an Ethernet header.
@@ -193,7 +192,7 @@ fn take<const H: usize>(
     frames: &mut FrameBuf,
     burst: &mut Burst,
 ) {
-    chains.prefetch_read(AHEAD);
+    chains.prefetch_read();
     let mut next = 0;
     while next < chains.len() {
         let run = take_run::<H>((chains, next), options, frames.room());
@@ -222,22 +221,44 @@ fn take_run<const H: usize>(
     room: &mut [Frame],
 ) -> Run {
     let mut run = Run { frames: 0, bytes: 0 };
-    let (header_len, max_frame) = (const { header::len_u32(H) }, options.max_frame);
-    for (chain, frame) in chains.from(first).zip(room) {
-        chain.prefetch_read_after(AHEAD);
-        let Some(piece) = chain.one_readable() else { break };
-        let Some(len) = piece.len_u32().checked_sub(header_len) else { break };
-        let plain = len >= ETHERNET
-            && len <= max_frame
-            && piece.first::<2>() == Some(PLAIN)
-            && frame.fill_piece(piece, header_len, chain.first());
-        if !plain {
+    let Some(spread) = options.max_frame.checked_sub(ETHERNET) else { return run };
+    for ((piece, later), frame) in chains.read_pieces(first).zip(room) {
+        later.prefetch(2);
+        if !take_one::<H>(piece, first, spread, (frame, &mut run)) {
             break;
         }
+    }
+    run
+}
+
+/// Turns a chain into a frame, if it is an ordinary one of at most `spread` bytes more than an
+/// Ethernet header.
+#[inline(always)]
+fn take_one<const H: usize>(
+    piece: ReadPiece<'_>,
+    first: usize,
+    spread: u32,
+    (frame, run): (&mut Frame, &mut Run),
+) -> bool {
+    let header_len = const { header::len_u32(H) };
+    let Some(over) = piece.len_u32().checked_sub(header_len.wrapping_add(ETHERNET)) else {
+        return false;
+    };
+    let len = piece.len_u32().wrapping_sub(header_len);
+    let plain = over <= spread
+        && piece.first::<2>() == Some(PLAIN)
+        && frame.fill_piece(piece, header_len, index_u32(first.wrapping_add(run.frames)));
+    if plain {
         run.bytes = run.bytes.wrapping_add(u64::from(len));
         run.frames = run.frames.wrapping_add(1);
     }
-    run
+    plain
+}
+
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "a burst has at most 64 chains")]
+fn index_u32(index: usize) -> u32 {
+    index as u32
 }
 
 /// Turns chain `index` into a frame, whatever it looks like.

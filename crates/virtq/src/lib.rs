@@ -17,7 +17,7 @@ mod split;
 mod testing;
 mod walk;
 
-pub use chain::{ChainBuf, Chains, OneChain, Token};
+pub use chain::{AHEAD, ChainBuf, Chains, Token};
 pub use config::{Layout, QueueConfig, QueueError, RingArea, RingFeatures, RingPosition};
 pub use error::ChainError;
 pub use packed::Packed;

@@ -25,10 +25,10 @@ mod word;
 #[cfg(feature = "driver")]
 pub(crate) use driver_words::DriverWords;
 pub use map::{GuestMap, GuestPhysAddr, MAX_REGIONS, MapError};
-pub(crate) use map::{Hit, HostRange};
+pub(crate) use map::{Hit, HostRange, Simple};
 pub use piece::{ReadPiece, WritePiece};
 pub use pool::Pool;
-pub(crate) use rings::{Descs, Heads, PackedAreas, RawDesc, SplitAreas};
+pub(crate) use rings::{PackedAreas, RawDesc, SplitAreas};
 pub(crate) use segs::RawSeg;
 pub use segs::{Readable, Reader, SegSpan, SegStore, Writable, Writer};
 pub(crate) use word::Word;
@@ -60,13 +60,13 @@ pub(crate) unsafe fn copy_guest(src: *const u8, dst: *mut u8, len: usize) {
 #[inline(always)]
 pub(crate) unsafe fn copy_private(src: *const u8, dst: *mut u8, len: usize) {
     match len {
-        65..=128 => {
-            // SAFETY: the caller's ranges; the length is one to two blocks.
-            unsafe { copy_ends::<64>(src, dst, len) }
-        }
         32..=64 => {
-            // SAFETY: as above.
+            // SAFETY: the caller's ranges; the length is one to two blocks.
             unsafe { copy_ends::<32>(src, dst, len) }
+        }
+        65..=128 => {
+            // SAFETY: as above.
+            unsafe { copy_ends::<64>(src, dst, len) }
         }
         _ => {
             // SAFETY: as above, of any length.

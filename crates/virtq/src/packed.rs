@@ -80,6 +80,8 @@ pub struct Packed {
     areas: PackedAreas,
     /// The memory region of the last buffer.
     hit: Hit,
+    /// All bits of the ids below the greatest power of two that is not above the size.
+    small_ids: u16,
     /// What `stop` gives back, but for the position.
     config: QueueConfig,
     /// The flags that mean something in indirect tables.
@@ -113,6 +115,7 @@ impl Packed {
             fetched: config.outstanding()?,
             areas: PackedAreas::new(memory, &config)?,
             hit: Hit::none(),
+            small_ids: config.size.checked_ilog2().map_or(0, |bits| (1u16 << bits).wrapping_sub(1)),
             config,
             table_flags: !0,
             fault: None,

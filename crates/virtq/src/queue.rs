@@ -43,6 +43,7 @@ impl Virtq {
     /// what was popped before can still be completed.
     pub fn pop<'a>(&'a mut self, buf: &'a mut ChainBuf, max: usize) -> Chains<'a> {
         let fault = either!(self, queue => queue.pop(buf, max));
+        buf.chains.pad();
         Chains::new(buf, fault)
     }
 
@@ -77,27 +78,21 @@ impl Virtq {
     /// the bytes written into each.
     #[inline]
     pub fn complete_written(&mut self, buf: &ChainBuf, written: &[u32]) {
-        let chains = buf
-            .chains
-            .filled()
-            .iter()
-            .map(|chain| chain.start.token())
-            .zip(written.iter().copied());
-        either!(self, queue => queue.complete_each(chains));
+        either!(self, queue => queue.complete_written(buf, written));
     }
 
     /// Completes all chains of the burst in `buf`, the last one popped, with nothing written: as
     /// [`Self::complete_all`].
     #[inline]
     pub fn complete_read(&mut self, buf: &ChainBuf) {
-        either!(self, queue => queue.complete_burst(buf.chains.filled()));
+        either!(self, queue => queue.complete_burst(buf));
     }
 
     /// Takes back the chains of the burst in `buf`, the last one popped, after the first `kept`.
     #[inline]
     pub fn unpop_after(&mut self, buf: &ChainBuf, kept: usize) {
-        for chain in buf.chains.filled().iter().skip(kept).rev() {
-            self.unpop(&[chain.start.token()]);
+        for token in buf.tokens().skip(kept).rev() {
+            self.unpop(&[token]);
         }
     }
 

@@ -4,7 +4,7 @@
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 
 use crate::ChainError;
-use crate::chain::{Chain, Parts, Pile, Start, Token};
+use crate::chain::{Pile, Spread, Token};
 use crate::mem::{GuestMap, GuestPhysAddr, Hit, RawDesc, RawSeg};
 
 /// The descriptor goes on in another one.
@@ -34,8 +34,8 @@ pub(crate) struct Sink<'a> {
 
 /// A chain whose descriptors are being read, in order.
 #[derive(Debug)]
-pub(crate) struct Walk<'s, 'a> {
-    sink: &'s mut Sink<'a>,
+pub(crate) struct Walk<'a> {
+    sink: Sink<'a>,
     /// First segment of the chain, and first writable one if there is any.
     first: usize,
     writable_from: Option<usize>,
@@ -45,15 +45,28 @@ pub(crate) struct Walk<'s, 'a> {
     limit: u16,
 }
 
-impl<'s, 'a> Walk<'s, 'a> {
+impl<'a> Walk<'a> {
     /// A chain of at most `limit` descriptors.
-    pub(crate) fn new(sink: &'s mut Sink<'a>, limit: u16) -> Self {
+    #[inline(always)]
+    pub(crate) fn new(sink: Sink<'a>, limit: u16) -> Self {
         let first = sink.segs.len();
         Self { sink, first, writable_from: None, readable_len: 0, total: 0, count: 0, limit }
     }
 
     /// Adds one buffer; `index` is for the error's text.
-    pub(crate) fn add(&mut self, desc: RawDesc, flags: u16, index: u16) -> Result<(), ChainError> {
+    #[inline(never)]
+    pub(crate) fn add_one(
+        &mut self,
+        desc: RawDesc,
+        flags: u16,
+        index: u16,
+    ) -> Result<(), ChainError> {
+        self.add(desc, flags, index)
+    }
+
+    /// The same, in the loops over tables.
+    #[inline(always)]
+    fn add(&mut self, desc: RawDesc, flags: u16, index: u16) -> Result<(), ChainError> {
         self.count = self.count.saturating_add(1);
         if self.count > u32::from(self.limit) {
             return Err(ChainError::TooLong { count: self.count, limit: self.limit });
@@ -68,13 +81,14 @@ impl<'s, 'a> Walk<'s, 'a> {
         } else {
             self.readable_len = self.total;
         }
-        if self.sink.map.resolve(self.sink.hit, addr, len, self.sink.segs) {
+        if self.sink.map.resolve(&mut *self.sink.hit, addr, len, &mut *self.sink.segs) {
             return Ok(());
         }
         Err(unmapped(addr, len))
     }
 
     /// Adds the descriptors of the indirect table that `table` points to, linked by `next`.
+    #[inline(always)]
     pub(crate) fn add_linked_table(&mut self, table: RawDesc, head: u16) -> Result<(), ChainError> {
         let entries = table_entries(table)?;
         let (mut index, mut seen) = (0u16, 0u32);
@@ -101,6 +115,7 @@ impl<'s, 'a> Walk<'s, 'a> {
 
     /// Adds the descriptors of the indirect table that `table` points to, one after the other.
     /// Flags outside of `known` are ignored.
+    #[inline(always)]
     pub(crate) fn add_flat_table(&mut self, table: RawDesc, known: u16) -> Result<(), ChainError> {
         let entries = table_entries(table)?;
         for index in 0..=u16::try_from(entries.wrapping_sub(1)).unwrap_or(u16::MAX) {
@@ -123,16 +138,16 @@ impl<'s, 'a> Walk<'s, 'a> {
     }
 
     /// The chain, complete.
-    pub(crate) fn finish(self, token: Token) -> Chain {
+    #[inline(always)]
+    pub(crate) fn finish(self, token: Token) -> Spread {
         let end = self.sink.segs.len();
         let split = self.writable_from.unwrap_or(end);
-        Chain {
-            start: Start::new(token, narrow(self.first)),
-            segs: Parts::new(
-                narrow(split.saturating_sub(self.first)),
-                narrow(end.saturating_sub(split)),
-            ),
-            bytes: Parts::new(self.readable_len, self.total.saturating_sub(self.readable_len)),
+        let writable_len = self.total.wrapping_sub(self.readable_len);
+        Spread {
+            token,
+            first: narrow(self.first),
+            readable: (narrow(split.wrapping_sub(self.first)), self.readable_len),
+            writable: (narrow(end.wrapping_sub(split)), writable_len),
         }
     }
 }

@@ -1,13 +1,12 @@
 //! The delivery loops: frames into popped chains.
 
 use port::{Batch, DropReason, EgressCounters, Frame};
-use virtq::{Chains, OneChain};
+use virtq::Chains;
+use virtq::mem::WritePiece;
 
 use crate::OffloadSet;
 use crate::header::{self, V1_LEN};
 
-/// Chains whose first lines are asked for ahead of the one that is written.
-const AHEAD: usize = 8;
 /// Frames whose bodies are asked for ahead of the one that is copied.
 const BODY_AHEAD: usize = 2;
 /// Lines of a body that are asked for; the hardware goes on from there.
@@ -110,30 +109,100 @@ impl Turn {
 
 /// Asks for the body of frame `n` of `picked`.
 #[inline(always)]
-fn prefetch_body(job: &Job<'_>, picked: &[u16], n: usize) {
+fn prefetch_body(batch: &Batch<'_>, picked: &[u16], n: usize) {
     let index = picked.get(n).map(|index| usize::from(*index));
-    if let Some(frame) = index.and_then(|index| job.batch.frames().get(index))
-        && let Some(piece) = job.batch.body_piece(frame)
+    if let Some(frame) = index.and_then(|index| batch.frames().get(index))
+        && let Some(piece) = batch.body_piece(frame)
     {
         piece.prefetch(BODY_LINES);
     }
 }
 
-/// Writes an ordinary frame with its header into one buffer that has room for it: the straight
-/// way. Returns false, and has written nothing, if it does not go so.
+/// Writes a frame with a body in one piece, as [`Run::one`]. Of its own, so that the loop keeps its
+/// registers.
+#[inline(never)]
+fn with_body<const H: usize>(
+    batch: &Batch<'_>,
+    (picked, next): (&[u16], usize),
+    frame: &Frame,
+    (buffer, header): (WritePiece<'_>, &[u8; H]),
+) -> bool {
+    prefetch_body(batch, picked, next);
+    let body = batch.body_piece(frame);
+    body.is_some() && buffer.write_frame(header, frame.head(), body)
+}
+
+/// A run of deliveries that go the straight way.
+struct Run<'a> {
+    batch: &'a Batch<'a>,
+    picked: &'a [u16],
+    done: usize,
+}
+
 #[inline(always)]
-fn write_one<const H: usize>(job: &Job<'_>, frame: &Frame, chain: OneChain<'_>) -> bool {
-    let Some(buffer) = chain.one_writable() else { return false };
-    let Some(head) = frame.head_bytes() else { return false };
-    let Some(header) = PLAIN.first_chunk::<H>() else { return false };
-    if !frame.offload.is_plain() {
-        return false;
+#[expect(clippy::cast_possible_truncation, reason = "at most 144 bytes")]
+fn head_len(head: &[u8]) -> u32 {
+    head.len() as u32
+}
+
+impl Run<'_> {
+    /// Writes an ordinary frame with its header into one buffer that has room for it. Returns
+    /// false, and has written nothing, if it does not go so.
+    #[inline(always)]
+    fn one<const H: usize>(
+        &mut self,
+        frame: &Frame,
+        buffer: WritePiece<'_>,
+        place: &mut u32,
+    ) -> bool {
+        let Some(head) = frame.head_bytes() else { return false };
+        let Some(header) = PLAIN.first_chunk::<H>() else { return false };
+        let header_len = const { header::len_u32(H) };
+        if !frame.offload.is_plain() {
+            return false;
+        }
+        // In each branch of its own: the length is known there.
+        if frame.body.len == 0 {
+            *place = header_len.wrapping_add(head_len(head));
+            if !buffer.write_frame(header, head, None) {
+                return false;
+            }
+        } else {
+            *place = header_len.wrapping_add(frame.len());
+            let next = self.done.wrapping_add(BODY_AHEAD);
+            if !with_body(self.batch, (self.picked, next), frame, (buffer, header)) {
+                return false;
+            }
+        }
+        self.done = self.done.wrapping_add(1);
+        true
     }
-    if frame.body.len == 0 {
-        return buffer.write_frame(header, head, None);
+
+    /// Delivers frames until one does not go the straight way.
+    #[inline(always)]
+    fn all<'f, const H: usize>(
+        &mut self,
+        frames: impl Iterator<Item = &'f Frame>,
+        (chains, first): (&Chains<'_>, usize),
+        places: &mut [u32],
+    ) {
+        let buffers = chains.write_pieces(first);
+        for ((frame, (buffer, later)), place) in frames.zip(buffers).zip(places) {
+            later.prefetch(2);
+            if !self.one::<H>(frame, buffer, place) {
+                return;
+            }
+        }
     }
-    let body = job.batch.body_piece(frame);
-    body.is_some() && buffer.write_frame(header, head, body)
+}
+
+/// The frames of `picked` if they are one after the other: bursts to one guest mostly are.
+#[inline(always)]
+fn in_a_row<'f>(frames: &'f [Frame], picked: &[u16]) -> Option<&'f [Frame]> {
+    let first = *picked.first()?;
+    let wrong = (first..).zip(picked).fold(0, |wrong, (want, have)| wrong | (want ^ have));
+    let first = usize::from(first);
+    frames.get(first..first.wrapping_add(picked.len())).filter(|_| wrong == 0)
 }
 
 /// Delivers frames as long as each one goes the straight way; returns how many.
@@ -141,25 +210,22 @@ fn write_one<const H: usize>(job: &Job<'_>, frame: &Frame, chain: OneChain<'_>) 
 fn deliver_run<const H: usize>(job: &Job<'_>, picked: &[u16], turn: &mut Turn) -> usize {
     let first = turn.used;
     let places = turn.written.get_mut(first..).unwrap_or_default();
-    let (mut bytes, mut done) = (0u64, 0usize);
-    for ((index, place), chain) in picked.iter().zip(places).zip(job.chains.from(first)) {
-        let Some(frame) = job.batch.frames().get(usize::from(*index)) else { break };
-        chain.prefetch_write_after(AHEAD);
-        if frame.body.len > 0 {
-            prefetch_body(job, picked, done.wrapping_add(BODY_AHEAD));
+    let frames = job.batch.frames();
+    let mut run = Run { batch: job.batch, picked, done: 0 };
+    match in_a_row(frames, picked) {
+        Some(row) => run.all::<H>(row.iter(), (&job.chains, first), places),
+        None => {
+            let frames = picked.iter().map_while(|index| frames.get(usize::from(*index)));
+            run.all::<H>(frames, (&job.chains, first), places);
         }
-        let len = frame.len();
-        if !write_one::<H>(job, frame, chain) {
-            break;
-        }
-        *place = len.wrapping_add(const { header::len_u32(H) });
-        bytes = bytes.wrapping_add(u64::from(len));
-        done = done.wrapping_add(1);
     }
-    turn.used = first.wrapping_add(done);
-    turn.frames = turn.frames.wrapping_add(done);
-    turn.bytes = turn.bytes.wrapping_add(bytes);
-    done
+    turn.used = first.wrapping_add(run.done);
+    turn.frames = turn.frames.wrapping_add(run.done);
+    let written = turn.written.get(first..turn.used).unwrap_or_default();
+    let bytes = written.iter().fold(0u64, |sum, len| sum.wrapping_add(u64::from(*len)));
+    let headers = (run.done as u64).wrapping_mul(const { header::len_u32(H) as u64 });
+    turn.bytes = turn.bytes.wrapping_add(bytes.wrapping_sub(headers));
+    run.done
 }
 
 /// Delivers frames, `one` those that do not go the straight way. Returns how many are done; the
@@ -171,7 +237,7 @@ fn deliver<const H: usize>(
     turn: &mut Turn,
     one: impl Fn(&Job<'_>, &Frame, &mut Turn) -> bool,
 ) -> usize {
-    job.chains.prefetch_write(AHEAD);
+    job.chains.prefetch_write();
     let mut done = 0usize;
     while let Some(left) = picked.get(done..).filter(|left| !left.is_empty()) {
         done = done.wrapping_add(deliver_run::<H>(job, left, turn));

@@ -60,6 +60,56 @@ impl Hit {
     }
 }
 
+/// Buffers of fewer bytes are found with one comparison: the 14 low bits of a length.
+const SHORT: u32 = 1 << 14;
+const LONG: u64 = !(SHORT - 1) as u64;
+
+/// What a descriptor must look like to be a short buffer in the region of a [`Hit`], in a form
+/// that a loop keeps in registers.
+#[derive(Clone, Copy)]
+pub(crate) struct Simple {
+    mask: u64,
+    want: u64,
+    base: u64,
+    /// Short buffers that start below this offset end in the region.
+    near: u64,
+    host: *mut u8,
+}
+
+impl Hit {
+    /// Descriptors whose second word, under `mask`, is `want`. Neither says anything about the
+    /// length.
+    #[inline(always)]
+    pub(crate) fn simple(&self, mask: u64, want: u64) -> Simple {
+        Simple {
+            mask: mask | LONG,
+            want: want & !LONG,
+            base: self.region.base,
+            near: self.region.len.saturating_sub(u64::from(SHORT - 1)),
+            host: self.region.host,
+        }
+    }
+}
+
+impl Simple {
+    /// The descriptor's buffer, if it is as wanted.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "64-bit only, asserted in `mem`")]
+    pub(crate) fn resolve(&self, desc: RawDesc) -> Option<RawSeg> {
+        // Without the bits of LONG the buffer has at most SHORT - 1 bytes.
+        let short = desc.meta & self.mask == self.want;
+        let offset = desc.addr.wrapping_sub(self.base);
+        (short && offset < self.near)
+            .then(|| RawSeg::new(self.host.wrapping_add(offset as usize), desc.len()))
+    }
+
+    /// As [`Self::resolve`], of any length; `hit` is what this was made from.
+    pub(crate) fn resolve_long(&self, hit: &Hit, desc: RawDesc) -> Option<RawSeg> {
+        let as_wanted = desc.meta & self.mask & !LONG == self.want;
+        hit.resolve(GuestPhysAddr(desc.addr), desc.len()).filter(|_| as_wanted)
+    }
+}
+
 impl fmt::Debug for Hit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Hit({:#x}, {:#x} B)", self.region.base, self.region.len)

@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use super::{RawSeg, copy_guest, copy_private, prefetch_read};
+use super::{RawSeg, copy_guest, copy_private, prefetch_read, prefetch_write};
 
 /// One contiguous piece of guest memory, to read; also for system calls that take addresses.
 #[derive(Debug, Clone, Copy)]
@@ -93,6 +93,14 @@ impl WritePiece<'_> {
     /// Whether there is no room.
     pub fn is_empty(self) -> bool {
         self.len == 0
+    }
+
+    /// Asks the CPU for the first `lines` lines in a writable state.
+    #[inline(always)]
+    pub fn prefetch(self, lines: usize) {
+        for line in 0..lines {
+            prefetch_write(self.ptr.wrapping_add(line.wrapping_mul(64)));
+        }
     }
 
     /// Writes a header, a head and a body behind each other. The header is left alone where memory

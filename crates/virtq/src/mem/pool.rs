@@ -51,7 +51,7 @@ impl Pool {
     /// The slots as segments: slot `i` is segment `i`.
     #[inline]
     pub fn store(&self) -> SegStore<'_> {
-        SegStore::new(&self.segs)
+        SegStore::new(&self.segs, &[])
     }
 
     /// `len` bytes of a slot after `skip`.

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use super::word::RingMem;
-use super::{GuestMap, RawSeg, Reader, Word, prefetch_read};
+use super::{GuestMap, RawSeg, Reader, Simple, Word, prefetch_read};
 use crate::config::{QueueConfig, QueueError, RingArea};
 use crate::shared::Shared;
 
@@ -77,7 +77,7 @@ pub(crate) struct SplitAreas {
     desc: RingMem,
     avail: RingMem,
     used: RingMem,
-    mask: u16,
+    mask: usize,
     event_idx: bool,
 }
 
@@ -102,7 +102,7 @@ impl SplitAreas {
             avail: RingMem::new(map, RingArea::Driver, config.driver, (avail, 2))?,
             used: RingMem::new(map, RingArea::Device, config.device, (used, 4))?,
             map: map.clone(),
-            mask,
+            mask: usize::from(mask),
             event_idx: config.features.event_idx,
         })
     }
@@ -113,19 +113,14 @@ impl SplitAreas {
     }
 
     #[inline(always)]
-    pub(crate) fn mask(&self) -> u16 {
-        self.mask
-    }
-
-    #[inline(always)]
     fn slot(&self, index: u16) -> usize {
-        usize::from(index & self.mask)
+        usize::from(index) & self.mask
     }
 
     /// The offset behind the entries of a ring with a head of 4 bytes.
     #[inline(always)]
     fn behind(&self, entry: usize) -> usize {
-        usize::from(self.mask).wrapping_add(1).wrapping_mul(entry).wrapping_add(4)
+        self.mask.wrapping_add(1).wrapping_mul(entry).wrapping_add(4)
     }
 
     #[inline(always)]
@@ -159,16 +154,10 @@ impl SplitAreas {
         unsafe { self.used.word(2) }
     }
 
-    /// Writes one used entry; it is the index's store that publishes it.
+    /// The used entries from `index` on, one after the other.
     #[inline(always)]
-    pub(crate) fn write_used(&self, index: u16, id: u16, len: u32) {
-        let offset = self.slot(index).wrapping_mul(8).wrapping_add(4);
-        // SAFETY: the slot is masked to the entries that `new` checked.
-        let first: Word<'_, u32> = unsafe { self.used.word(offset) };
-        // SAFETY: as above, the second half of the same entry.
-        let second: Word<'_, u32> = unsafe { self.used.word(offset.wrapping_add(4)) };
-        first.store(u32::from(id), Relaxed);
-        second.store(len, Relaxed);
+    pub(crate) fn entries(&self, index: u16) -> Entries<'_> {
+        Entries { used: self.used, mask: self.mask, next: usize::from(index), _areas: PhantomData }
     }
 
     /// Where we say from which chain on we want a kick, with `EVENT_IDX`.
@@ -196,7 +185,7 @@ impl SplitAreas {
         Heads {
             desc: self.desc,
             avail: self.avail,
-            mask: usize::from(self.mask),
+            mask: self.mask,
             next: usize::from(index),
             _areas: PhantomData,
         }
@@ -214,30 +203,72 @@ pub(crate) struct Heads<'a> {
 }
 
 impl Heads<'_> {
-    /// Whether `head` is an index of the descriptor table.
+    /// The next head as the driver wrote it, and the descriptor that it names if there is one.
     #[inline(always)]
-    pub(crate) fn has(&self, head: u16) -> bool {
-        usize::from(head) <= self.mask
+    pub(crate) fn next(&mut self) -> (u16, Option<RawDesc>) {
+        let (head, desc) = self.wide_next();
+        (u16::try_from(head).unwrap_or(u16::MAX), desc)
     }
 
-    /// The next head as the driver wrote it, and the descriptor that it names if it is in range:
-    /// otherwise another one of the table.
+    /// The same, wide, so that the head is widened once.
     #[inline(always)]
-    pub(crate) fn next(&mut self) -> (u16, RawDesc) {
+    fn wide_next(&mut self) -> (u32, Option<RawDesc>) {
         let entry = (self.next & self.mask).wrapping_mul(2).wrapping_add(4);
         self.next = self.next.wrapping_add(1);
         // SAFETY: the entry is masked to those that `SplitAreas::new` checked.
         let head: Word<'_, u16> = unsafe { self.avail.word(entry) };
-        let head = head.load(Relaxed);
-        let offset = (usize::from(head) & self.mask).wrapping_mul(16);
-        // SAFETY: the descriptor is masked to those that `SplitAreas::new` checked.
+        let head = u32::from(head.load(Relaxed));
+        if head as usize > self.mask {
+            return (head, None);
+        }
+        let offset = (head as usize).wrapping_mul(16);
+        // SAFETY: the descriptor is one of the `mask + 1` that `SplitAreas::new` checked.
         let addr: Word<'_, u64> = unsafe { self.desc.word(offset) };
         // SAFETY: as above, the second half of the same descriptor.
         let meta: Word<'_, u64> = unsafe { self.desc.word(offset.wrapping_add(8)) };
         let desc = RawDesc { addr: addr.load(Relaxed), meta: meta.load(Relaxed) };
         // Drivers hand descriptors out in order.
         prefetch_read(self.desc.ptr.wrapping_add(offset.wrapping_add(PREFETCH)));
-        (head, desc)
+        (head, Some(desc))
+    }
+
+    /// The hot loop: fills `chains` with the buffers of the next heads, as long as each is as
+    /// wanted. Returns how many.
+    #[inline(always)]
+    pub(crate) fn resolve(mut self, simple: Simple, chains: &mut [RawSeg]) -> usize {
+        let first = self.next;
+        for chain in chains {
+            let next = self.next;
+            let (head, desc) = self.wide_next();
+            let Some(found) = desc.and_then(|desc| simple.resolve(desc)) else {
+                return next.wrapping_sub(first);
+            };
+            *chain = found.tagged(head);
+        }
+        self.next.wrapping_sub(first)
+    }
+}
+
+/// Used entries of a split ring, one after the other; invariants as of [`Heads`].
+pub(crate) struct Entries<'a> {
+    used: RingMem,
+    mask: usize,
+    next: usize,
+    _areas: PhantomData<&'a SplitAreas>,
+}
+
+impl Entries<'_> {
+    /// Writes the next entry; it is the index's store that publishes it.
+    #[inline(always)]
+    pub(crate) fn write(&mut self, id: u16, len: u32) {
+        let offset = (self.next & self.mask).wrapping_mul(8).wrapping_add(4);
+        self.next = self.next.wrapping_add(1);
+        // SAFETY: the slot is masked to the entries that `SplitAreas::new` checked.
+        let first: Word<'_, u32> = unsafe { self.used.word(offset) };
+        // SAFETY: as above, the second half of the same entry.
+        let second: Word<'_, u32> = unsafe { self.used.word(offset.wrapping_add(4)) };
+        first.store(u32::from(id), Relaxed);
+        second.store(len, Relaxed);
     }
 }
 
@@ -318,6 +349,14 @@ impl PackedAreas {
         Descs { at: RingMem { ptr }, left: count.min(left), _areas: PhantomData }
     }
 
+    /// The second words of the descriptors from `index` on: at most `count`, and not beyond the
+    /// end of the ring.
+    #[inline(always)]
+    pub(crate) fn metas(&self, index: u16, count: usize) -> Metas<'_> {
+        let Descs { at, left, _areas } = self.descs(index, count);
+        Metas { at, left, _areas }
+    }
+
     /// What the driver wants to be told: offset and wrap in the low half, flags in the high one.
     #[inline(always)]
     pub(crate) fn driver_event(&self) -> Word<'_, u32> {
@@ -341,23 +380,54 @@ pub(crate) struct Descs<'a> {
     _areas: PhantomData<&'a PackedAreas>,
 }
 
-impl Iterator for Descs<'_> {
-    type Item = RawDesc;
-
+impl Descs<'_> {
+    /// The hot loop: copies descriptors and fills `chains` with their buffers, as long as each is
+    /// as wanted. Returns how many.
     #[inline(always)]
-    fn next(&mut self) -> Option<RawDesc> {
-        self.left = self.left.checked_sub(1)?;
-        // SAFETY: one of the `left` descriptors, which are aligned to 16.
-        let meta: Word<'_, u64> = unsafe { self.at.word(8) };
-        // ORDERING: acquire pairs with the driver's release of the flags, which are in this word:
-        // the address that is read next is the one that belongs to them.
-        let meta = meta.load(Acquire);
-        // SAFETY: as above.
-        let addr: Word<'_, u64> = unsafe { self.at.word(0) };
-        let addr = addr.load(Relaxed);
-        prefetch_read(self.at.ptr.wrapping_add(PREFETCH));
-        self.at.ptr = self.at.ptr.wrapping_add(16);
-        Some(RawDesc { addr, meta })
+    pub(crate) fn resolve(self, simple: Simple, chains: &mut [RawSeg]) -> u16 {
+        let count = self.left.min(chains.len());
+        let (mut at, mut done) = (self.at, 0u16);
+        for chain in chains.get_mut(..count).unwrap_or_default() {
+            // SAFETY: one of the `left` descriptors, which are aligned to 16.
+            let meta: Word<'_, u64> = unsafe { at.word(8) };
+            // ORDERING: acquire pairs with the driver's release of the flags, which are in this
+            // word: the address that is read next is the one that belongs to them.
+            let meta = meta.load(Acquire);
+            // SAFETY: as above.
+            let addr: Word<'_, u64> = unsafe { at.word(0) };
+            let desc = RawDesc { addr: addr.load(Relaxed), meta };
+            prefetch_read(at.ptr.wrapping_add(PREFETCH));
+            let Some(found) = simple.resolve(desc) else { break };
+            *chain = found.tagged(u32::from(desc.third()));
+            at.ptr = at.ptr.wrapping_add(16);
+            done = done.wrapping_add(1);
+        }
+        done
+    }
+}
+
+/// The second words of descriptors, one after the other; invariant as of [`Descs`].
+pub(crate) struct Metas<'a> {
+    at: RingMem,
+    left: usize,
+    _areas: PhantomData<&'a PackedAreas>,
+}
+
+impl Metas<'_> {
+    /// Stores what `meta` makes of each pair of `a` and `b`, as far as there are both and places.
+    /// Returns how many.
+    #[inline(always)]
+    pub(crate) fn store<A, B>(self, a: &[A], b: &[B], meta: impl Fn(&A, &B) -> u64) -> usize {
+        let count = self.left.min(a.len()).min(b.len());
+        let (a, b) = (a.get(..count).unwrap_or_default(), b.get(..count).unwrap_or_default());
+        let mut at = self.at;
+        for (a, b) in a.iter().zip(b) {
+            // SAFETY: one of the `left` descriptors, which are aligned to 16.
+            let place: Word<'_, u64> = unsafe { at.word(8) };
+            place.store(meta(a, b), Relaxed);
+            at.ptr = at.ptr.wrapping_add(16);
+        }
+        count
     }
 }
 

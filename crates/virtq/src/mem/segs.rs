@@ -8,6 +8,8 @@ use super::{ReadPiece, copy_guest, copy_private, prefetch_read, prefetch_write};
 pub(crate) struct RawSeg {
     ptr: *mut u8,
     len: u32,
+    /// Room for who stores it: what would be padding.
+    tag: u32,
 }
 
 // SAFETY: a plain address; whoever dereferences it holds the borrow that keeps it mapped.
@@ -16,14 +18,24 @@ unsafe impl Send for RawSeg {}
 impl Default for RawSeg {
     /// No bytes.
     fn default() -> Self {
-        Self { ptr: std::ptr::null_mut(), len: 0 }
+        Self::new(std::ptr::null_mut(), 0)
     }
 }
 
 impl RawSeg {
     #[inline(always)]
     pub(crate) fn new(ptr: *mut u8, len: u32) -> Self {
-        Self { ptr, len }
+        Self { ptr, len, tag: 0 }
+    }
+
+    #[inline(always)]
+    pub(crate) fn tagged(self, tag: u32) -> Self {
+        Self { tag, ..self }
+    }
+
+    #[inline(always)]
+    pub(crate) fn tag(self) -> u32 {
+        self.tag
     }
 
     #[inline(always)]
@@ -60,7 +72,7 @@ impl std::fmt::Debug for RawSeg {
 /// A range of bytes inside a [`SegStore`]: plain numbers, checked again when they are used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SegSpan {
-    /// First segment.
+    /// First segment; which list of the store it is in, is its affair.
     pub first: u32,
     /// Number of segments.
     pub count: u32,
@@ -70,27 +82,45 @@ pub struct SegSpan {
     pub len: u32,
 }
 
-/// The segments of one burst, borrowed together with the memory that they point to.
+/// Set in [`SegSpan::first`]: the segments are in the store's second list.
+const SECOND: u32 = 1 << 31;
+
+/// The segments of one burst, borrowed together with the memory that they point to: one list of
+/// chains that are one segment, one of the segments of all other chains.
 #[derive(Debug, Clone, Copy)]
 pub struct SegStore<'a> {
-    segs: &'a [RawSeg],
+    single: &'a [RawSeg],
+    spread: &'a [RawSeg],
 }
 
 impl<'a> SegStore<'a> {
     /// A store without segments: for batches that live in private heads only.
     pub fn empty() -> Self {
-        Self { segs: &[] }
+        Self { single: &[], spread: &[] }
     }
 
     /// `'a` must be a borrow that keeps the segments' memory mapped.
-    pub(crate) fn new(segs: &'a [RawSeg]) -> Self {
-        Self { segs }
+    pub(crate) fn new(single: &'a [RawSeg], spread: &'a [RawSeg]) -> Self {
+        Self { single, spread }
+    }
+
+    /// What [`SegSpan::first`] is for segment `index` of the second list.
+    #[inline(always)]
+    pub(crate) fn spread_index(index: u32) -> u32 {
+        index | SECOND
+    }
+
+    #[inline(always)]
+    fn list(self, first: u32) -> (&'a [RawSeg], usize) {
+        let list = if first & SECOND == 0 { self.single } else { self.spread };
+        (list, (first & !SECOND) as usize)
     }
 
     /// The bytes of `span` if they are in one segment: nearly all bodies.
     #[inline(always)]
     pub fn one(self, span: SegSpan) -> Option<ReadPiece<'a>> {
-        let seg = self.segs.get(span.first as usize)?;
+        let (list, first) = self.list(span.first);
+        let seg = list.get(first)?;
         let here = seg.len.checked_sub(span.skip)?;
         let ptr = seg.ptr.wrapping_add(span.skip as usize);
         (span.count == 1 && here >= span.len).then(|| ReadPiece::new(RawSeg::new(ptr, span.len)))
@@ -99,8 +129,8 @@ impl<'a> SegStore<'a> {
     /// A reader over `span`; empty where the span lies outside of the store.
     #[inline]
     pub fn reader(self, span: SegSpan) -> Reader<'a> {
-        let range = span.first as usize..(span.first as usize).saturating_add(span.count as usize);
-        let segs = self.segs.get(range).unwrap_or_default();
+        let (list, first) = self.list(span.first);
+        let segs = list.get(first..first.saturating_add(span.count as usize)).unwrap_or_default();
         Reader { cursor: Cursor::new(segs, span.skip, span.len) }
     }
 }

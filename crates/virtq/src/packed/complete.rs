@@ -3,7 +3,8 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::{Packed, Place};
-use crate::chain::{Chain, Token};
+use crate::chain::{ChainBuf, Token, id};
+use crate::mem::RawSeg;
 use crate::notify::{self, PackedStep};
 use crate::shared::Shared;
 use crate::walk::WRITE;
@@ -29,45 +30,57 @@ impl Packed {
     }
 
     #[inline(always)]
-    pub(crate) fn complete_burst(&mut self, chains: &[Chain]) {
+    pub(crate) fn complete_burst(&mut self, buf: &ChainBuf) {
         if self.config.features.in_order {
-            let Some(last) = chains.last() else { return };
-            let slots = chains
-                .iter()
-                .fold(0u16, |sum, chain| sum.saturating_add(chain.start.token().slots));
-            self.mark_used(last.start.token().id, 0, slots);
+            let tokens = buf.tokens();
+            let (last, slots) = tokens
+                .fold((0, 0u16), |(_, sum), token| (token.id, sum.saturating_add(token.slots)));
+            self.mark_used(last, 0, slots);
         } else {
-            self.complete_each(chains.iter().map(|chain| (chain.start.token(), 0)));
+            self.complete_each(buf, buf.records(), |_| 0);
         }
+    }
+
+    #[inline(always)]
+    pub(crate) fn complete_written(&mut self, buf: &ChainBuf, written: &[u32]) {
+        self.complete_each(buf, written, |written| *written);
     }
 
     /// Writes a used descriptor for each chain. The first one of a batch waits for `publish`.
     #[inline(always)]
-    pub(crate) fn complete_each(&mut self, mut chains: impl Iterator<Item = (Token, u32)>) {
-        if self.first.is_none() {
-            let Some((token, written)) = chains.next() else { return };
-            self.mark_used(token.id, written, token.slots);
+    fn complete_each<T>(&mut self, buf: &ChainBuf, lens: &[T], len: impl Fn(&T) -> u32) {
+        let slowly = if buf.all_single() { usize::from(self.first.is_none()) } else { lens.len() };
+        for (token, item) in buf.tokens().zip(lens).take(slowly) {
+            self.mark_used(token.id, len(item), token.slots);
         }
-        let size = self.config.size;
-        let (mut used, mut fetched) = (self.used, self.fetched);
-        let mut flags = used_meta(used, 0, 0);
-        for (token, written) in chains {
-            let slots = token.slots;
-            // None at all, or more than were popped.
-            if slots.wrapping_sub(1) >= fetched {
+        let mut records = buf.records().get(slowly..).unwrap_or_default();
+        let mut lens = lens.get(slowly..).unwrap_or_default();
+        while self.fetched > 0 {
+            let done = self.mark_run(records, lens, &len);
+            if done == 0 {
                 break;
             }
-            let meta = flags | used_meta(NO_FLAGS, token.id, written);
-            self.areas.meta(used.index).store(meta, Relaxed);
-            fetched = fetched.wrapping_sub(slots);
-            used.index = used.index.wrapping_add(slots);
-            if used.index >= size {
-                (used, flags) = next_lap(used, size);
-            }
+            records = records.get(done..).unwrap_or_default();
+            lens = lens.get(done..).unwrap_or_default();
         }
-        let passed = self.fetched.wrapping_sub(fetched);
-        self.unpublished = self.unpublished.saturating_add(u32::from(passed));
-        (self.used, self.fetched) = (used, fetched);
+    }
+
+    /// The hot loop: marks chains of one slot used, within one lap. Returns how many.
+    #[inline(always)]
+    fn mark_run<T>(&mut self, records: &[RawSeg], lens: &[T], len: impl Fn(&T) -> u32) -> usize {
+        let flags = used_meta(self.used, 0, 0);
+        let written_flags = flags | u64::from(WRITE) << 48;
+        let places = self.areas.metas(self.used.index, usize::from(self.fetched));
+        let done = places.store(records, lens, |record, item| {
+            let written = len(item);
+            let flags = if written > 0 { written_flags } else { flags };
+            flags | u64::from(written) | u64::from(id(record)) << 32
+        });
+        let slots = u16::try_from(done).unwrap_or(u16::MAX);
+        self.used = self.used.forward(slots, self.config.size);
+        self.fetched = self.fetched.wrapping_sub(slots);
+        self.unpublished = self.unpublished.saturating_add(u32::from(slots));
+        done
     }
 
     /// Writes a used descriptor over the first of `slots`. The first one of a batch waits for
@@ -115,17 +128,6 @@ impl Packed {
         notify::packed_wants_call(&self.areas.driver_event(), step, first)
     }
 }
-
-/// The place behind the end of the ring, in the lap after, and the flags of its used descriptors.
-/// Cold, so that the loop branches instead of computing this for each descriptor.
-#[cold]
-fn next_lap(place: Place, size: u16) -> (Place, u64) {
-    let place = Place { index: place.index.wrapping_sub(size), wrap: !place.wrap };
-    (place, used_meta(place, 0, 0))
-}
-
-/// A place whose used descriptors have neither of the two flags.
-const NO_FLAGS: Place = Place { index: 0, wrap: false };
 
 /// The second half of a used descriptor at `place`: length, buffer id, flags.
 #[inline(always)]

@@ -2,40 +2,63 @@
 
 use super::{AVAIL, Packed, USED};
 use crate::ChainError;
-use crate::chain::{BURST_SEGS, Chain, ChainBuf, RUN, Token};
-use crate::mem::{Descs, GuestPhysAddr, Hit, RawDesc, RawSeg};
-use crate::walk::{INDIRECT, NEXT, Sink, WRITE, Walk, check_indirect, narrow};
+use crate::chain::{BURST_SEGS, ChainBuf, RUN, Spread, Token};
+use crate::mem::{RawDesc, Simple};
+use crate::walk::{INDIRECT, NEXT, Sink, WRITE, Walk, check_indirect};
 
 /// Reads up to `max` chains: runs of simple chains, each within one lap, with a careful look at
 /// each descriptor that ends a run.
 pub(super) fn burst(q: &mut Packed, buf: &mut ChainBuf, max: usize) -> Result<(), ChainError> {
+    let mut turned = false;
     loop {
         let run = q.room(buf, max).min(RUN);
         if run == 0 {
             return Ok(());
         }
-        let first = narrow(buf.segs.len());
-        let want = Want { flags: q.avail.available(), size: q.config.size };
-        let places = (buf.chains.spare(run), buf.segs.spare(run));
-        let (done, mut odd) =
-            singles(q.areas.descs(q.avail.index, run), q.hit, want, first, places);
+        let descs = q.areas.descs(q.avail.index, run);
+        let done = descs.resolve(q.simple(buf.writable), buf.chains.spare(run));
         buf.chains.advance(usize::from(done));
-        buf.segs.advance(usize::from(done));
         q.fetch(done);
-        while let Some(desc) = odd {
-            if !q.check_state(desc)? {
-                return Ok(());
-            }
-            let first = buf.segs.len();
-            let chain = q.careful(buf, desc);
-            let slots = buf.settle(first, chain)?.slots;
-            q.fetch(slots);
-            // Odd chains come in company: no new run for each.
-            odd = (q.room(buf, max) > 0)
-                .then(|| q.areas.desc(q.avail.index))
-                .filter(|desc| desc.fourth() & (NEXT | INDIRECT) != 0);
+        if usize::from(done) < run && !odd(q, buf, max, &mut turned)? {
+            return Ok(());
         }
     }
+}
+
+/// Reads the chains that a run left, until one looks simple again. False if there are no more.
+#[inline(never)]
+fn odd(
+    q: &mut Packed,
+    buf: &mut ChainBuf,
+    max: usize,
+    turned: &mut bool,
+) -> Result<bool, ChainError> {
+    let mut first_one = true;
+    while q.room(buf, max) > 0 {
+        let desc = q.areas.desc(q.avail.index);
+        let flags = desc.fourth();
+        if !q.check_state(desc)? {
+            return Ok(false);
+        }
+        let again = !std::mem::take(&mut first_one);
+        if flags & (NEXT | INDIRECT) == 0 {
+            let simple = q.simple(buf.writable);
+            let again = again && simple.resolve(desc).is_some();
+            if again || buf.turn(flags & WRITE != 0, turned) {
+                break;
+            }
+            if let Some(seg) = simple.resolve_long(&q.hit, desc) {
+                buf.chains.push(seg.tagged(u32::from(desc.third())));
+                q.fetch(1);
+                continue;
+            }
+        }
+        let first = buf.segs.len();
+        let chain = q.careful(buf, desc);
+        let slots = buf.settle(first, chain)?.slots;
+        q.fetch(slots);
+    }
+    Ok(true)
 }
 
 impl Packed {
@@ -46,6 +69,16 @@ impl Packed {
         let slots = usize::from(self.config.size.wrapping_sub(self.fetched));
         let room = max.saturating_sub(buf.chains.len()).min(slots);
         if buf.segs.len() > BURST_SEGS { 0 } else { room }
+    }
+
+    /// What chains of one segment look like here: one direct descriptor with a small id.
+    #[inline(always)]
+    fn simple(&self, writable: bool) -> Simple {
+        let flags = u64::from(AVAIL | USED | NEXT | INDIRECT | WRITE);
+        let want = self.avail.available() | if writable { WRITE } else { 0 };
+        // Ids of a size that is no power of two are all looked at carefully from there on.
+        let ids = u64::from(self.small_ids ^ u16::MAX);
+        self.hit.simple(flags << 48 | ids << 32, u64::from(want) << 48)
     }
 
     /// Whether the driver has made the descriptor available.
@@ -67,55 +100,22 @@ impl Packed {
     }
 }
 
-/// What the descriptors of a run must be like.
-#[derive(Clone, Copy)]
-struct Want {
-    flags: u16,
-    size: u16,
-}
-
-/// The hot loop: chains of one direct descriptor in the region that was used last, nearly all of
-/// them. Ends at the first that is not, and returns it.
-#[inline(always)]
-fn singles(
-    mut descs: Descs<'_>,
-    hit: Hit,
-    want: Want,
-    mut first: u32,
-    (chains, segs): (&mut [Chain], &mut [RawSeg]),
-) -> (u16, Option<RawDesc>) {
-    let mut done = 0u16;
-    for (chain, seg) in chains.iter_mut().zip(segs) {
-        let Some(desc) = descs.next() else { break };
-        let (flags, len, id) = (desc.fourth(), desc.len(), desc.third());
-        let simple = flags & (AVAIL | USED | NEXT | INDIRECT) == want.flags && id < want.size;
-        let Some(found) = hit.resolve(GuestPhysAddr(desc.addr), len).filter(|_| simple) else {
-            return (done, Some(desc));
-        };
-        *seg = found;
-        *chain = Chain::single(Token { id, slots: 1 }, first, flags & WRITE != 0, len);
-        first = first.wrapping_add(1);
-        done = done.wrapping_add(1);
-    }
-    (done, None)
-}
-
 impl Packed {
     /// Any chain, which starts with `desc` at the next place.
-    #[inline(never)]
-    fn careful(&mut self, buf: &mut ChainBuf, mut desc: RawDesc) -> Result<Chain, ChainError> {
+    #[inline(always)]
+    fn careful(&mut self, buf: &mut ChainBuf, mut desc: RawDesc) -> Result<Spread, ChainError> {
         let size = self.config.size;
         let room = size.wrapping_sub(self.fetched);
         let mut at = self.avail;
-        let mut sink = Sink { map: self.areas.map(), hit: &mut self.hit, segs: &mut buf.segs };
-        let mut walk = Walk::new(&mut sink, size);
+        let sink = Sink { map: self.areas.map(), hit: &mut self.hit, segs: &mut buf.segs };
+        let mut walk = Walk::new(sink, size);
         for slots in 1..=room {
             let flags = desc.fourth();
             if flags & INDIRECT != 0 {
                 check_indirect(self.config.features.indirect, flags, at.index)?;
                 walk.add_flat_table(desc, self.table_flags)?;
             } else {
-                walk.add(desc, flags, at.index)?;
+                walk.add_one(desc, flags, at.index)?;
             }
             if flags & NEXT == 0 {
                 let id = desc.third();

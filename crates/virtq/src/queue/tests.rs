@@ -1,6 +1,7 @@
 //! What both formats do alike: bursts as a whole.
 
 use super::Virtq;
+use crate::ChainBuf;
 use crate::config::{Layout, RingPosition};
 use crate::testing::{DATA, Guest, INDIRECT, NEXT, SECOND, WRITE};
 
@@ -111,26 +112,56 @@ fn one_segment_chains_have_a_short_way() {
         let chains = queue.pop(&mut guest.buf, 8);
         assert_eq!((chains.len(), chains.tokens().len()), (4, 4));
         assert!(chains.tokens().eq((0..4).map(|index| chains.token(index))));
-        assert_eq!((chains.from(4).len(), chains.from(5).len()), (0, 0));
-        for (index, chain) in chains.from(0).enumerate() {
-            let (read, write) = (chain.one_readable(), chain.one_writable());
-            assert_eq!((read.is_some(), write.is_some()), (index == 0, index == 1), "{index}");
-            chain.prefetch_read_after(index);
-            chain.prefetch_write_after(index);
-        }
-        chains.prefetch_read(9);
-        chains.prefetch_write(9);
-        let one = |index| chains.from(index).next().unwrap();
-        assert_eq!(one(0).one_readable().unwrap().first(), Some(*b"abcd"));
+        let lens =
+            |first| chains.read_pieces(first).map(|(piece, _)| piece.len()).collect::<Vec<_>>();
+        assert_eq!((lens(0), lens(3), lens(5)), (vec![4, 0, 0, 0], vec![0], vec![]));
+        assert_eq!(chains.write_pieces(0).len(), 0, "the first chain is to be read");
+        chains.read_pieces(0).for_each(|(_, later)| later.prefetch(2));
+        chains.prefetch_read();
+        chains.prefetch_write();
+        assert_eq!(chains.read_pieces(0).next().unwrap().0.first(), Some(*b"abcd"));
         let store = chains.store();
         assert_eq!(store.one(chains.span(0, 1)).unwrap().first(), Some(*b"bcd"));
         assert!(store.one(chains.span(2, 0)).is_none());
         let mut both = [0; 2];
         assert_eq!(store.reader(chains.span(2, 0)).read(&mut both), 2);
         assert_eq!(&both, b"xy");
-        assert_eq!(one(1).first(), 1);
-        assert!(one(1).one_writable().unwrap().write_frame(b"ef", b"gh", None));
+        assert_eq!(chains.writable(1).writer().write(b"efgh"), 4);
         assert_eq!(guest.u16(DATA + 66), u16::from_le_bytes(*b"gh"));
+    }
+}
+
+#[test]
+fn either_direction_has_its_pieces() {
+    for layout in LAYOUTS {
+        let guest = Guest::new(layout, 8);
+        for index in 0..6u16 {
+            // One chain of the other direction among them, one of another region.
+            let flags = if index == 3 { 0 } else { WRITE };
+            let at = if index == 2 { SECOND } else { DATA };
+            post(&guest, index, (at + u64::from(index) * 64, 4), flags);
+        }
+        if layout == Layout::Split {
+            guest.avail(0, &[0, 1, 2, 3, 4, 5]);
+        }
+        let mut queue = guest.start();
+        let mut buf = ChainBuf::default();
+        for (max, want) in [(1, &[4][..]), (5, &[4, 4, 0, 4, 4])] {
+            let chains = queue.pop(&mut buf, max);
+            assert_eq!(chains.read_pieces(0).len(), 0);
+            assert!(chains.write_pieces(0).map(|(piece, _)| piece.len()).eq(want.iter().copied()));
+            chains.write_pieces(0).for_each(|(_, later)| later.prefetch(2));
+            assert!(chains.write_pieces(0).all(|(_, later)| later.len() == want[max - 1]));
+            let spans = (0..max).map(|index| chains.span(index, 0).len);
+            assert!(spans.eq(want.iter().map(|len| 4 - len)));
+            for (index, (piece, _)) in chains.write_pieces(0).enumerate() {
+                assert_eq!(piece.write_frame(b"ef", b"gh", None), !piece.is_empty());
+                assert_eq!(chains.readable(index).len() + chains.writable(index).len(), 4);
+            }
+        }
+        for index in [0, 1, 4, 5] {
+            assert_eq!(guest.u16(DATA + index * 64 + 2), u16::from_le_bytes(*b"gh"));
+        }
     }
 }
 

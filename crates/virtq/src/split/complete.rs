@@ -1,7 +1,8 @@
 //! Completing chains of a split ring, and calling the driver.
 
 use super::Split;
-use crate::chain::{Chain, Token};
+use crate::chain::{ChainBuf, Token, id};
+use crate::mem::RawSeg;
 use crate::notify;
 
 impl Split {
@@ -24,31 +25,32 @@ impl Split {
     }
 
     #[inline(always)]
-    pub(crate) fn complete_burst(&mut self, chains: &[Chain]) {
+    pub(crate) fn complete_burst(&mut self, buf: &ChainBuf) {
+        let records = buf.records();
         if self.config.features.in_order {
-            let Some(last) = chains.last() else { return };
-            self.use_entries(
-                last.start.token().id,
-                0,
-                u16::try_from(chains.len()).unwrap_or(u16::MAX),
-            );
+            let Some(last) = records.last() else { return };
+            self.use_entries(id(last), 0, u16::try_from(records.len()).unwrap_or(u16::MAX));
         } else {
-            self.complete_each(chains.iter().map(|chain| (chain.start.token(), 0)));
+            self.complete_each(records, records, |_| 0);
         }
+    }
+
+    #[inline(always)]
+    pub(crate) fn complete_written(&mut self, buf: &ChainBuf, written: &[u32]) {
+        self.complete_each(buf.records(), written, |written| *written);
     }
 
     /// Writes a used entry for each chain; never more than there are chains popped.
     #[inline(always)]
-    pub(crate) fn complete_each(&mut self, chains: impl Iterator<Item = (Token, u32)>) {
-        let mut next = self.next_used;
-        for (token, written) in chains {
-            if next == self.next_avail {
-                break;
-            }
-            self.areas.write_used(next, token.id, written);
-            next = next.wrapping_add(1);
+    fn complete_each<T>(&mut self, records: &[RawSeg], lens: &[T], len: impl Fn(&T) -> u32) {
+        let fetched = self.next_avail.wrapping_sub(self.next_used);
+        let count = u16::try_from(records.len().min(lens.len())).unwrap_or(u16::MAX).min(fetched);
+        let records = records.get(..usize::from(count)).unwrap_or_default();
+        let mut entries = self.areas.entries(self.next_used);
+        for (record, item) in records.iter().zip(lens) {
+            entries.write(id(record), len(item));
         }
-        self.next_used = next;
+        self.next_used = self.next_used.wrapping_add(count);
     }
 
     /// Writes one used entry and passes `count`; never more than there are chains popped.
@@ -56,7 +58,7 @@ impl Split {
     fn use_entries(&mut self, id: u16, written: u32, count: u16) {
         let fetched = self.next_avail.wrapping_sub(self.next_used);
         if fetched > 0 {
-            self.areas.write_used(self.next_used, id, written);
+            self.areas.entries(self.next_used).write(id, written);
             self.next_used = self.next_used.wrapping_add(count.min(fetched));
         }
     }

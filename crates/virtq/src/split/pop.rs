@@ -4,39 +4,71 @@ use std::sync::atomic::Ordering::Acquire;
 
 use super::Split;
 use crate::ChainError;
-use crate::chain::{BURST_SEGS, Chain, ChainBuf, RUN, Token};
-use crate::mem::{GuestPhysAddr, Heads, Hit, RawDesc, RawSeg, SplitAreas};
+use crate::chain::{BURST_SEGS, ChainBuf, RUN, Spread, Token};
+use crate::config::QueueConfig;
+use crate::mem::{Hit, RawDesc, Simple, SplitAreas};
 use crate::shared::Shared;
-use crate::walk::{INDIRECT, NEXT, Sink, WRITE, Walk, check_indirect, narrow};
+use crate::walk::{INDIRECT, NEXT, Sink, WRITE, Walk, check_indirect};
 
 /// Reads up to `max` chains: one look at the available index, then runs of simple chains, with a
 /// careful look at each that ends a run.
 pub(super) fn burst(q: &mut Split, buf: &mut ChainBuf, max: usize) -> Result<(), ChainError> {
     let mut left = ready(q)?.min(max);
+    let mut turned = false;
     while left > 0 && buf.segs.len() <= BURST_SEGS {
-        let run = left.min(RUN);
-        let first = narrow(buf.segs.len());
-        let places = (buf.chains.spare(run), buf.segs.spare(run));
-        let (done, mut odd) = singles(q.areas.heads(q.next_avail), q.hit, first, places);
+        let run = buf.chains.spare(left.min(RUN));
+        let count = run.len();
+        let done = q.areas.heads(q.next_avail).resolve(simple(q.hit, buf.writable), run);
         buf.chains.advance(done);
-        buf.segs.advance(done);
         left = left.wrapping_sub(done);
         q.next_avail = advanced(q.next_avail, done);
-        while let Some(start) = odd {
-            let first = buf.segs.len();
-            let mut sink = Sink { map: q.areas.map(), hit: &mut q.hit, segs: &mut buf.segs };
-            let chain = careful(&q.areas, &mut sink, q.config.features.indirect, start);
-            let _ = buf.settle(first, chain)?;
-            left = left.wrapping_sub(1);
-            q.next_avail = advanced(q.next_avail, 1);
-            // Odd chains come in company: no new run for each.
-            let more = left > 0 && buf.segs.len() <= BURST_SEGS;
-            odd = more
-                .then(|| q.areas.heads(q.next_avail).next())
-                .filter(|(_, desc)| desc.third() & (NEXT | INDIRECT) != 0);
+        if done < count {
+            left = left.wrapping_sub(odd(q, buf, left, &mut turned)?);
         }
     }
     Ok(())
+}
+
+/// Reads the chains that a run left, until one looks simple again; returns how many.
+#[inline(never)]
+fn odd(
+    q: &mut Split,
+    buf: &mut ChainBuf,
+    left: usize,
+    turned: &mut bool,
+) -> Result<usize, ChainError> {
+    let mut done = 0usize;
+    while done < left && buf.segs.len() <= BURST_SEGS {
+        let (head, desc) = q.areas.heads(q.next_avail).next();
+        let flags = desc.map_or(INDIRECT, RawDesc::third);
+        if flags & (NEXT | INDIRECT) == 0 {
+            let simple = simple(q.hit, buf.writable);
+            let again = done > 0 && desc.is_some_and(|desc| simple.resolve(desc).is_some());
+            if again || buf.turn(flags & WRITE != 0, turned) {
+                break;
+            }
+            if let Some(seg) = desc.and_then(|desc| simple.resolve_long(&q.hit, desc)) {
+                buf.chains.push(seg.tagged(u32::from(head)));
+                q.next_avail = advanced(q.next_avail, 1);
+                done = done.wrapping_add(1);
+                continue;
+            }
+        }
+        let first = buf.segs.len();
+        let sink = Sink { map: q.areas.map(), hit: &mut q.hit, segs: &mut buf.segs };
+        let chain = careful(&q.areas, sink, &q.config, (head, desc));
+        let _ = buf.settle(first, chain)?;
+        q.next_avail = advanced(q.next_avail, 1);
+        done = done.wrapping_add(1);
+    }
+    Ok(done)
+}
+
+/// What chains of one segment look like: one direct descriptor.
+#[inline(always)]
+fn simple(hit: Hit, writable: bool) -> Simple {
+    let want = if writable { WRITE } else { 0 };
+    hit.simple(u64::from(NEXT | INDIRECT | WRITE) << 32, u64::from(want) << 32)
 }
 
 /// The number of available entries.
@@ -57,55 +89,28 @@ fn advanced(index: u16, run: usize) -> u16 {
     index.wrapping_add(run as u16)
 }
 
-/// A head, and its descriptor.
-type Start = (u16, RawDesc);
-
-/// The hot loop: chains of one direct descriptor in the region that was used last, nearly all of
-/// them. Ends at the first that is not, and returns it.
-#[inline(always)]
-fn singles(
-    mut heads: Heads<'_>,
-    hit: Hit,
-    mut first: u32,
-    (chains, segs): (&mut [Chain], &mut [RawSeg]),
-) -> (usize, Option<Start>) {
-    let mut done = 0usize;
-    for (chain, seg) in chains.iter_mut().zip(segs) {
-        let (head, desc) = heads.next();
-        let (flags, len) = (desc.third(), desc.len());
-        let simple = flags & (NEXT | INDIRECT) == 0 && heads.has(head);
-        let Some(found) = hit.resolve(GuestPhysAddr(desc.addr), len).filter(|_| simple) else {
-            return (done, Some((head, desc)));
-        };
-        *seg = found;
-        *chain = Chain::single(Token { id: head, slots: 1 }, first, flags & WRITE != 0, len);
-        first = first.wrapping_add(1);
-        done = done.wrapping_add(1);
-    }
-    (done, None)
-}
+/// A head, and its descriptor if the head is in range.
+type Start = (u16, Option<RawDesc>);
 
 /// Any chain.
-#[inline(never)]
+#[inline(always)]
 fn careful(
     areas: &SplitAreas,
-    sink: &mut Sink<'_>,
-    indirect: bool,
-    (head, mut desc): Start,
-) -> Result<Chain, ChainError> {
-    let size = areas.mask().wrapping_add(1);
-    if head >= size {
-        return Err(ChainError::Head { head, size });
-    }
+    sink: Sink<'_>,
+    config: &QueueConfig,
+    (head, desc): Start,
+) -> Result<Spread, ChainError> {
+    let size = config.size;
+    let Some(mut desc) = desc else { return Err(ChainError::Head { head, size }) };
     let mut walk = Walk::new(sink, size);
     let mut index = head;
     for _ in 0..size {
         let (flags, next) = (desc.third(), desc.fourth());
         if flags & INDIRECT != 0 {
-            check_indirect(indirect, flags, index)?;
+            check_indirect(config.features.indirect, flags, index)?;
             walk.add_linked_table(desc, head)?;
         } else {
-            walk.add(desc, flags, index)?;
+            walk.add_one(desc, flags, index)?;
         }
         if flags & NEXT == 0 {
             return Ok(walk.finish(Token { id: head, slots: 1 }));

@@ -28,7 +28,7 @@ impl Cut {
 
     fn reader(&self, skip: u32, len: u32) -> Reader<'_> {
         let count = self.segs.len() as u32;
-        SegStore::new(&self.segs).reader(SegSpan { first: 0, count, skip, len })
+        SegStore::new(&self.segs, &[]).reader(SegSpan { first: 0, count, skip, len })
     }
 
     fn writer(&self) -> Writer<'_> {
@@ -69,7 +69,7 @@ fn readers_read_what_a_slice_holds() {
 #[test]
 fn spans_outside_of_the_store_are_empty() {
     let cut = Cut::new(&[4, 4]);
-    let store = SegStore::new(&cut.segs);
+    let store = SegStore::new(&cut.segs, &[]);
     for (first, count) in [(0, 3), (2, 1), (3, 0), (u32::MAX, u32::MAX)] {
         let reader = store.reader(SegSpan { first, count, skip: 0, len: 8 });
         assert_eq!(reader.remaining(), 0);
@@ -137,7 +137,7 @@ fn write_if_different_writes_what_differs() {
 #[test]
 fn copies_may_overlap() {
     let cut = Cut::new(&[20]);
-    let source = SegStore::new(&cut.segs);
+    let source = SegStore::new(&cut.segs, &[]);
     let mut writer = cut.writer();
     let _ = writer.skip(3);
     let mut reader = source.reader(SegSpan { first: 0, count: 1, skip: 0, len: 17 });
