@@ -160,7 +160,7 @@ impl App {
                 self.accept();
             }
             self.look_after_ports();
-            self.close_unwelcome_scrapers();
+            self.look_after_scrapers();
         } else if fd == self.switch.events().as_fd().as_raw_fd() {
             self.switch_events();
         } else if !self.scraper_woke(fd) {

@@ -100,19 +100,22 @@ impl Scrape {
         self.listener.as_fd()
     }
 
-    /// Takes the next client: its socket is to be watched for both directions, by edges.
+    /// Takes the next client: its socket is to be watched for both directions, by edges. None if
+    /// there is none, or no fd left for it: then it is to be tried again later.
     pub fn accept(&mut self) -> Option<ClientId> {
-        let accepted = self.listener.accept().and_then(|(stream, _)| {
-            stream.set_nonblocking(true)?;
-            Ok(stream)
-        });
-        let stream = match accepted {
-            Ok(stream) => stream,
-            Err(error) => {
-                if error.kind() != ErrorKind::WouldBlock {
+        let stream = loop {
+            let accepted = self.listener.accept().and_then(|(stream, _)| {
+                stream.set_nonblocking(true)?;
+                Ok(stream)
+            });
+            match accepted.map_err(|error| (error.kind(), error)) {
+                Ok(stream) => break stream,
+                Err((ErrorKind::WouldBlock, _)) => return None,
+                Err((ErrorKind::Interrupted | ErrorKind::ConnectionAborted, _)) => {}
+                Err((_, error)) => {
                     tracing::debug!(%error, "cannot accept a scraper");
+                    return None;
                 }
-                return None;
             }
         };
         self.came = self.came.wrapping_add(1);

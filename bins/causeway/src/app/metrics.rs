@@ -4,10 +4,13 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use control::metrics;
 use control::protocol::MetricsView;
-use control::scrape::{CLIENTS_MAX, ClientId, Ready, Scrape};
+use control::scrape::{ClientId, Ready, Scrape};
 use event_manager::{EventSet, Events, SubscriberOps};
 
 use super::App;
+
+/// Scrapers that are taken at a time.
+const ACCEPTED_MAX: usize = 64;
 
 impl App {
     pub(super) fn metrics_view(&self) -> MetricsView {
@@ -18,7 +21,8 @@ impl App {
     pub(crate) fn serve_metrics(&mut self, scrape: Scrape) -> Result<(), String> {
         let failed = |error: event_manager::Error| format!("cannot watch for scrapers: {error}");
         let mut ops = self.manager.event_ops(self.hub).map_err(failed)?;
-        ops.add(Events::new(&scrape.listener(), EventSet::IN)).map_err(failed)?;
+        let set = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        ops.add(Events::new(&scrape.listener(), set)).map_err(failed)?;
         self.scrape = Some(scrape);
         Ok(())
     }
@@ -36,9 +40,10 @@ impl App {
         true
     }
 
-    /// Whoever knocks faster than this waits for the next round of the event loop.
+    /// Takes those that wait, at most so many at a time: the rest, and those for whom there is no
+    /// fd left, wait for the next one that comes or for the next tick.
     fn accept_scrapers(&mut self) {
-        for _ in 0..CLIENTS_MAX {
+        for _ in 0..ACCEPTED_MAX {
             let Some(id) = self.scrape.as_mut().and_then(Scrape::accept) else { return };
             let set = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
             let client = self.scrape.as_ref().and_then(|scrape| scrape.client(id));
@@ -70,8 +75,14 @@ impl App {
         }
     }
 
+    /// A tick: closes those that took too long.
+    pub(super) fn look_after_scrapers(&mut self) {
+        self.close_unwelcome_scrapers();
+        self.accept_scrapers();
+    }
+
     /// Closes those that took too long, or the oldest if there are too many.
-    pub(super) fn close_unwelcome_scrapers(&mut self) {
+    fn close_unwelcome_scrapers(&mut self) {
         while let Some(id) = self.scrape.as_ref().and_then(Scrape::unwelcome) {
             self.close_scraper(id);
         }
