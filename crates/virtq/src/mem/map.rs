@@ -62,7 +62,7 @@ impl Hit {
 
 /// Buffers of fewer bytes are found with one comparison: the 14 low bits of a length.
 const SHORT: u32 = 1 << 14;
-const LONG: u64 = (u32::MAX & !(SHORT - 1)) as u64;
+const LONG: u64 = !(SHORT - 1) as u64;
 
 /// What a descriptor must look like to be a short buffer in the region of a [`Hit`], in a form
 /// that a loop keeps in registers.

@@ -155,7 +155,7 @@ fn either_direction_has_its_pieces() {
             let spans = (0..max).map(|index| chains.span(index, 0).len);
             assert!(spans.eq(want.iter().map(|len| 4 - len)));
             for (index, (piece, _)) in chains.write_pieces(0).enumerate() {
-                assert_eq!(piece.write_frame(b"ef", b"gh", None), piece.len() > 0);
+                assert_eq!(piece.write_frame(b"ef", b"gh", None), !piece.is_empty());
                 assert_eq!(chains.readable(index).len() + chains.writable(index).len(), 4);
             }
         }
