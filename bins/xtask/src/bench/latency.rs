@@ -20,6 +20,7 @@ use super::prepare;
 use super::regime::{Regime, round_trip_ns};
 use super::report::{Report, table};
 use super::summary::{Row, Sample, rows};
+use super::turn::{self, Measured};
 use crate::steps::Steps;
 
 /// How long the guest may take to end after that.
@@ -86,13 +87,7 @@ pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
     for number in 1..=options.runs {
         for subject in &subjects {
             let what = format!("latency, {}, run {number}", subject.name());
-            match measure(&environment, *subject, options).with_context(|| what.clone()) {
-                Ok(run) => {
-                    println!("{what} of {}: {}", options.runs, run.line());
-                    done.push(run);
-                }
-                Err(error) => steps.note(&what, Err(error)),
-            }
+            turn::take(steps, &what, &mut done, || measure(&environment, *subject, options));
         }
     }
     ensure!(!done.is_empty(), "no run succeeded");
@@ -165,7 +160,11 @@ fn parse(log: &str) -> Result<Said> {
     serde_json::from_str(line).with_context(|| format!("causeway-guest says: {line}"))
 }
 
-impl Run {
+impl Measured for Run {
+    fn regime(&self) -> Regime {
+        self.regime
+    }
+
     fn line(&self) -> String {
         let us = |ns: u32| f64::from(ns) / MICRO;
         let times = self.times;
@@ -182,7 +181,9 @@ impl Run {
             self.lost
         )
     }
+}
 
+impl Run {
     fn samples(&self) -> [Sample; 3] {
         let times = self.times;
         [("p50", times.p50_ns), ("p99", times.p99_ns), ("p99.9", times.p99_9_ns)].map(

@@ -13,6 +13,7 @@ use super::machine::{Versions, cpu_time};
 use super::regime::{Regime, round_trip_ns};
 use super::report::{Report, table, write};
 use super::summary::{Sample, median, rows};
+use super::turn::{self, Measured};
 use super::{chart, prepare};
 use crate::steps::Steps;
 
@@ -103,15 +104,10 @@ pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
     for number in 1..=options.runs {
         for case in cases(options) {
             for subject in &subjects {
-                let measured = measure(&environment, *subject, case, &mut versions);
                 let what = format!("{}, {}, run {number}", case.name(), subject.name());
-                match measured.with_context(|| what.clone()) {
-                    Ok(run) => {
-                        println!("{what} of {}: {}", options.runs, run.line());
-                        done.push(run);
-                    }
-                    Err(error) => steps.note(&what, Err(error)),
-                }
+                turn::take(steps, &what, &mut done, || {
+                    measure(&environment, *subject, case, &mut versions)
+                });
             }
         }
     }
@@ -225,7 +221,11 @@ fn mean_in_millions(rates: &[u64]) -> f64 {
     sum as f64 / rates.len().max(1) as f64 / MILLION
 }
 
-impl Run {
+impl Measured for Run {
+    fn regime(&self) -> Regime {
+        self.regime
+    }
+
     fn line(&self) -> String {
         let cycles = |cycles: Option<f64>| cycles.map_or_else(|| "-".into(), |c| format!("{c:.0}"));
         let mut line = format!(
@@ -243,7 +243,9 @@ impl Run {
         }
         line
     }
+}
 
+impl Run {
     fn sample(&self) -> Sample {
         Sample {
             case: self.case.clone(),
