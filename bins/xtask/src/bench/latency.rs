@@ -15,7 +15,7 @@ use conformance::{Environment, Scratch};
 use serde::{Deserialize, Serialize};
 
 use super::back_end::{BackEnd, Subject, available, sockets};
-use super::machine::{Versions, cpu_time, guest_program};
+use super::machine::{Threads, Versions, guest_program};
 use super::prepare;
 use super::regime::{Regime, round_trip_ns};
 use super::report::{Report, table};
@@ -69,7 +69,8 @@ struct Run {
     regime: Regime,
     before_ns: f64,
     after_ns: f64,
-    /// The share of the time for which the guest or the back end waited for its CPU.
+    /// The share of the time for which the guest or the back end, whichever did longer, waited
+    /// for its CPU. Waking up is waiting too, so it says nothing of a back end that sleeps.
     waited: f64,
     lost: u64,
     #[serde(flatten)]
@@ -110,13 +111,16 @@ fn measure_in(
     let before_ns = round_trip_ns()?;
     let log = scratch.path("guest.log");
     let mut command = guest(subject, options, scratch)?;
-    let idle = cpu_time(back_end.id())?.waiting;
+    let idle = Threads::of(back_end.id())?;
     let mut guest = Process::spawn("causeway-guest", &mut command, &log)?;
     let time = Duration::from_secs(options.seconds.into());
     sleep(time);
     // It measures for that long, so it is still there; if not, `finish` knows why.
-    let guest_waited = cpu_time(guest.id()).unwrap_or_default().waiting;
-    let waited = cpu_time(back_end.id())?.waiting.saturating_sub(idle).saturating_add(guest_waited);
+    let guest_threads = Threads::of(guest.id()).unwrap_or_default();
+    let mut waited = guest_threads.busiest_waited(&Threads::default());
+    if subject.polls() {
+        waited = waited.max(Threads::of(back_end.id())?.busiest_waited(&idle));
+    }
     let waited = waited.as_secs_f64() / time.as_secs_f64();
     let status = guest.finish(SLACK)?;
     ensure!(status.success(), "causeway-guest ended with {status}\n{}", guest.tail());

@@ -9,7 +9,7 @@ use conformance::{Environment, Scratch, Topology, VirtioUser, VirtioUserSpec};
 use serde::Serialize;
 
 use super::back_end::{BackEnd, Subject, available, sockets};
-use super::machine::{Versions, cpu_time};
+use super::machine::{Threads, Versions};
 use super::regime::{Regime, round_trip_ns};
 use super::report::{Report, table, write};
 use super::summary::{Sample, median, rows};
@@ -69,7 +69,8 @@ struct Run {
     regime: Regime,
     before_ns: f64,
     after_ns: f64,
-    /// The share of the time for which the guest or the back end waited for its CPU.
+    /// The share of the time for which the guest or the back end, whichever did longer, waited
+    /// for its CPU.
     waited: f64,
     /// Frames per second that a port of the guest receives, in millions: the median of the looks.
     mpps: f64,
@@ -200,19 +201,21 @@ fn look(guest: &mut VirtioUser, programs: [u32; 2]) -> Result<(Vec<f64>, f64)> {
     sleep(WARM_UP);
     // The first look has the start in it.
     let _ = guest.rates()?;
-    let (before, start) = (waiting(programs)?, Instant::now());
+    let (before, start) = (threads(programs)?, Instant::now());
     let mut looks = Vec::new();
     for _ in 0..LOOKS {
         sleep(LOOK);
         looks.push(mean_in_millions(&guest.rates()?));
     }
-    let waited = waiting(programs)?.saturating_sub(before);
-    Ok((looks, waited.as_secs_f64() / start.elapsed().as_secs_f64()))
+    let (after, time) = (threads(programs)?, start.elapsed());
+    let waited =
+        after.iter().zip(&before).map(|(after, before)| after.busiest_waited(before)).max();
+    Ok((looks, waited.unwrap_or_default().as_secs_f64() / time.as_secs_f64()))
 }
 
-fn waiting(programs: [u32; 2]) -> Result<Duration> {
+fn threads(programs: [u32; 2]) -> Result<[Threads; 2]> {
     let [guest, back_end] = programs;
-    Ok(cpu_time(guest)?.waiting.saturating_add(cpu_time(back_end)?.waiting))
+    Ok([Threads::of(guest)?, Threads::of(back_end)?])
 }
 
 #[expect(clippy::cast_precision_loss, reason = "rates are far below 2^52")]
