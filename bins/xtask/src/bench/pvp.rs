@@ -26,7 +26,6 @@ const LARGE: u16 = 2000;
 const WARM_UP: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_secs(1);
 const LOOKS: usize = 3;
-const MILLION: f64 = 1e6;
 
 /// Options of `cargo xtask bench pvp`.
 #[derive(Args, Debug)]
@@ -131,8 +130,7 @@ fn measure(
     versions: &mut Versions,
 ) -> Result<Run> {
     let mut scratch = Scratch::new("pvp")?;
-    let result = measure_in(environment, subject, case, &scratch);
-    match result {
+    match measure_in(environment, subject, case, &scratch) {
         Ok((run, dpdk)) => {
             versions.dpdk = versions.dpdk.take().or(dpdk);
             Ok(run)
@@ -162,8 +160,7 @@ fn measure_in(
     let dpdk = guest.version()?;
     guest.quit()?;
     back_end.stop()?;
-    let mpps = median(&looks).context("nothing was measured")?;
-    ensure!(mpps > 0.0, "no frames came back");
+    let mpps = median(&looks).filter(|mpps| *mpps > 0.0).context("no frames came back")?;
     let run = Run {
         case: case.name(),
         subject,
@@ -221,7 +218,7 @@ fn threads(programs: [u32; 2]) -> Result<[Threads; 2]> {
 #[expect(clippy::cast_precision_loss, reason = "rates are far below 2^52")]
 fn mean_in_millions(rates: &[u64]) -> f64 {
     let sum: u64 = rates.iter().sum();
-    sum as f64 / rates.len().max(1) as f64 / MILLION
+    sum as f64 / rates.len().max(1) as f64 / 1e6
 }
 
 impl Measured for Run {
