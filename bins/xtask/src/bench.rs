@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  pvp, latency ──► back_end (the switch, or a peer)  ◄── a guest on CPU 1
-//!        │          regime, before and after each run
+//!        │  turn    regime, before and after each run
 //!        ▼
 //!     summary (medians, only within one regime) ──► table, chart, benches/results/
 //! ```
@@ -19,6 +19,7 @@ mod pvp;
 mod regime;
 mod report;
 mod summary;
+mod turn;
 
 use anyhow::{Result, ensure};
 use clap::Subcommand;

@@ -70,6 +70,11 @@ impl Subject {
         self == Self::Ovs
     }
 
+    /// Whether its polling thread stays awake under load.
+    pub(crate) fn polls(self) -> bool {
+        self != Self::CausewayInterrupt
+    }
+
     fn poll(self) -> &'static str {
         match self {
             Self::CausewayBusy => "busy",

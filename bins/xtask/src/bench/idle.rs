@@ -12,7 +12,7 @@ use conformance::process::{Process, tied_command};
 use conformance::{Scratch, Switch};
 use serde::Serialize;
 
-use super::machine::{Versions, cpu_time, guest_program};
+use super::machine::{Threads, Versions, guest_program};
 use super::prepare;
 use super::report::Report;
 use super::summary::{Spread, spread};
@@ -92,9 +92,9 @@ fn measure(options: &Options) -> Result<Run> {
     let mut guest = Process::spawn("causeway-guest", &mut command, &scratch.path("guest.log"))?;
     switch.wait_ports_up(&names.iter().map(String::as_str).collect::<Vec<_>>())?;
     sleep(SETTLE);
-    let (before, start) = (cpu_time(switch.id())?.running, Instant::now());
+    let (before, start) = (Threads::of(switch.id())?.running(), Instant::now());
     sleep(Duration::from_secs(options.seconds.into()));
-    let (after, seconds) = (cpu_time(switch.id())?.running, start.elapsed().as_secs_f64());
+    let (after, seconds) = (Threads::of(switch.id())?.running(), start.elapsed().as_secs_f64());
     // A guest that ended meanwhile was not attached.
     switch.wait_ports_up(&names.iter().map(String::as_str).collect::<Vec<_>>())?;
     let _ = guest.stop()?;

@@ -15,11 +15,12 @@ use conformance::{Environment, Scratch};
 use serde::{Deserialize, Serialize};
 
 use super::back_end::{BackEnd, Subject, available, sockets};
-use super::machine::{Versions, cpu_time, guest_program};
+use super::machine::{Threads, Versions, guest_program};
 use super::prepare;
 use super::regime::{Regime, round_trip_ns};
 use super::report::{Report, table};
 use super::summary::{Row, Sample, rows};
+use super::turn::{self, Measured};
 use crate::steps::Steps;
 
 /// How long the guest may take to end after that.
@@ -68,7 +69,8 @@ struct Run {
     regime: Regime,
     before_ns: f64,
     after_ns: f64,
-    /// The share of the time for which the guest or the back end waited for its CPU.
+    /// The share of the time for which the guest or the back end, whichever did longer, waited
+    /// for its CPU. Waking up is waiting too, so it says nothing of a back end that sleeps.
     waited: f64,
     lost: u64,
     #[serde(flatten)]
@@ -86,13 +88,7 @@ pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
     for number in 1..=options.runs {
         for subject in &subjects {
             let what = format!("latency, {}, run {number}", subject.name());
-            match measure(&environment, *subject, options).with_context(|| what.clone()) {
-                Ok(run) => {
-                    println!("{what} of {}: {}", options.runs, run.line());
-                    done.push(run);
-                }
-                Err(error) => steps.note(&what, Err(error)),
-            }
+            turn::take(steps, &what, &mut done, || measure(&environment, *subject, options));
         }
     }
     ensure!(!done.is_empty(), "no run succeeded");
@@ -115,13 +111,16 @@ fn measure_in(
     let before_ns = round_trip_ns()?;
     let log = scratch.path("guest.log");
     let mut command = guest(subject, options, scratch)?;
-    let idle = cpu_time(back_end.id())?.waiting;
+    let idle = Threads::of(back_end.id())?;
     let mut guest = Process::spawn("causeway-guest", &mut command, &log)?;
     let time = Duration::from_secs(options.seconds.into());
     sleep(time);
     // It measures for that long, so it is still there; if not, `finish` knows why.
-    let guest_waited = cpu_time(guest.id()).unwrap_or_default().waiting;
-    let waited = cpu_time(back_end.id())?.waiting.saturating_sub(idle).saturating_add(guest_waited);
+    let guest_threads = Threads::of(guest.id()).unwrap_or_default();
+    let mut waited = guest_threads.busiest_waited(&Threads::default());
+    if subject.polls() {
+        waited = waited.max(Threads::of(back_end.id())?.busiest_waited(&idle));
+    }
     let waited = waited.as_secs_f64() / time.as_secs_f64();
     let status = guest.finish(SLACK)?;
     ensure!(status.success(), "causeway-guest ended with {status}\n{}", guest.tail());
@@ -165,7 +164,11 @@ fn parse(log: &str) -> Result<Said> {
     serde_json::from_str(line).with_context(|| format!("causeway-guest says: {line}"))
 }
 
-impl Run {
+impl Measured for Run {
+    fn regime(&self) -> Regime {
+        self.regime
+    }
+
     fn line(&self) -> String {
         let us = |ns: u32| f64::from(ns) / MICRO;
         let times = self.times;
@@ -182,7 +185,9 @@ impl Run {
             self.lost
         )
     }
+}
 
+impl Run {
     fn samples(&self) -> [Sample; 3] {
         let times = self.times;
         [("p50", times.p50_ns), ("p99", times.p99_ns), ("p99.9", times.p99_9_ns)].map(

@@ -1,5 +1,7 @@
 //! Where and with what a measurement was made: without that a figure says nothing.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -75,26 +77,49 @@ pub(crate) fn now() -> Result<String> {
     Ok(shown.trim().to_owned())
 }
 
-/// What the scheduler gave to a process.
+/// What the scheduler gave to each thread of a process, by the thread's id.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Threads(BTreeMap<OsString, CpuTime>);
+
+/// What the scheduler gave to a thread.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(crate) struct CpuTime {
-    pub(crate) running: Duration,
+struct CpuTime {
+    running: Duration,
     /// It could have run, and another program had its CPU.
-    pub(crate) waiting: Duration,
+    waiting: Duration,
 }
 
-/// The times of all threads of a process so far. A thread that has ended meanwhile is not in it,
-/// and neither the switch nor its peers end one while they are measured.
-pub(crate) fn cpu_time(process: u32) -> Result<CpuTime> {
-    let mut total = CpuTime::default();
-    for entry in fs::read_dir(format!("/proc/{process}/task")).context("the process has ended")? {
-        if let Ok(text) = fs::read_to_string(entry?.path().join("schedstat")) {
-            let thread = parse_times(&text).with_context(|| format!("schedstat says {text}"))?;
-            total.running = total.running.saturating_add(thread.running);
-            total.waiting = total.waiting.saturating_add(thread.waiting);
+impl Threads {
+    /// The times of a process so far.
+    pub(crate) fn of(process: u32) -> Result<Self> {
+        let folder = format!("/proc/{process}/task");
+        let mut threads = BTreeMap::new();
+        for entry in fs::read_dir(folder).context("the process has ended")? {
+            let entry = entry?;
+            // A thread may end meanwhile.
+            if let Ok(text) = fs::read_to_string(entry.path().join("schedstat")) {
+                let time = parse_times(&text).with_context(|| format!("schedstat says {text}"))?;
+                let _ = threads.insert(entry.file_name(), time);
+            }
         }
+        Ok(Self(threads))
     }
-    Ok(total)
+
+    /// CPU time of all threads.
+    pub(crate) fn running(&self) -> Duration {
+        self.0.values().map(|time| time.running).sum()
+    }
+
+    /// How long the thread that has run most since `earlier`, the one that moves frames, waited
+    /// for its CPU.
+    pub(crate) fn busiest_waited(&self, earlier: &Self) -> Duration {
+        let since = |(thread, time): (&OsString, &CpuTime)| {
+            let before = earlier.0.get(thread).copied().unwrap_or_default();
+            let running = time.running.saturating_sub(before.running);
+            (running, time.waiting.saturating_sub(before.waiting))
+        };
+        self.0.iter().map(since).max().map_or(Duration::ZERO, |(_, waiting)| waiting)
+    }
 }
 
 /// Reads a line of `schedstat`: nanoseconds on a CPU, nanoseconds waiting for one, time slices.
@@ -126,11 +151,22 @@ mod tests {
     }
 
     #[test]
-    fn cpu_time_is_the_sum_of_the_threads() {
-        let [running, waiting] = [1500, 7].map(Duration::from_nanos);
-        assert_eq!(parse_times("1500 7 3\n"), Some(CpuTime { running, waiting }));
+    fn this_process_has_run() {
+        assert!(Threads::of(std::process::id()).unwrap().running() > Duration::ZERO);
+        assert!(Threads::of(u32::MAX).is_err());
+    }
+
+    #[test]
+    fn only_the_busiest_thread_waits() {
+        let threads = |times: [&str; 2]| {
+            let times = times.map(|text| parse_times(text).unwrap());
+            Threads(["1", "2"].map(OsString::from).into_iter().zip(times).collect())
+        };
+        // The first has started the program, the second moves frames.
+        let (before, after) =
+            (threads(["9000 5 1", "100 20 2"]), threads(["9010 900 3", "900 60 4"]));
+        assert_eq!(after.busiest_waited(&before), Duration::from_nanos(40));
+        assert_eq!(after.running(), Duration::from_nanos(9910));
         assert_eq!(parse_times("none"), None);
-        assert!(cpu_time(std::process::id()).unwrap().running > Duration::ZERO);
-        assert!(cpu_time(u32::MAX).is_err());
     }
 }

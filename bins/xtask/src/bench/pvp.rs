@@ -9,10 +9,11 @@ use conformance::{Environment, Scratch, Topology, VirtioUser, VirtioUserSpec};
 use serde::Serialize;
 
 use super::back_end::{BackEnd, Subject, available, sockets};
-use super::machine::{Versions, cpu_time};
+use super::machine::{Threads, Versions};
 use super::regime::{Regime, round_trip_ns};
 use super::report::{Report, table, write};
 use super::summary::{Sample, median, rows};
+use super::turn::{self, Measured};
 use super::{chart, prepare};
 use crate::steps::Steps;
 
@@ -25,7 +26,6 @@ const LARGE: u16 = 2000;
 const WARM_UP: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_secs(1);
 const LOOKS: usize = 3;
-const MILLION: f64 = 1e6;
 
 /// Options of `cargo xtask bench pvp`.
 #[derive(Args, Debug)]
@@ -68,7 +68,8 @@ struct Run {
     regime: Regime,
     before_ns: f64,
     after_ns: f64,
-    /// The share of the time for which the guest or the back end waited for its CPU.
+    /// The share of the time for which the guest or the back end, whichever did longer, waited
+    /// for its CPU.
     waited: f64,
     /// Frames per second that a port of the guest receives, in millions: the median of the looks.
     mpps: f64,
@@ -103,15 +104,10 @@ pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
     for number in 1..=options.runs {
         for case in cases(options) {
             for subject in &subjects {
-                let measured = measure(&environment, *subject, case, &mut versions);
                 let what = format!("{}, {}, run {number}", case.name(), subject.name());
-                match measured.with_context(|| what.clone()) {
-                    Ok(run) => {
-                        println!("{what} of {}: {}", options.runs, run.line());
-                        done.push(run);
-                    }
-                    Err(error) => steps.note(&what, Err(error)),
-                }
+                turn::take(steps, &what, &mut done, || {
+                    measure(&environment, *subject, case, &mut versions)
+                });
             }
         }
     }
@@ -134,8 +130,7 @@ fn measure(
     versions: &mut Versions,
 ) -> Result<Run> {
     let mut scratch = Scratch::new("pvp")?;
-    let result = measure_in(environment, subject, case, &scratch);
-    match result {
+    match measure_in(environment, subject, case, &scratch) {
         Ok((run, dpdk)) => {
             versions.dpdk = versions.dpdk.take().or(dpdk);
             Ok(run)
@@ -165,8 +160,7 @@ fn measure_in(
     let dpdk = guest.version()?;
     guest.quit()?;
     back_end.stop()?;
-    let mpps = median(&looks).context("nothing was measured")?;
-    ensure!(mpps > 0.0, "no frames came back");
+    let mpps = median(&looks).filter(|mpps| *mpps > 0.0).context("no frames came back")?;
     let run = Run {
         case: case.name(),
         subject,
@@ -204,28 +198,34 @@ fn look(guest: &mut VirtioUser, programs: [u32; 2]) -> Result<(Vec<f64>, f64)> {
     sleep(WARM_UP);
     // The first look has the start in it.
     let _ = guest.rates()?;
-    let (before, start) = (waiting(programs)?, Instant::now());
+    let (before, start) = (threads(programs)?, Instant::now());
     let mut looks = Vec::new();
     for _ in 0..LOOKS {
         sleep(LOOK);
         looks.push(mean_in_millions(&guest.rates()?));
     }
-    let waited = waiting(programs)?.saturating_sub(before);
-    Ok((looks, waited.as_secs_f64() / start.elapsed().as_secs_f64()))
+    let (after, time) = (threads(programs)?, start.elapsed());
+    let waited =
+        after.iter().zip(&before).map(|(after, before)| after.busiest_waited(before)).max();
+    Ok((looks, waited.unwrap_or_default().as_secs_f64() / time.as_secs_f64()))
 }
 
-fn waiting(programs: [u32; 2]) -> Result<Duration> {
+fn threads(programs: [u32; 2]) -> Result<[Threads; 2]> {
     let [guest, back_end] = programs;
-    Ok(cpu_time(guest)?.waiting.saturating_add(cpu_time(back_end)?.waiting))
+    Ok([Threads::of(guest)?, Threads::of(back_end)?])
 }
 
 #[expect(clippy::cast_precision_loss, reason = "rates are far below 2^52")]
 fn mean_in_millions(rates: &[u64]) -> f64 {
     let sum: u64 = rates.iter().sum();
-    sum as f64 / rates.len().max(1) as f64 / MILLION
+    sum as f64 / rates.len().max(1) as f64 / 1e6
 }
 
-impl Run {
+impl Measured for Run {
+    fn regime(&self) -> Regime {
+        self.regime
+    }
+
     fn line(&self) -> String {
         let cycles = |cycles: Option<f64>| cycles.map_or_else(|| "-".into(), |c| format!("{c:.0}"));
         let mut line = format!(
@@ -243,7 +243,9 @@ impl Run {
         }
         line
     }
+}
 
+impl Run {
     fn sample(&self) -> Sample {
         Sample {
             case: self.case.clone(),
