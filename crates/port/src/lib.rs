@@ -1,4 +1,4 @@
-//! Frame batches, offload intent, drop reasons and the port traits.
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
 mod batch;
