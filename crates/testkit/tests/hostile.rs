@@ -85,6 +85,9 @@ fn switch() -> Switch {
     Switch::start(&SwitchConfig { workers, ..SwitchConfig::default() }).unwrap()
 }
 
+/// Rings that the garbage has to break before a run counts.
+const FAULTS: u32 = 8;
+
 /// Garbage in its ring, again and again, from a guest that is set up anew after each fault.
 #[test]
 fn garbage_in_one_ring_costs_the_others_nothing() {
@@ -96,7 +99,9 @@ fn garbage_in_one_ring_costs_the_others_nothing() {
         let handle = switch.add_port(&config).unwrap();
         let (mut faults, mut rounds) = (0, 0);
         let end = Instant::now() + Duration::from_secs(3);
-        while Instant::now() < end {
+        // However slow the machine: a run that broke nothing would show nothing.
+        let patience = end + Duration::from_secs(30);
+        while Instant::now() < end || (faults < FAULTS && Instant::now() < patience) {
             rounds += 1;
             let layout = *rng.pick(&[Layout::Split, Layout::Packed]).unwrap();
             let mut evil = Guest::new(GuestSettings::new(layout)).unwrap();
@@ -115,7 +120,7 @@ fn garbage_in_one_ring_costs_the_others_nothing() {
             }
         }
         good.finish(&mut rng);
-        assert!(faults > rounds / 4, "only {faults} faults in {rounds} rounds");
+        assert!(faults >= FAULTS, "only {faults} faults in {rounds} rounds");
         Ledger::balance(&switch.stats()).unwrap();
     }
 }
