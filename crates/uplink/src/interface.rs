@@ -47,7 +47,9 @@ pub enum LinkState {
 /// For who writes an uplink: inside `Namespace::run`, `Link::find` the interface, then `bring_up`
 /// and, unless the uplink has a socket of its own for it, `set_promiscuous`; ask for `index`,
 /// `mtu`, `queues` and `driver`. Return the link beside the queues. Dropped (before the queues),
-/// it undoes what was changed on the interface.
+/// it undoes what was changed on the interface. What the control thread asks of an open uplink
+/// (what the kernel dropped, the mode that was obtained, which stations to take) stands beside the
+/// link too, not on the queues: workers have those.
 #[derive(Debug)]
 pub struct Link {
     namespace: Namespace,
