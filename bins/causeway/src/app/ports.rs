@@ -10,7 +10,7 @@ use port::{Fabric, PortState, QueueFault, QueueId};
 use switch::{PortConfig, PortHandle, VlanRule, Way};
 use vhost_user_net::{CountersOf, PortLinks, PortSettings, RingIndex, SocketMode, VhostUserPort};
 
-use super::tap::TapSide;
+use super::uplink::UplinkSide;
 use super::{App, Subscriber};
 
 /// A port of the switch and what is behind it.
@@ -42,8 +42,8 @@ pub(super) enum Side {
     Absent,
     /// A subscriber of the event manager.
     Guest(SubscriberId),
-    /// An open interface.
-    Tap(TapSide),
+    /// An interface of the host.
+    Uplink(Box<UplinkSide>),
 }
 
 impl App {
@@ -108,7 +108,11 @@ impl App {
     pub(super) fn open(&mut self, port: &Port) -> Result<Side, String> {
         match &port.spec.kind {
             PortKind::VhostUser(spec) => self.open_guest(port, spec).map(Side::Guest),
-            PortKind::Tap(spec) => TapSide::open(&self.switch, &port.handle, spec).map(Side::Tap),
+            PortKind::Tap(_) | PortKind::AfXdp(_) | PortKind::PacketMmap(_) => {
+                let events = Arc::clone(&self.link_events);
+                UplinkSide::open(events, &self.switch, &port.handle, &port.spec.kind)
+                    .map(|uplink| Side::Uplink(Box::new(uplink)))
+            }
         }
     }
 
@@ -145,7 +149,7 @@ impl App {
         match std::mem::replace(&mut port.side, Side::Absent) {
             Side::Absent => {}
             Side::Guest(id) => drop(self.manager.remove_subscriber(id)),
-            Side::Tap(tap) => tap.close(&self.switch, port.handle.id),
+            Side::Uplink(uplink) => uplink.close(&self.switch, port.handle.id),
         }
     }
 
@@ -162,10 +166,19 @@ impl App {
                     }
                     Err(error) => port.handle.status.set(PortState::Waiting, error),
                 },
-                Side::Tap(tap) => tap.look_after(&self.switch, &port.handle),
+                Side::Uplink(uplink) => uplink.look_after(&self.switch, &port.handle),
             }
         }
         self.ports = ports;
+    }
+
+    /// Something happened to an interface.
+    pub(super) fn follow_uplinks(&mut self) {
+        for port in &mut self.ports {
+            if let Side::Uplink(uplink) = &mut port.side {
+                uplink.look_after(&self.switch, &port.handle);
+            }
+        }
     }
 
     /// A worker took a queue out of service.
@@ -183,7 +196,7 @@ impl App {
                     guest.ring_fault(RingIndex(ring), fault);
                 }
             }
-            Side::Tap(tap) => tap.lost(&self.switch, &port.handle, &fault.to_string()),
+            Side::Uplink(uplink) => uplink.lost(&self.switch, &port.handle, &fault.to_string()),
         }
     }
 
@@ -264,9 +277,6 @@ fn config(spec: &PortSpec, statics: &[StaticEntry]) -> Result<PortConfig, String
         let vlan = vlan.and_then(|vlan| VlanId::new(vlan.number())).unwrap_or(VlanId::NONE);
         (vlan, MacAddr(mac.bytes()))
     });
-    let pairs = match &spec.kind {
-        PortKind::VhostUser(guest) => guest.queues,
-        PortKind::Tap(tap) => tap.queues,
-    };
+    let pairs = spec.kind.pairs();
     Ok(PortConfig { name: spec.name.clone(), vlan: rule, stations: known.collect(), pairs })
 }

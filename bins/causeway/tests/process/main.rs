@@ -12,6 +12,8 @@ mod broken;
 mod counts;
 mod guest;
 mod life;
+mod namespace;
 mod ports;
 mod taps;
+mod uplinks;
 mod usage;
