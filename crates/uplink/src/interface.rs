@@ -182,6 +182,11 @@ impl Link {
         self.index
     }
 
+    /// Whether the interface is in the namespace of this process.
+    pub(crate) fn is_here(&self) -> bool {
+        self.namespace.name().is_none()
+    }
+
     /// Whether opening the uplink made the interface.
     pub fn was_made(&self) -> bool {
         self.made

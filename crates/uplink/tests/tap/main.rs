@@ -97,6 +97,46 @@ fn an_interface_is_followed_through_names_and_states() {
     assert_eq!((link.check(), finder.found()), (LinkState::Gone, true));
 }
 
+/// A macvtap `mv0` on `below0`, whose other end `peer0` is in `peer`.
+fn macvtap(namespace: &Namespace, peer: &Namespace, address: &str) {
+    let pair = ["link", "add", "below0", "type", "veth", "peer", "name", "peer0", "netns"];
+    let _ = namespace.ip(&[&pair[..], &[peer.name()]].concat());
+    let _ = namespace.ip(&["link", "set", "below0", "up"]);
+    let _ = namespace
+        .ip(&["link", "add", "mv0", "link", "below0", "type", "macvtap", "mode", "passthru"]);
+    peer.quiet();
+    peer.address("peer0", PEER_MAC, address, 1500);
+    let _ = peer.ip(&["link", "set", "peer0", "up"]);
+}
+
+#[test]
+fn macvtaps_of_one_index_in_two_namespaces_are_told_apart() {
+    let (left, right) = (Namespace::new(), Namespace::new());
+    let (a, b) = (Namespace::new(), Namespace::new());
+    macvtap(&left, &a, "10.9.0.1/24");
+    macvtap(&right, &b, "10.9.0.2/24");
+    let (mut from, mut to) = (left.open("mv0", 1).unwrap(), right.open("mv0", 2).unwrap());
+    assert_eq!(from.link.index(), to.link.index());
+    assert_eq!((from.link.check(), to.queues.len()), (LinkState::Up, 2));
+    // From the stack beyond one to the stack beyond the other.
+    a.neighbour("peer0", "10.9.0.2", PEER_MAC);
+    let (sender, receiver) = (a.udp("10.9.0.1:7"), b.udp("10.9.0.2:7"));
+    let mut got = [0; 2000];
+    for len in [0usize, 1, 700, 1472] {
+        let sent = vec![len.to_le_bytes()[0]; len];
+        let _ = sender.send_to(&sent, "10.9.0.2:7").unwrap();
+        loop {
+            let _ = carry(&mut from, &mut to);
+            if let Ok(count) = receiver.recv(&mut got) {
+                assert_eq!(&got[..count], &sent[..]);
+                break;
+            }
+        }
+    }
+    drop(from);
+    assert!(left.has("mv0") && !left.ip(&["link", "show", "mv0"]).contains(",UP"));
+}
+
 #[test]
 fn a_namespace_that_was_removed_is_noticed() {
     let namespace = Namespace::new();
