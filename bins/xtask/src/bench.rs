@@ -14,6 +14,7 @@ mod chart;
 mod idle;
 mod instructions;
 mod latency;
+mod lines;
 mod machine;
 mod pvp;
 mod regime;
@@ -36,6 +37,8 @@ pub(crate) enum Kind {
     Micro,
     /// Instructions of each case in benches/budgets.toml, against its budget (callgrind)
     Instructions,
+    /// Cache lines that two workers on two disjoint pairs of guests both touch: none may be written
+    TwoWorkers,
     /// Frames per second through the switch, beside its peers: guest to guest and back
     ///
     /// The guest is DPDK's testpmd with two virtio-user ports on CPU 1, which keeps frames going
@@ -57,6 +60,7 @@ pub(crate) fn run(steps: &mut Steps, kind: &Kind) -> Result<()> {
     match kind {
         Kind::Micro => steps.cargo("virtqueue benchmarks", &["bench", "-p", "virtqueue"]),
         Kind::Instructions => instructions::run(steps),
+        Kind::TwoWorkers => lines::run(steps),
         Kind::Pvp(options) => pvp::run(steps, options),
         Kind::Latency(options) => latency::run(steps, options),
         Kind::Idle(options) => idle::run(steps, options),
