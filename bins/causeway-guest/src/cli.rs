@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::error::ErrorKind;
 use clap::{ArgGroup, Parser, ValueEnum};
 
-use crate::mac::MacAddr;
+use crate::mac::{MacAddr, STATIONS_MAX};
 
 /// Smallest frame: Ethernet without its frame check sequence.
 const FRAME_MIN: u32 = 60;
@@ -84,6 +84,11 @@ pub(crate) struct Cli {
     /// Number of flows (UDP source ports) that take turns [default: one per queue pair]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(crate) flows: Option<u16>,
+    /// Stations behind each port, whose addresses a switch learns; --generate lets the frames
+    /// come from and go to each in turn
+    #[arg(long, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(STATIONS_MAX)))]
+    pub(crate) stations: Option<u32>,
     /// Send with an 802.1Q tag
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4094))]
     pub(crate) vlan: Option<u16>,
@@ -223,6 +228,12 @@ impl Cli {
         if self.generate && self.verify && self.socket.len() < 2 {
             return Err("--verify: needs a second --socket where the frames arrive".into());
         }
+        if self.generate && self.stations.is_some() && self.dst.is_some() {
+            return Err("--stations: the second --socket has the destinations, not --dst".into());
+        }
+        if self.generate && self.stations.is_some() && self.socket.len() < 2 {
+            return Err("--stations: needs a second --socket where the frames arrive".into());
+        }
         if self.echo && self.verify {
             return Err("--echo: does not check frames, --verify has no effect".into());
         }
@@ -246,6 +257,7 @@ impl Cli {
             ("--flows", self.flows.is_some(), generate, "--generate"),
             ("--rate-pps", self.rate_pps.is_some(), generate || latency, "--generate, --latency"),
             ("--dst", self.dst.is_some(), generate || latency, "--generate, --latency"),
+            ("--stations", self.stations.is_some(), generate || receive, "--generate, --receive"),
             ("--verify", self.verify, generate || receive, "--generate, --receive"),
             ("--size-max", self.size_max.is_some(), !latency, "--generate, --receive, --tap"),
             ("--count", self.count.is_some(), !tap, "--generate, --receive, --latency"),
@@ -332,6 +344,7 @@ mod tests {
             ("--receive", "--window 5"),
             ("--latency --dst 02:00:00:00:00:01", "--flows 2"),
             ("--receive", "--rate-pps 5"),
+            ("--tap t", "--stations 5"),
             ("--tap t", "--verify"),
             ("--tap t", "--count 5"),
         ] {
@@ -342,6 +355,12 @@ mod tests {
         assert!(parse("--socket a --generate --window 5").is_err());
         assert!(parse("--socket a --generate --verify").is_err());
         assert!(parse("--socket a --socket b --generate --verify").is_ok());
+        assert!(parse("--socket a --receive --stations 65536").is_ok());
+        assert!(parse("--socket a --receive --stations 65537").is_err());
+        assert!(parse("--socket a --generate --stations 5").is_err());
+        assert!(
+            parse("--socket a --socket b --generate --stations 5 --dst 02:00:00:00:00:01").is_err()
+        );
         assert!(parse("--socket a --latency").is_err());
         assert!(parse("--socket a --generate --dst 02:00").is_err());
     }
