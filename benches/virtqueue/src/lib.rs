@@ -4,11 +4,13 @@
 //! callgrind tells them apart.
 #![forbid(unsafe_code)]
 
+mod pairs;
 mod path;
 
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+pub use pairs::{Pair, Traffic, pairs};
 pub use path::Path;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use virtq::driver::{Buffer, DriverConfig, DriverError, DriverQueue, Used};

@@ -4,6 +4,9 @@
 //! tx + drops + merged + held`, where `held` is what is on its way. A frame is counted as received
 //! before it can be counted as sent, and readers read sent and dropped before received, so that
 //! `held` is never negative.
+//!
+//! What the kernel drops before an uplink could take it came to the switch all the same: it counts
+//! as received and dropped at once, and so leaves the law exact. Its bytes are not known.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -163,9 +166,25 @@ impl EgressCounters {
     }
 }
 
+/// Frames for an uplink's queue that the kernel dropped; written by the control thread alone,
+/// which asks the kernel now and then.
+#[derive(Debug, Default)]
+pub struct KernelCounters {
+    drops: Drops,
+}
+
+impl KernelCounters {
+    /// Counts frames that came for this queue and never reached it.
+    pub fn dropped(&self, reason: DropReason, frames: u64) {
+        self.drops.add(reason, frames);
+    }
+}
+
 /// Both ways of one queue pair, each in cache lines of its own.
 #[derive(Debug, Default)]
 pub struct QueueCounters {
+    /// Into the switch, as far as the kernel.
+    pub kernel: KernelCounters,
     /// Into the switch.
     pub ingress: CachePadded<IngressCounters>,
     /// Out of the switch.
@@ -215,6 +234,7 @@ impl QueueCounters {
         let mut drops = [0; DropReason::COUNT];
         self.ingress.drops.add_to(&mut drops);
         self.egress.drops.add_to(&mut drops);
+        self.kernel.drops.add_to(&mut drops);
         QueueTotals {
             tx_frames: self.egress.frames.get(),
             tx_bytes: self.egress.bytes.get(),
@@ -228,7 +248,8 @@ impl QueueCounters {
 
     /// Adds what began: read after the ends of every queue.
     pub fn read_rx(&self, totals: &mut QueueTotals) {
-        totals.rx_frames = self.ingress.frames.get();
+        let by_kernel = self.kernel.drops.sum();
+        totals.rx_frames = self.ingress.frames.get().wrapping_add(by_kernel);
         totals.rx_bytes = self.ingress.bytes.get();
     }
 }
@@ -251,6 +272,21 @@ mod tests {
         assert_eq!((totals.tx_frames, totals.tx_bytes), (2, 120));
         assert_eq!(totals.dropped(), 5);
         assert_eq!(totals.drops[DropReason::NoBuffer as usize], 4);
+    }
+
+    #[test]
+    fn what_the_kernel_drops_is_received_and_dropped() {
+        let counters = QueueCounters::default();
+        counters.ingress.received(3, 180);
+        counters.kernel.dropped(DropReason::KernelRingFull, 5);
+        counters.kernel.dropped(DropReason::KernelNoBuffer, 1);
+        let mut totals = counters.read_ends();
+        // Reads are not at one moment: what is dropped between them only seems to be on its way.
+        counters.kernel.dropped(DropReason::KernelRingFull, 2);
+        counters.read_rx(&mut totals);
+        assert_eq!((totals.rx_frames, totals.rx_bytes, totals.dropped()), (11, 180, 6));
+        assert_eq!(totals.drops[DropReason::KernelRingFull as usize], 5);
+        assert_eq!(counters.ingress.passed(), 3);
     }
 
     #[test]

@@ -42,6 +42,8 @@ drop_reasons! {
     NoBuffer "no_buffer" "The receiving guest had no free buffer.";
     TooLarge "too_large" "The frame is longer than the guest's buffers; enable mergeable ones.";
     PortDown "port_down" "The egress port went away or its queue stopped.";
+    KernelRingFull "kernel_ring_full" "The kernel found the uplink's receive queue full.";
+    KernelNoBuffer "kernel_no_buffer" "The kernel had no buffer of the uplink that could take it.";
     UplinkBusy "uplink_busy" "The kernel's queue of the uplink was full.";
     UplinkError "uplink_error" "The kernel refused the frame.";
     BadOffload "bad_offload" "The virtio-net header contradicts the frame or what was negotiated.";

@@ -40,6 +40,9 @@ pub enum Workers {
     Unpinned(usize),
     /// Every queue pair has a thread of its own.
     PerQueue,
+    /// No threads: so many workers, each of which takes a turn when [`crate::Switch::turn`] is
+    /// called. They share the ingress queues as threads do, and never sleep.
+    Manual(usize),
 }
 
 /// What a worker does when there is nothing to do.

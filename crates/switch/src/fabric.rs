@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_utils::CachePadded;
@@ -14,6 +15,7 @@ use crate::placement::{Admin, Placed};
 use crate::shared::{Message, Shared};
 use crate::stats::{add_totals, read_ends, read_rx};
 use crate::table::{EgressSlot, Port, Record, Records, record, record_mut};
+use crate::worker::{ByHand, Turn, WorkerHandle};
 use crate::{FdbEntry, PortConfig, STATIC_MAX, SwitchConfig, SwitchStats, WorkerStats};
 
 /// Ids in turn while less than half of them are taken.
@@ -29,6 +31,8 @@ pub struct Switch {
     events: Events,
     admin: Mutex<Admin>,
     own: Mutex<Own>,
+    /// Workers without threads.
+    by_hand: Box<[Arc<ByHand>]>,
 }
 
 /// A new port, for its owner.
@@ -93,7 +97,24 @@ impl Switch {
         let shared = Arc::new(Shared::new(config, seed, sender));
         let admin = Admin::start(&shared, &config.workers)?;
         let own = Own::new(&shared);
-        Ok(Self { shared, events, admin: Mutex::new(admin), own: Mutex::new(own) })
+        let by_hand = admin.workers.iter().filter_map(|worker| worker.by_hand.clone()).collect();
+        Ok(Self { shared, events, admin: Mutex::new(admin), own: Mutex::new(own), by_hand })
+    }
+
+    /// Lets a worker of [`crate::Workers::Manual`], by number, take one turn on this thread: every
+    /// queue that may have frames is served once. None if there is no such worker.
+    ///
+    /// Two threads may run two workers at once. Everything else may be called between turns, on
+    /// the same thread, or meanwhile on another: it waits until the turn is over.
+    #[inline]
+    pub fn turn(&self, worker: usize) -> Option<Turn> {
+        Some(self.by_hand.get(worker)?.turn())
+    }
+
+    /// What becomes readable when a turn of that worker is due, after one that was
+    /// [`Turn::Quiet`].
+    pub fn turn_fd(&self, worker: usize) -> Option<BorrowedFd<'_>> {
+        Some(self.by_hand.get(worker)?.wake_fd())
     }
 
     /// Faults and panics, for the control thread.
@@ -165,12 +186,12 @@ impl Switch {
                 record.attached.clear();
             }
         });
-        self.shared.wait_for_table(generation);
+        self.wait_for_table(&admin, generation);
         let (gone, generation) = self
             .shared
             .tables
             .edit(|records| records.get_mut(usize::from(id.0)).and_then(Option::take));
-        self.shared.wait_for_table(generation);
+        self.wait_for_table(&admin, generation);
         let _ = self.shared.fdb.forget(id);
         if let Some(gone) = gone {
             for counters in &gone.port.counters {
@@ -350,7 +371,9 @@ impl Fabric for Switch {
         let message = Message::Detach(at, reply);
         match placed {
             Placed::Shared(number) => {
-                let sent = admin.workers.get(number)?.mailbox.send(message);
+                let worker = admin.workers.get(number)?;
+                let sent = worker.mailbox.send(message);
+                worker.see_to_mail();
                 sent.ok().and_then(|()| answer.recv().ok()).flatten()
             }
             Placed::Own(mut worker) => {
@@ -401,6 +424,12 @@ impl Fabric for Switch {
 }
 
 impl Switch {
+    /// Waits until every worker uses the table of `generation` or a later one.
+    fn wait_for_table(&self, admin: &Admin, generation: u64) {
+        admin.workers.iter().for_each(WorkerHandle::see_to_mail);
+        self.shared.wait_for_table(generation);
+    }
+
     /// Changes the record of a pair's port, notes that the pair was attached, and publishes.
     fn note_pair<T>(
         &self,

@@ -22,3 +22,4 @@ pub use fdb::{FdbEntry, FdbLimits, STATIC_MAX};
 pub use shared::BATCH_SIZES;
 pub use stats::{PortStats, SwitchStats, WorkerStats};
 pub use vlan::{VlanRule, VlanRuleError, VlanSet};
+pub use worker::Turn;

@@ -49,11 +49,16 @@ impl Admin {
         };
         let cpus: Vec<Option<usize>> = match workers {
             Workers::Cpus(cpus) => cpus.iter().copied().map(Some).collect(),
-            Workers::Unpinned(count) => vec![None; (*count).max(1)],
+            Workers::Unpinned(count) | Workers::Manual(count) => vec![None; (*count).max(1)],
             Workers::PerQueue => Vec::new(),
         };
         for cpu in cpus {
-            match admin.start_worker(shared, cpu) {
+            let started = if matches!(workers, Workers::Manual(_)) {
+                WorkerHandle::start_by_hand(shared, admin.number())
+            } else {
+                admin.start_worker(shared, cpu)
+            };
+            match started {
                 Ok(worker) => admin.workers.push(worker),
                 Err(error) => {
                     admin.stop(shared);
@@ -69,9 +74,14 @@ impl Admin {
         shared: &Arc<Shared>,
         cpu: Option<usize>,
     ) -> std::io::Result<WorkerHandle> {
+        let number = self.number();
+        WorkerHandle::start(shared, number, cpu)
+    }
+
+    fn number(&mut self) -> usize {
         let number = self.next_worker;
         self.next_worker = self.next_worker.wrapping_add(1);
-        WorkerHandle::start(shared, number, cpu)
+        number
     }
 
     pub(crate) fn all_workers(&self) -> impl Iterator<Item = &WorkerHandle> {

@@ -14,6 +14,7 @@
 //! **Ownership.** An ingress belongs to one worker, and comes and goes by message. Between turns
 //! the worker holds no frames: so after `Detach` was answered nobody touches that memory.
 
+mod by_hand;
 mod cold;
 mod queue;
 mod turn;
@@ -27,6 +28,8 @@ use port::{FrameBuf, QueueId};
 use crate::pipeline::Pipeline;
 use crate::shared::{Mailbox, Message, Shared};
 use crate::table::Table;
+pub(crate) use by_hand::ByHand;
+pub use by_hand::Turn;
 use cold::Waiter;
 use queue::{Queue, State};
 
@@ -35,6 +38,8 @@ use queue::{Queue, State};
 pub(crate) struct WorkerHandle {
     pub(crate) mailbox: Arc<Mailbox>,
     thread: Option<JoinHandle<()>>,
+    /// Instead of a thread: whoever calls [`crate::Switch::turn`].
+    pub(crate) by_hand: Option<Arc<ByHand>>,
 }
 
 impl WorkerHandle {
@@ -63,7 +68,7 @@ impl WorkerHandle {
             Ok(thread)
         });
         match result {
-            Ok(thread) => Ok(Self { mailbox, thread: Some(thread) }),
+            Ok(thread) => Ok(Self { mailbox, thread: Some(thread), by_hand: None }),
             Err(error) => {
                 shared.remove_mailbox(&mailbox);
                 Err(error)
@@ -71,9 +76,27 @@ impl WorkerHandle {
         }
     }
 
+    /// A worker without a thread.
+    pub(crate) fn start_by_hand(shared: &Arc<Shared>, number: usize) -> std::io::Result<Self> {
+        let (mailbox, receiver) = Mailbox::new(number, None)?;
+        let waiter = Waiter::new(mailbox.wake_fd())?;
+        shared.add_mailbox(Arc::clone(&mailbox));
+        let worker = Worker::new(Arc::clone(shared), Arc::clone(&mailbox), receiver, waiter);
+        let by_hand = ByHand::new(worker).inspect_err(|_| shared.remove_mailbox(&mailbox))?;
+        Ok(Self { mailbox, thread: None, by_hand: Some(Arc::new(by_hand)) })
+    }
+
+    /// Makes sure that what was sent is seen: a worker without a thread reads its mail here.
+    pub(crate) fn see_to_mail(&self) {
+        if let Some(by_hand) = &self.by_hand {
+            by_hand.attend();
+        }
+    }
+
     /// Ends the thread and waits for that. Its ingresses are dropped.
     pub(crate) fn stop(&mut self, shared: &Shared) {
         let _ = self.mailbox.send(Message::Stop);
+        self.see_to_mail();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -110,6 +133,8 @@ struct Worker {
     /// Numbers of the queues that had work in this turn.
     worked: Vec<usize>,
     clock: Clock,
+    /// Whether it waits for work when there is none.
+    sleeps: bool,
     stopping: bool,
 }
 
@@ -149,26 +174,37 @@ impl Worker {
             cold: 0,
             worked: Vec::new(),
             clock: Clock::default(),
+            sleeps: true,
             stopping: false,
         }
     }
 
     fn run(mut self) {
-        self.shared.acknowledge(&self.mailbox, self.table.generation);
-        self.read_clock();
-        loop {
-            if self.mailbox.take_pending() {
-                self.read_mail();
-            }
-            if self.stopping {
-                break;
-            }
-            if self.shared.tables.generation() != self.table.generation {
-                self.take_table();
-            }
+        self.begin();
+        while self.attend() {
             let worked = self.turn();
             self.rest(worked);
         }
+    }
+
+    fn begin(&mut self) {
+        self.shared.acknowledge(&self.mailbox, self.table.generation);
+        self.read_clock();
+    }
+
+    /// Takes over what control asks for. Returns whether there is to be another turn.
+    #[inline]
+    fn attend(&mut self) -> bool {
+        if self.mailbox.take_pending() {
+            self.read_mail();
+        }
+        if self.stopping {
+            return false;
+        }
+        if self.shared.tables.generation() != self.table.generation {
+            self.take_table();
+        }
+        true
     }
 
     fn read_mail(&mut self) {

@@ -5,22 +5,19 @@
 //! it gives us. What guests leave undone is passed on to the kernel, which takes all of it.
 
 mod error;
-mod link;
 mod queue;
 
-use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::sync::Arc;
 
 use port::QueueCounters;
 use rustix::fs::{Mode, OFlags};
 
+use crate::interface::{Link, Namespace, check_name};
 use crate::sys::{self, InterfaceSocket};
 use crate::vnet::HEADER;
 
 pub use error::TapError;
-pub use link::{Link, LinkState};
 pub use queue::{TapEgress, TapIngress};
 
 /// The most queues of an interface.
@@ -56,15 +53,8 @@ pub fn open(settings: &TapSettings, counters: &[Arc<QueueCounters>]) -> Result<T
     if counters.len() != usize::from(settings.queues) {
         return Err(TapError::Queues(settings.queues));
     }
-    let (fds, link) = match &settings.netns {
-        None => open_here(settings),
-        Some(name) => {
-            let failed = |error| TapError::Namespace { name: name.clone(), error };
-            let namespace = File::open(namespace_path(name)).map_err(failed)?;
-            sys::in_namespace(&namespace, || open_here(settings))
-                .map_err(|e| TapError::system(format!("enter network namespace {name}"), e))?
-        }
-    }?;
+    let namespace = Namespace::open(settings.netns.as_deref())?;
+    let (fds, link) = namespace.run(|| open_here(settings, &namespace))??;
     let name: Arc<str> = settings.ifname.as_str().into();
     let mut queues = Vec::with_capacity(fds.len());
     for (fd, counters) in fds.into_iter().zip(counters) {
@@ -84,34 +74,33 @@ pub fn open(settings: &TapSettings, counters: &[Arc<QueueCounters>]) -> Result<T
 }
 
 fn check(settings: &TapSettings) -> Result<(), TapError> {
-    let name = settings.ifname.as_str();
-    let bad = |b: u8| b == b'/' || b == b':' || b == b'%' || b == 0 || b.is_ascii_whitespace();
-    if name.is_empty() || name.len() > 15 || matches!(name, "." | "..") || name.bytes().any(bad) {
-        return Err(TapError::Name(name.to_owned()));
-    }
+    check_name(&settings.ifname)?;
     if settings.queues == 0 || settings.queues > QUEUES_MAX {
         return Err(TapError::Queues(settings.queues));
     }
     Ok(())
 }
 
-fn namespace_path(name: &str) -> std::path::PathBuf {
-    // An absolute path replaces the folder.
-    Path::new("/run/netns").join(name)
-}
-
 /// Opens the queues in the namespace of the calling thread.
-fn open_here(settings: &TapSettings) -> Result<(Vec<OwnedFd>, Link), TapError> {
+fn open_here(
+    settings: &TapSettings,
+    namespace: &Namespace,
+) -> Result<(Vec<OwnedFd>, Link), TapError> {
     let name = settings.ifname.as_str();
     let socket = InterfaceSocket::new().map_err(|e| TapError::system("open a socket", e))?;
     let existed = socket
-        .exists(name)
-        .map_err(|e| TapError::system(format!("look for interface {name}"), e))?;
+        .index(name)
+        .map_err(|e| TapError::system(format!("look for interface {name}"), e))?
+        .is_some();
     let mut fds = Vec::with_capacity(usize::from(settings.queues));
     for _ in 0..settings.queues {
         fds.push(open_queue(settings, &socket)?);
     }
-    let link = Link::bring_up(name, socket, existed)?;
+    let mut link = Link::find(namespace, name)?;
+    if !existed {
+        link.set_made();
+    }
+    link.bring_up()?;
     Ok((fds, link))
 }
 

@@ -20,6 +20,7 @@ mod piece;
 mod pool;
 mod rings;
 mod segs;
+mod shared;
 mod word;
 
 #[cfg(feature = "driver")]
@@ -31,6 +32,7 @@ pub use pool::Pool;
 pub(crate) use rings::{PackedAreas, RawDesc, SplitAreas};
 pub(crate) use segs::RawSeg;
 pub use segs::{Readable, Reader, SegSpan, SegStore, Writable, Writer};
+pub use shared::{SharedMap, SharedSlots};
 pub(crate) use word::Word;
 
 // Offsets into a region are cast from u64 to usize.

@@ -2,23 +2,34 @@
 //!
 //! ```text
 //! cargo build --release -p virtqueue --bin instructions
-//! valgrind --tool=callgrind --toggle-collect='*::serve' target/release/instructions split 32
+//! valgrind --tool=callgrind --toggle-collect='virtqueue::*::serve' \
+//!     target/release/instructions split 32
 //! ```
 //!
-//! `--toggle-collect` counts the device's part only (`virtqueue::Ours::serve`,
-//! `virtqueue::Theirs::serve`, and for `path-*`, which takes frames from one guest's transmitq to
-//! another's receiveq, `virtqueue::Path::serve`); `offer` and `reclaim` are the driver's.
+//! `--toggle-collect` counts the device's part only:
+//!
+//! | kinds | counted | what it is |
+//! |---|---|---|
+//! | `split`, `packed` and theirs | `virtqueue::Ours::serve` | pop and complete |
+//! | `virtio-queue` and its | `virtqueue::Theirs::serve` | the same, of the crate `virtio-queue` |
+//! | `path-*` | `virtqueue::Path::serve` | one guest's transmitq to another's receiveq |
+//! | `switch-*` | `virtqueue::Pair::serve` | the same through the switch: a worker's whole turn |
+//! | `two-workers-*` | the same | two workers on two threads, each with a pair of its own |
+//!
+//! `offer` and `reclaim` are the driver's.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 
 use virtq::Layout;
-use virtqueue::{Ours, Path, SIZE, Theirs, Variant};
+use virtqueue::{Ours, Pair, Path, SIZE, Theirs, Traffic, Variant, pairs};
 
 /// Chains per run: divide callgrind's count by it.
 const CHAINS: u32 = 100_000;
 const KINDS: &str = "split, packed, split-indirect, packed-indirect, split-in-order, \
-                     packed-in-order, path-split, path-packed, virtio-queue, \
+                     packed-in-order, path-split, path-packed, switch-split, switch-packed, \
+                     switch-split-vlan, switch-packed-vlan, switch-split-mixed, \
+                     switch-packed-mixed, two-workers-split, two-workers-packed, virtio-queue, \
                      virtio-queue-indirect";
 
 fn main() -> ExitCode {
@@ -44,36 +55,83 @@ fn main() -> ExitCode {
 
 fn run(kind: &str, batch: usize) -> anyhow::Result<u64> {
     let indirect = kind.ends_with("-indirect");
-    let mut bytes = 0u64;
+    let burst = u16::try_from(batch.min(port::BURST_MAX))?;
+    let layout = if kind.contains("packed") { Layout::Packed } else { Layout::Split };
     if kind.starts_with("virtio-queue") {
         let mut ring = Theirs::new(indirect, false)?;
-        for count in rounds() {
+        chains(|count| {
             ring.offer(count)?;
-            bytes = bytes.wrapping_add(ring.serve(batch)?);
-            anyhow::ensure!(ring.reclaim()? == usize::from(count), "chains are missing");
-        }
-    } else if let Some(layout) = kind.strip_prefix("path-") {
-        let layout = if layout == "packed" { Layout::Packed } else { Layout::Split };
-        let batch = u16::try_from(batch.min(port::BURST_MAX))?;
+            Ok((ring.serve(batch)?, ring.reclaim()?))
+        })
+    } else if kind.starts_with("path-") {
         let mut path = Path::new(layout)?;
-        let mut left = CHAINS;
-        while left > 0 {
-            let count = batch.min(u16::try_from(left).unwrap_or(batch));
+        frames(CHAINS, burst, |count| {
             path.offer(count)?;
             anyhow::ensure!(path.serve()? == usize::from(count), "frames are missing");
-            bytes = bytes.wrapping_add(u64::from(count).wrapping_mul(64));
             anyhow::ensure!(path.reclaim()? == usize::from(count), "chains are missing");
-            left = left.saturating_sub(u32::from(count));
-        }
+            Ok(())
+        })
+    } else if kind.starts_with("switch-") || kind.starts_with("two-workers-") {
+        let traffic = match kind.rsplit('-').next() {
+            Some("vlan") => Traffic::Vlan,
+            Some("mixed") => Traffic::Mixed,
+            _ => Traffic::Plain,
+        };
+        let workers = if kind.starts_with("two-workers-") { 2 } else { 1 };
+        switched(pairs(layout, traffic, workers)?, burst)
     } else {
-        let layout = if kind.starts_with("packed") { Layout::Packed } else { Layout::Split };
         let in_order = kind.ends_with("-in-order");
         let mut ring = Ours::new(Variant { layout, indirect, in_order })?;
-        for count in rounds() {
+        chains(|count| {
             ring.offer(count)?;
-            bytes = bytes.wrapping_add(ring.serve(batch));
-            anyhow::ensure!(ring.reclaim()? == usize::from(count), "chains are missing");
+            Ok((ring.serve(batch), ring.reclaim()?))
+        })
+    }
+}
+
+/// Each pair on a thread of its own, its share of the frames in bursts.
+fn switched(mut pairs: Vec<Pair>, burst: u16) -> anyhow::Result<u64> {
+    let share = CHAINS.checked_div(u32::try_from(pairs.len())?).unwrap_or_default();
+    let bytes = std::thread::scope(|scope| {
+        let run = |pair| {
+            let pair: &mut Pair = pair;
+            scope.spawn(move || frames(share, burst, |count| pair.round(count)))
+        };
+        let threads: Vec<_> = pairs.iter_mut().map(run).collect();
+        let mut bytes = 0u64;
+        for thread in threads {
+            let served = thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?;
+            bytes = bytes.wrapping_add(served?);
         }
+        anyhow::Ok(bytes)
+    })?;
+    let dropped = pairs.first().map_or(0, Pair::drops);
+    anyhow::ensure!(dropped == 0, "{dropped} frames were dropped");
+    Ok(bytes)
+}
+
+/// Frames of 64 bytes, in bursts.
+fn frames(
+    frames: u32,
+    burst: u16,
+    mut round: impl FnMut(u16) -> anyhow::Result<()>,
+) -> anyhow::Result<u64> {
+    let mut left = frames;
+    while left > 0 {
+        let count = burst.min(u16::try_from(left).unwrap_or(burst));
+        round(count)?;
+        left = left.saturating_sub(u32::from(count));
+    }
+    Ok(u64::from(frames).wrapping_mul(64))
+}
+
+/// All chains, in whole rings; `round` says how many bytes and chains went round.
+fn chains(mut round: impl FnMut(u16) -> anyhow::Result<(u64, usize)>) -> anyhow::Result<u64> {
+    let mut bytes = 0u64;
+    for count in rounds() {
+        let (served, reclaimed) = round(count)?;
+        anyhow::ensure!(reclaimed == usize::from(count), "chains are missing");
+        bytes = bytes.wrapping_add(served);
     }
     Ok(bytes)
 }

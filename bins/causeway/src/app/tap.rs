@@ -3,7 +3,8 @@
 use control::TapSpec;
 use port::{Fabric, PortId, PortState, QueueId};
 use switch::{PortHandle, Switch};
-use uplink::tap::{Link, LinkState, TapSettings, open};
+use uplink::interface::{Link, LinkState};
+use uplink::tap::{TapSettings, open};
 
 /// An interface that is, or was, open.
 #[derive(Debug)]
@@ -49,7 +50,13 @@ impl TapSide {
             LinkState::Down => {
                 handle.status.set(PortState::Down, format!("interface {name} is set down"));
             }
+            LinkState::NoCarrier => {
+                handle.status.set(PortState::Down, format!("interface {name} has no carrier"));
+            }
             LinkState::Gone => self.lost(switch, handle, "it was deleted"),
+            LinkState::NamespaceGone => {
+                self.lost(switch, handle, "its network namespace was removed");
+            }
         }
     }
 

@@ -19,7 +19,7 @@ use crate::steps::{Steps, build};
 
 const RUN_TIMEOUT: Duration = Duration::from_secs(120);
 /// The functions whose instructions count: the device's, not the driver's.
-const COUNTED: &str = "*::serve";
+const COUNTED: &str = "virtqueue::*::serve";
 
 /// The contents of `benches/budgets.toml`.
 #[derive(Debug, Deserialize)]

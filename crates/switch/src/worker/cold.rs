@@ -5,7 +5,7 @@
 //! looked at once more before it becomes cold.
 
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{Timespec, epoll};
 
@@ -26,6 +26,11 @@ impl Waiter {
         let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(&epoll, mail, epoll::EventData::new_u64(MAIL), flags)?;
         Ok(Self { epoll })
+    }
+
+    /// Readable while something was woken.
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
     }
 
     /// Watches a queue's fd. Returns whether it is watched.

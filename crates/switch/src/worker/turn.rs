@@ -189,15 +189,21 @@ impl Worker {
             let spent = self.clock.now_ns.wrapping_sub(before);
             self.mailbox.counters.busy_ns.add(spent);
         }
-        let sleep = self.hot.is_empty() && self.shared.poll != PollMode::Busy;
+        let quiet = self.is_quiet();
         let due = self.clock.now_ns.wrapping_sub(self.clock.looked_ns) >= LOOK_NS;
-        if sleep || (self.cold > 0 && (due || self.hot.is_empty())) {
-            self.look_at_cold(sleep);
-            if sleep || !worked {
+        if quiet || (self.cold > 0 && (due || self.hot.is_empty())) {
+            self.look_at_cold(quiet && self.sleeps);
+            if quiet || !worked {
                 self.read_clock();
             }
             self.clock.looked_ns = self.clock.now_ns;
         }
+    }
+
+    /// Whether nothing is left to look at before something wakes the worker.
+    #[inline]
+    pub(super) fn is_quiet(&self) -> bool {
+        self.hot.is_empty() && self.shared.poll != PollMode::Busy
     }
 
     /// Makes those cold queues hot that were woken; waits for one if it may sleep.

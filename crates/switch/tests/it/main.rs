@@ -9,6 +9,7 @@
     reason = "test code"
 )]
 
+mod by_hand;
 mod faults;
 mod forwarding;
 mod life;

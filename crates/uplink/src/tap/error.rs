@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::interface::InterfaceError;
 use crate::sys::InterfaceSocket;
 
 use super::TapSettings;
@@ -18,9 +19,6 @@ pub enum TapError {
         /// What was tried.
         what: String,
     },
-    /// A name that the kernel cannot take.
-    #[error("interface name {0:?} must have 1 to 15 bytes without '/', ':' and white space")]
-    Name(String),
     /// Somebody else has the interface open.
     #[error("interface {0} is in use by another process")]
     Busy(String),
@@ -41,14 +39,9 @@ pub enum TapError {
     /// The interface exists, but as another kind.
     #[error("interface {0} exists and is not a tap")]
     NotTap(String),
-    /// The namespace does not exist.
-    #[error("network namespace {name} cannot be opened: {error}")]
-    Namespace {
-        /// The namespace.
-        name: String,
-        /// The kernel's answer.
-        error: io::Error,
-    },
+    /// The interface or its namespace.
+    #[error(transparent)]
+    Interface(#[from] InterfaceError),
     /// Anything else.
     #[error("cannot {what}: {error}")]
     System {
@@ -87,11 +80,17 @@ impl TapError {
             Some(libc::EPERM) => Self::Permission { what: format!("attach to interface {name}") },
             Some(libc::EBUSY) => Self::Busy(name),
             Some(libc::E2BIG) => Self::Queues(settings.queues),
-            Some(libc::EINVAL) if sockets.is_tap(&name) && settings.queues > 1 => {
+            Some(libc::EINVAL) if is_tap(sockets, &name) && settings.queues > 1 => {
                 Self::SingleQueue { name, queues: settings.queues }
             }
-            Some(libc::EINVAL) if sockets.exists(&name).unwrap_or(false) => Self::NotTap(name),
+            Some(libc::EINVAL) if matches!(sockets.index(&name), Ok(Some(_))) => Self::NotTap(name),
             _ => Self::system(format!("attach to interface {name}"), error),
         }
     }
+}
+
+/// Whether the interface is a tap, as `ethtool -i` says it.
+fn is_tap(sockets: &InterfaceSocket, name: &str) -> bool {
+    let driver = sockets.driver(name);
+    driver.is_ok_and(|(driver, bus)| driver == "tun" && bus == "tap")
 }

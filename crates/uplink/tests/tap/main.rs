@@ -10,11 +10,14 @@
 mod namespace;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use namespace::Namespace;
 use port::{DropReason, Egress, FrameBuf, Ingress, QueueCounters, QueueFault, QueueTotals};
-use uplink::tap::{LinkState, Tap, TapSettings, open};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use uplink::interface::{Link, LinkState};
+use uplink::tap::{Tap, TapSettings, open};
 
 const HOST_MAC: &str = "02:00:00:00:00:01";
 const PEER_MAC: &str = "02:00:00:00:00:02";
@@ -54,6 +57,69 @@ fn a_made_interface_is_up_while_it_is_open_and_gone_afterwards() {
     assert_eq!(tap.link.check(), LinkState::Down);
     drop(tap);
     assert!(!namespace.has("made0"));
+}
+
+/// Follows the interface until it is in `state`.
+fn wait_state(link: &mut Link, state: LinkState) {
+    let start = Instant::now();
+    while link.check() != state {
+        let mut fds = [PollFd::from_borrowed_fd(link.event_fd(), PollFlags::IN)];
+        let second = Timespec { tv_sec: 1, tv_nsec: 0 };
+        // What brings the state must also be told.
+        assert_ne!(poll(&mut fds, Some(&second)), Ok(0), "not told before {state:?}");
+        let _ = link.follow();
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", link.check());
+    }
+}
+
+#[test]
+fn an_interface_is_followed_through_names_and_states() {
+    let namespace = Namespace::new();
+    let _ = namespace.ip(&["tuntap", "add", "old0", "mode", "tap"]);
+    let mut tap = namespace.open("old0", 1).unwrap();
+    let link = &mut tap.link;
+    while link.follow() {}
+    let _ = namespace.ip(&["link", "set", "old0", "down"]);
+    wait_state(link, LinkState::Down);
+    let _ = namespace.ip(&["link", "set", "old0", "name", "new0"]);
+    let _ = namespace.ip(&["link", "set", "new0", "up", "mtu", "4000"]);
+    wait_state(link, LinkState::Up);
+    assert_eq!((link.name(), link.exists()), ("new0".to_owned(), false));
+    assert_eq!(link.mtu().load(Ordering::Relaxed), 4000);
+    assert_eq!(link.driver(), ("tun".to_owned(), "tap".to_owned()));
+    // The same index does not make it the same interface.
+    let index = link.index().to_string();
+    while link.follow() {}
+    let _ = namespace.ip(&["link", "del", "new0"]);
+    let _ = namespace.ip(&["link", "add", "old0", "index", &index, "type", "bridge"]);
+    assert!(link.follow());
+    assert_eq!((link.check(), link.exists()), (LinkState::Gone, true));
+}
+
+#[test]
+fn a_namespace_that_was_removed_is_noticed() {
+    let namespace = Namespace::new();
+    let tap = namespace.open("t0", 1).unwrap();
+    assert_eq!(tap.link.check(), LinkState::Up);
+    let name = namespace.name().to_owned();
+    drop(namespace);
+    assert_eq!(tap.link.check(), LinkState::NamespaceGone);
+    // Another one of the same name is not the same.
+    let _other = Namespace::named(&name);
+    assert_eq!(tap.link.check(), LinkState::NamespaceGone);
+}
+
+#[test]
+fn promiscuous_mode_ends_with_the_link() {
+    let namespace = Namespace::new();
+    let _ = namespace.ip(&["tuntap", "add", "p0", "mode", "tap"]);
+    let mut tap = namespace.open("p0", 1).unwrap();
+    let is_on = || namespace.ip(&["-d", "link", "show", "p0"]).contains("promiscuity 1");
+    assert!(!is_on());
+    namespace.inside(|| tap.link.set_promiscuous()).unwrap();
+    assert!(is_on());
+    drop(tap);
+    assert!(!is_on());
 }
 
 #[test]

@@ -19,9 +19,16 @@ impl Namespace {
         assert!(root, "this test makes network interfaces: run it as root");
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let namespace = Self(format!("cw-uplink-{}-{number}", std::process::id()));
-        let _ = ip(&["netns", "add", &namespace.0]);
-        namespace
+        Self::named(&format!("cw-uplink-{}-{number}", std::process::id()))
+    }
+
+    pub(crate) fn named(name: &str) -> Self {
+        let _ = ip(&["netns", "add", name]);
+        Self(name.to_owned())
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.0
     }
 
     pub(crate) fn ip(&self, arguments: &[&str]) -> String {

@@ -164,6 +164,14 @@ pub enum MapError {
     /// A private memory could not be mapped.
     #[error("cannot map {0} bytes of private memory")]
     Private(usize),
+    /// Something shared lies outside of its mapping.
+    #[error("what ends at byte {end} is not within a mapping of {len} bytes, or not aligned")]
+    Outside {
+        /// Where it ends.
+        end: usize,
+        /// Bytes of the mapping.
+        len: usize,
+    },
 }
 
 impl GuestMap {

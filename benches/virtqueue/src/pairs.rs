@@ -1,0 +1,340 @@
+//! Pairs of guests on one switch, whose workers take their turns here: what a frame costs from
+//! guest to guest with everything that the switch does, the decision included.
+//!
+//! ```text
+//!  pair 0: sender ─► transmitq ─► worker 0: Switch::turn ─► receiveq ─► receiver
+//!  pair 1: sender ─► transmitq ─► worker 1: Switch::turn ─► receiveq ─► receiver
+//! ```
+//!
+//! A worker polls the receiver's transmitq too, which is empty.
+
+use std::sync::Arc;
+
+use port::{BURST_MAX, Fabric, PortId, QueueCounters, QueueId};
+use switch::{FdbLimits, PollMode, PortConfig, Switch, SwitchConfig, Turn, VlanRule, Workers};
+use virtio_net::features::{MRG_RXBUF, VERSION_1, queue_options};
+use virtio_net::{QueueOptions, Receiveq, ReceiveqParts, Transmitq, TransmitqParts};
+use virtq::Layout;
+use virtq::driver::{BufferPool, DriverConfig, DriverQueue, Used};
+use virtq::mem::{GuestMap, GuestPhysAddr};
+
+use crate::SIZE;
+
+/// Bytes of a frame, as it is sent.
+const FRAME: u32 = 64;
+/// Bytes of the header before it.
+const HEADER: u32 = 12;
+const TAG: u32 = 4;
+const BUFFER_BYTES: u32 = 2048;
+/// Buffers that a receiver gives, and the ones after them to send from.
+const GIVEN: u32 = 192;
+const TO_SEND: u32 = 64;
+const TRANSMITQ_AT: GuestPhysAddr = GuestPhysAddr(0);
+const RECEIVEQ_AT: GuestPhysAddr = GuestPhysAddr(0x1_0000);
+const BUFFERS_AT: GuestPhysAddr = GuestPhysAddr(0x10_0000);
+const MEMORY_BYTES: usize = 0x10_0000 + 256 * 2048;
+/// Stations behind a port of [`Traffic::Mixed`].
+const STATIONS: u32 = 8;
+const VLAN: u16 = 5;
+
+/// What the guests send each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Traffic {
+    /// One station to one other.
+    Plain,
+    /// The same from an access port to a trunk port: every frame gets a tag.
+    Vlan,
+    /// Each frame from and to other stations than the one before it.
+    Mixed,
+}
+
+/// A guest's driver with its buffers.
+#[derive(Debug)]
+struct Guest {
+    transmitq: DriverQueue,
+    receiveq: DriverQueue,
+    pool: BufferPool,
+    used: [Used; BURST_MAX],
+}
+
+impl Guest {
+    /// A guest that has given all its buffers, and its two queues.
+    fn new(
+        layout: Layout,
+        counters: &Arc<QueueCounters>,
+    ) -> anyhow::Result<(Self, Transmitq, Receiveq)> {
+        let map = GuestMap::private(MEMORY_BYTES)?;
+        let config = DriverConfig::new(layout, SIZE);
+        let transmitq = DriverQueue::new(&map, config, TRANSMITQ_AT)?;
+        let receiveq = DriverQueue::new(&map, config, RECEIVEQ_AT)?;
+        let pool = BufferPool::new(&map, BUFFERS_AT, BUFFER_BYTES, GIVEN.wrapping_add(TO_SEND))?;
+        let options = QueueOptions { retries: 0, ..queue_options(VERSION_1 | MRG_RXBUF, u16::MAX) };
+        let way_in = Transmitq::new(TransmitqParts {
+            queue: transmitq.queue_config().activate(&map)?,
+            kick: None,
+            call: None,
+            counters: Arc::clone(counters),
+            options,
+        });
+        let way_out = Receiveq::new(ReceiveqParts {
+            queue: receiveq.queue_config().activate(&map)?,
+            kick: None,
+            call: None,
+            counters: Arc::clone(counters),
+            options,
+        });
+        let mut guest = Self { transmitq, receiveq, pool, used: [Used::default(); BURST_MAX] };
+        // A guest under load polls: no calls.
+        guest.transmitq.disable_calls();
+        guest.receiveq.disable_calls();
+        for index in 0..GIVEN {
+            guest.give(u64::from(index))?;
+        }
+        guest.receiveq.publish();
+        Ok((guest, way_in, way_out))
+    }
+
+    fn give(&mut self, index: u64) -> anyhow::Result<()> {
+        let buffer = self.pool.buffer(u32::try_from(index)?, BUFFER_BYTES);
+        Ok(self.receiveq.add_writable(&[buffer], index)?)
+    }
+
+    /// Writes the frames that [`Self::offer`] offers.
+    fn write(&self, of: impl Fn(u32) -> Vec<u8>) {
+        for number in 0..TO_SEND {
+            let bytes = [vec![0; HEADER as usize], of(number)].concat();
+            let _ = self.pool.write(GIVEN.wrapping_add(number), 0, &bytes);
+        }
+    }
+
+    fn offer(&mut self, count: u16, frame_bytes: u32) -> anyhow::Result<()> {
+        for number in 0..u32::from(count) {
+            let index = GIVEN.wrapping_add(number % TO_SEND);
+            let buffer = self.pool.buffer(index, frame_bytes.wrapping_add(HEADER));
+            self.transmitq.add_readable(&[buffer], u64::from(index))?;
+        }
+        self.transmitq.publish();
+        Ok(())
+    }
+
+    /// Takes back what was sent; how many.
+    fn sent(&mut self) -> anyhow::Result<usize> {
+        Ok(self.transmitq.poll_burst(&mut self.used)?)
+    }
+
+    /// Takes whatever arrived and gives its buffers again.
+    fn discard(&mut self) -> anyhow::Result<()> {
+        while let Some(used) = self.receiveq.poll_used()? {
+            self.give(used.cookie)?;
+        }
+        self.receiveq.publish();
+        Ok(())
+    }
+
+    /// Takes frames of `frame_bytes` and gives their buffers again; how many arrived.
+    fn receive(&mut self, frame_bytes: u32) -> anyhow::Result<usize> {
+        let arrived = self.receiveq.poll_burst(&mut self.used)?;
+        for at in 0..arrived {
+            let Some(used) = self.used.get(at).copied() else { break };
+            let frame = used.len.wrapping_sub(HEADER);
+            anyhow::ensure!(frame == frame_bytes, "a frame of {frame} B, not {frame_bytes}");
+            self.give(used.cookie)?;
+        }
+        self.receiveq.publish();
+        Ok(arrived)
+    }
+}
+
+/// A sender and a receiver, served by one worker.
+#[derive(Debug)]
+pub struct Pair {
+    switch: Arc<Switch>,
+    worker: usize,
+    from: Guest,
+    to: Guest,
+    /// Bytes of a frame when it arrives.
+    arriving: u32,
+}
+
+/// A guest's address: which pair, which side, which station of it.
+fn address(pair: usize, side: u8, station: u32) -> [u8; 6] {
+    let [.., station] = station.to_be_bytes();
+    let [.., pair] = pair.to_be_bytes();
+    [2, 0, 0, pair, side, station]
+}
+
+fn frame(to: [u8; 6], from: [u8; 6], tagged: bool) -> Vec<u8> {
+    let tag: &[u8] = if tagged { &[0x81, 0, 0, 5] } else { &[] };
+    let mut frame = [&to[..], &from, tag, &[0x88, 0xb5]].concat();
+    frame.resize(FRAME as usize, 0);
+    frame
+}
+
+/// So many pairs on one switch, each with a worker of its own.
+///
+/// # Errors
+///
+/// If memory cannot be mapped, the switch refuses something, or the pairs are not disjoint.
+pub fn pairs(layout: Layout, traffic: Traffic, count: usize) -> anyhow::Result<Vec<Pair>> {
+    let config = SwitchConfig {
+        workers: Workers::Manual(count),
+        poll: PollMode::Busy,
+        // Small, because setting it up is traced too.
+        fdb: FdbLimits { entries: 1024, per_port: 256, ..FdbLimits::default() },
+        ..SwitchConfig::default()
+    };
+    let switch = Arc::new(Switch::start(&config)?);
+    let (access, trunk) = match traffic {
+        Traffic::Vlan => {
+            (VlanRule::from_keys(Some(VLAN), &[])?, VlanRule::from_keys(None, &[VLAN, 6])?)
+        }
+        Traffic::Plain | Traffic::Mixed => (VlanRule::Any, VlanRule::Any),
+    };
+    // In this order each worker gets one pair.
+    let senders = join_all(&switch, layout, ("sender", &access), count)?;
+    let receivers = join_all(&switch, layout, ("receiver", &trunk), count)?;
+    let mut pairs = Vec::new();
+    for (worker, (from, to)) in senders.into_iter().zip(receivers).enumerate() {
+        let places = switch.placement();
+        for port in [from.1, to.1] {
+            let here = places.iter().find(|place| place.queue.port == port);
+            anyhow::ensure!(here.and_then(|place| place.worker) == Some(worker), "{places:?}");
+        }
+        let arriving = if traffic == Traffic::Vlan { FRAME.wrapping_add(TAG) } else { FRAME };
+        let switch = Arc::clone(&switch);
+        let pair = Pair { switch, worker, from: from.0, to: to.0, arriving };
+        pair.write(traffic);
+        pairs.push(pair);
+    }
+    for pair in &mut pairs {
+        pair.introduce()?;
+    }
+    // Some of that was flooded, to the other pairs too.
+    for pair in &mut pairs {
+        pair.from.discard()?;
+        pair.to.discard()?;
+    }
+    Ok(pairs)
+}
+
+fn join_all(
+    switch: &Switch,
+    layout: Layout,
+    (name, rule): (&str, &VlanRule),
+    count: usize,
+) -> anyhow::Result<Vec<(Guest, PortId)>> {
+    let mut guests = Vec::new();
+    for number in 0..count {
+        let config =
+            PortConfig { vlan: rule.clone(), ..PortConfig::new(format!("{name}{number}")) };
+        let port = switch.add_port(&config)?;
+        let counters = port.counters(0).ok_or_else(|| anyhow::anyhow!("a port without a pair"))?;
+        let (guest, way_in, way_out) = Guest::new(layout, &counters)?;
+        let at = QueueId { port: port.id, pair: 0 };
+        switch.attach_egress(at, Box::new(way_out));
+        switch.attach_ingress(at, Box::new(way_in));
+        guests.push((guest, port.id));
+    }
+    Ok(guests)
+}
+
+impl Pair {
+    /// Prepares the frames that the guests send.
+    fn write(&self, traffic: Traffic) {
+        let (pair, vlan) = (self.worker, traffic == Traffic::Vlan);
+        let station = |number: u32| if traffic == Traffic::Mixed { number % STATIONS } else { 0 };
+        let here = |number| address(pair, 0, station(number));
+        let there = |number| address(pair, 1, station(number));
+        self.from.write(|number| frame(there(number), here(number), false));
+        self.to.write(|number| frame(here(number), there(number), vlan));
+    }
+
+    /// Lets the switch learn all stations of both guests.
+    fn introduce(&mut self) -> anyhow::Result<()> {
+        let count = u16::try_from(STATIONS)?;
+        self.offer(count)?;
+        self.to.offer(count, FRAME)?;
+        let _ = self.serve()?;
+        let taken = (self.from.sent()?, self.to.sent()?);
+        let all = usize::from(count);
+        anyhow::ensure!(taken == (all, all), "{taken:?} frames were taken, not {count}");
+        Ok(())
+    }
+
+    /// The sender's part before: makes `count` frames available, at most a burst.
+    ///
+    /// # Errors
+    ///
+    /// If they do not fit.
+    #[inline(never)]
+    pub fn offer(&mut self, count: u16) -> anyhow::Result<()> {
+        self.from.offer(count, FRAME)
+    }
+
+    /// The switch's part: a turn of the pair's worker. Returns whether frames moved.
+    ///
+    /// # Errors
+    ///
+    /// If the switch has no such worker.
+    #[inline(never)]
+    pub fn serve(&mut self) -> anyhow::Result<bool> {
+        let turn = self.switch.turn(self.worker);
+        turn.map(|turn| turn == Turn::Worked).ok_or_else(|| anyhow::anyhow!("no such worker"))
+    }
+
+    /// The guests' part after: both take back what is used, the receiver gives it again. Returns
+    /// how many frames arrived.
+    ///
+    /// # Errors
+    ///
+    /// If the switch broke a ring, or a frame is missing or wrong.
+    #[inline(never)]
+    pub fn reclaim(&mut self) -> anyhow::Result<usize> {
+        let sent = self.from.sent()?;
+        let arrived = self.to.receive(self.arriving)?;
+        anyhow::ensure!(sent == arrived, "{sent} frames were sent, {arrived} arrived");
+        Ok(arrived)
+    }
+
+    /// A whole round of `count` frames.
+    ///
+    /// # Errors
+    ///
+    /// If one of its parts fails, or not all frames arrive.
+    pub fn round(&mut self, count: u16) -> anyhow::Result<()> {
+        self.offer(count)?;
+        let worked = self.serve()?;
+        let arrived = self.reclaim()?;
+        anyhow::ensure!(worked && arrived == usize::from(count), "{arrived} of {count} arrived");
+        Ok(())
+    }
+
+    /// The drops of the whole switch.
+    pub fn drops(&self) -> u64 {
+        let stats = self.switch.stats();
+        let queues = stats.ports.iter().flat_map(|port| &port.queues);
+        queues.fold(0, |sum, queue| sum.wrapping_add(queue.dropped()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Layout, Traffic, pairs};
+
+    #[test]
+    fn every_frame_arrives() {
+        for layout in [Layout::Split, Layout::Packed] {
+            for traffic in [Traffic::Plain, Traffic::Vlan, Traffic::Mixed] {
+                for count in [1, 2] {
+                    let mut pairs = pairs(layout, traffic, count).unwrap();
+                    for _ in 0..100 {
+                        for pair in &mut pairs {
+                            pair.round(32).unwrap();
+                        }
+                    }
+                    assert_eq!(pairs[0].drops(), 0, "{layout:?} {traffic:?}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! Cutting a large frame into segments: what the sender left to its network card.
+//!
+//! ```text
+//!  ┌ Ethernet, tags │ IP │ TCP or UDP ┐┌──────────── payload: up to 64 KiB ────────────┐
+//!                 header               │ size │ size │ size │ … │ rest │
+//!  each segment: the header, rewritten, and a range of the payload, which is never moved
+//! ```
+//!
+//! **Trust.** The header may contradict itself or what it came with: every length and place is
+//! checked in [`Cut::new`], and a `Cut` exists only for frames that can be cut.
+//! **Limits.** At most [`CUT_HEADER_MAX`] bytes of header, and [`SEGMENTS_MAX`] segments.
+//! **Not supported.** Tunnels, and IPv6 extension headers other than those that [`Ipv6`] knows.
+
+use core::ops::Range;
+
+use crate::ipv4::ip_protocol::{TCP, UDP};
+use crate::{Checksum, Ethernet, Ipv4, Ipv6, VlanTag, checksum, ethertype};
+
+/// The most bytes of headers of a frame that can be cut.
+pub const CUT_HEADER_MAX: usize = 128;
+/// The most segments of a frame.
+pub const SEGMENTS_MAX: u32 = 65_535;
+
+/// The most tags that are skipped.
+const TAGS_MAX: usize = 3;
+const FIN: u8 = 1;
+const PSH: u8 = 8;
+const CWR: u8 = 128;
+const UDP_HEADER: usize = 8;
+/// Where in the TCP and UDP headers the checksum is.
+const TCP_CHECKSUM: usize = 16;
+const UDP_CHECKSUM: usize = 6;
+
+/// Why a frame cannot be cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CutError {
+    /// It is neither TCP nor UDP over IP, or a fragment.
+    Protocol,
+    /// Its headers are longer than [`CUT_HEADER_MAX`] or than the frame.
+    Header,
+    /// Segments of no bytes, or more than [`SEGMENTS_MAX`].
+    Size,
+}
+
+/// Which address family carries the segments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Family {
+    V4,
+    V6,
+}
+
+/// A large frame, ready to be cut.
+#[derive(Debug, Clone)]
+pub struct Cut {
+    /// The headers as they came.
+    header: [u8; CUT_HEADER_MAX],
+    header_len: usize,
+    /// Where the IP header begins.
+    l3: usize,
+    /// Where the TCP or UDP header begins.
+    l4: usize,
+    family: Family,
+    tcp: bool,
+    /// Bytes of payload of the frame.
+    payload: u32,
+    /// Bytes of payload of a segment.
+    size: u32,
+}
+
+/// One segment: its headers. [`Cut::range`] says what payload follows them.
+#[derive(Debug, Clone, Copy)]
+pub struct SegmentHeader {
+    bytes: [u8; CUT_HEADER_MAX],
+    len: usize,
+}
+
+impl SegmentHeader {
+    /// The headers.
+    #[inline]
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+}
+
+impl Cut {
+    /// Prepares to cut the frame of `frame_len` bytes that begins with `head` into segments with
+    /// `size` bytes of payload each. `head` holds the headers, and may go on into the payload.
+    ///
+    /// # Errors
+    ///
+    /// [`CutError`] says what is wrong with the frame.
+    pub fn new(head: &[u8], frame_len: u32, size: u16) -> Result<Self, CutError> {
+        let l3 = network_offset(head).ok_or(CutError::Protocol)?;
+        let packet = head.get(l3..).unwrap_or_default();
+        let (family, l4, protocol) = transport(packet).ok_or(CutError::Protocol)?;
+        let l4 = l3.saturating_add(l4);
+        let upper = head.get(l4..).unwrap_or_default();
+        let (tcp, upper_len) = match protocol {
+            TCP => (true, tcp_header_len(upper).ok_or(CutError::Header)?),
+            UDP => (false, UDP_HEADER),
+            _ => return Err(CutError::Protocol),
+        };
+        let header_len = l4.saturating_add(upper_len);
+        let mut header = [0; CUT_HEADER_MAX];
+        let (Some(to), Some(from)) = (header.get_mut(..header_len), head.get(..header_len)) else {
+            return Err(CutError::Header);
+        };
+        to.copy_from_slice(from);
+        let len = u32::try_from(header_len).unwrap_or(u32::MAX);
+        let payload = frame_len.checked_sub(len).ok_or(CutError::Header)?;
+        let size = u32::from(size);
+        let cut = Self { header, header_len, l3, l4, family, tcp, payload, size };
+        let fits = usize::try_from(size).unwrap_or(usize::MAX).saturating_add(header_len)
+            <= usize::from(u16::MAX);
+        if size == 0 || !fits || cut.count() > SEGMENTS_MAX {
+            return Err(CutError::Size);
+        }
+        Ok(cut)
+    }
+
+    /// Number of segments: at least one.
+    #[inline]
+    pub fn count(&self) -> u32 {
+        self.payload.div_ceil(self.size.max(1)).max(1)
+    }
+
+    /// Bytes of the headers.
+    #[inline]
+    pub fn header_len(&self) -> u32 {
+        u32::try_from(self.header_len).unwrap_or(u32::MAX)
+    }
+
+    /// The payload of segment `index`, counted from the start of the frame.
+    #[inline]
+    pub fn range(&self, index: u32) -> Range<u32> {
+        let place = |index: u32| {
+            let offset = u64::from(index).saturating_mul(u64::from(self.size));
+            u32::try_from(offset).unwrap_or(u32::MAX).min(self.payload)
+        };
+        let base = self.header_len();
+        let (start, end) = (place(index), place(index.saturating_add(1)));
+        base.saturating_add(start)..base.saturating_add(end)
+    }
+
+    /// The headers of segment `index`, given the sum of its payload.
+    pub fn header(&self, index: u32, payload: Checksum) -> SegmentHeader {
+        let mut segment = SegmentHeader { bytes: self.header, len: self.header_len };
+        let range = self.range(index);
+        let payload_len = range.end.saturating_sub(range.start);
+        let upper_len = self.header_len.saturating_sub(self.l4);
+        let l4_len = u32::try_from(upper_len).unwrap_or(0).saturating_add(payload_len);
+        let (network, upper) = segment.bytes.split_at_mut_checked(self.l4).unwrap_or_default();
+        let network = network.get_mut(self.l3..).unwrap_or_default();
+        let upper = upper.get_mut(..upper_len).unwrap_or_default();
+        match self.family {
+            Family::V4 => write_ipv4(network, l4_len, index),
+            Family::V6 => write_ipv6(network, l4_len),
+        }
+        if self.tcp {
+            let last = index.saturating_add(1) >= self.count();
+            write_tcp(upper, index, index.wrapping_mul(self.size), last);
+        } else {
+            put(upper, 4, low(l4_len));
+        }
+        let place = if self.tcp { TCP_CHECKSUM } else { UDP_CHECKSUM };
+        put(upper, place, 0);
+        let mut sum = Checksum::default();
+        sum.add(upper);
+        // The header's length is even; the payload's need not be, its folded sum is.
+        sum.add(&(!payload.finish()).to_be_bytes());
+        self.add_pseudo(&mut sum, network, l4_len);
+        // 0 would mean "not computed" in UDP; for the sum, all ones is the same number.
+        let value = match sum.finish() {
+            0 => u16::MAX,
+            value => value,
+        };
+        put(upper, place, value);
+        segment
+    }
+
+    fn add_pseudo(&self, sum: &mut Checksum, network: &[u8], l4_len: u32) {
+        let addresses = match self.family {
+            Family::V4 => network.get(12..20),
+            Family::V6 => network.get(8..40),
+        };
+        sum.add(addresses.unwrap_or_default());
+        sum.add(&l4_len.to_be_bytes());
+        sum.add(&[0, if self.tcp { TCP } else { UDP }]);
+    }
+}
+
+/// Where the IP header begins: behind the Ethernet header and its tags.
+fn network_offset(head: &[u8]) -> Option<usize> {
+    let ethernet = Ethernet::parse(head)?;
+    let (mut kind, mut payload) = (ethernet.ethertype(), ethernet.payload());
+    for _ in 0..TAGS_MAX {
+        if kind != ethertype::VLAN && kind != ethertype::SERVICE_VLAN {
+            break;
+        }
+        let tag = VlanTag::parse(payload)?;
+        (kind, payload) = (tag.ethertype(), tag.payload());
+    }
+    let ip = kind == ethertype::IPV4 || kind == ethertype::IPV6;
+    if ip { head.len().checked_sub(payload.len()) } else { None }
+}
+
+/// The family, the bytes of the IP header with what is before TCP or UDP, and the protocol.
+fn transport(packet: &[u8]) -> Option<(Family, usize, u8)> {
+    match packet.first()? >> 4 {
+        4 => {
+            let ip = Ipv4::parse(packet)?;
+            (!ip.is_fragment()).then(|| (Family::V4, ip.header_len(), ip.protocol()))
+        }
+        6 => {
+            let ip = Ipv6::parse(packet)?;
+            let upper = ip.upper()?;
+            // Both are parts of one slice: what is between their starts are the headers.
+            let before = upper.payload.as_ptr().addr().checked_sub(packet.as_ptr().addr())?;
+            (!upper.fragment).then_some((Family::V6, before, upper.protocol))
+        }
+        _ => None,
+    }
+}
+
+fn tcp_header_len(upper: &[u8]) -> Option<usize> {
+    let words = usize::from(upper.get(12)? >> 4);
+    (words >= 5).then(|| words.saturating_mul(4))
+}
+
+fn write_ipv4(network: &mut [u8], l4_len: u32, index: u32) {
+    let total = u32::try_from(network.len()).unwrap_or(0).saturating_add(l4_len);
+    put(network, 2, low(total));
+    let id = get(network, 4).wrapping_add(low(index));
+    put(network, 4, id);
+    put(network, 10, 0);
+    let sum = checksum(network);
+    put(network, 10, sum);
+}
+
+fn write_ipv6(network: &mut [u8], l4_len: u32) {
+    // Extension headers are part of the payload.
+    let extensions = network.len().saturating_sub(40);
+    let payload = u32::try_from(extensions).unwrap_or(0).saturating_add(l4_len);
+    put(network, 4, low(payload));
+}
+
+fn write_tcp(upper: &mut [u8], index: u32, offset: u32, last: bool) {
+    if let Some(field) = upper.get_mut(4..).and_then(<[u8]>::first_chunk_mut) {
+        *field = u32::from_be_bytes(*field).wrapping_add(offset).to_be_bytes();
+    }
+    if let Some(flags) = upper.get_mut(13) {
+        *flags &= if last { !0 } else { !(FIN | PSH) };
+        *flags &= if index == 0 { !0 } else { !CWR };
+    }
+}
+
+fn low(value: u32) -> u16 {
+    let [_, _, a, b] = value.to_be_bytes();
+    u16::from_be_bytes([a, b])
+}
+
+fn get(bytes: &[u8], at: usize) -> u16 {
+    let field = bytes.get(at..).and_then(<[u8]>::first_chunk);
+    field.copied().map_or(0, u16::from_be_bytes)
+}
+
+fn put(bytes: &mut [u8], at: usize, value: u16) {
+    if let Some(field) = bytes.get_mut(at..).and_then(<[u8]>::first_chunk_mut) {
+        *field = value.to_be_bytes();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,121 @@
+//! Transport checksums that a sender left undone, computed before the frame reaches somebody who
+//! would take them as they are.
+//!
+//! **Trust.** Offsets come from the kernel or from a guest: a frame whose checksum does not lie in
+//! its private head is refused. The body is summed as it is read; whoever changes it meanwhile
+//! gets a frame with a wrong checksum.
+
+use packet::Checksum;
+use port::{Frame, Offload};
+use virtq::mem::Reader;
+
+/// Bytes of the body that are summed at once.
+const CHUNK: usize = 2048;
+
+/// Computes the checksum that `frame`'s offload intent asks for, over the head and `body`, and
+/// clears the intent. False, and nothing changed, if its place is not within the head.
+pub(crate) fn finish(frame: &mut Frame, body: Reader<'_>) -> bool {
+    let Offload { needs_csum, csum_start, csum_offset, .. } = frame.offload;
+    if !needs_csum {
+        return true;
+    }
+    let start = usize::from(csum_start);
+    let place = start.saturating_add(usize::from(csum_offset));
+    let head = frame.head_mut();
+    let (Some(part), true) = (head.get(start..), head.len() >= place.saturating_add(2)) else {
+        return false;
+    };
+    // The field holds the sum of the pseudo header: it is part of what is summed.
+    let mut sum = Checksum::default();
+    sum.add(part);
+    add_body(&mut sum, body);
+    // 0 would mean "not computed" in UDP; for the sum, all ones is the same number.
+    let value = match sum.finish() {
+        0 => 0xffff,
+        value => value,
+    };
+    if let Some(field) = head.get_mut(place..).and_then(<[u8]>::first_chunk_mut) {
+        *field = value.to_be_bytes();
+    }
+    frame.offload = Offload::default();
+    true
+}
+
+/// Adds all that is left in `body`.
+pub(crate) fn add_body(sum: &mut Checksum, mut body: Reader<'_>) {
+    let mut chunk = [0; CHUNK];
+    loop {
+        let count = body.read(chunk.get_mut(..left(&body)).unwrap_or_default());
+        if count == 0 {
+            break;
+        }
+        sum.add(chunk.get(..count).unwrap_or_default());
+    }
+}
+
+fn left(body: &Reader<'_>) -> usize {
+    usize::try_from(body.remaining()).unwrap_or(CHUNK).min(CHUNK)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::cast_possible_truncation, clippy::arithmetic_side_effects, reason = "tests")]
+
+    use super::finish;
+    use packet::{Checksum, checksum};
+    use port::{Frame, Offload};
+    use virtq::mem::Pool;
+
+    /// A UDP datagram over IPv4 whose checksum field holds the sum of the pseudo header.
+    fn datagram(payload: usize) -> (Vec<u8>, Vec<u8>) {
+        let len = (8 + payload) as u16;
+        let mut pseudo = vec![10, 0, 0, 1, 10, 0, 0, 2, 0, 17];
+        pseudo.extend(len.to_be_bytes());
+        let mut frame = vec![2; 14];
+        frame.extend([0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+        frame.extend([0x12, 0x34, 0, 53]);
+        frame.extend(len.to_be_bytes());
+        frame.extend((!checksum(&pseudo)).to_be_bytes());
+        frame.extend((0..payload).map(|i| (i * 7 + payload) as u8));
+        (frame, pseudo)
+    }
+
+    #[test]
+    fn a_finished_checksum_is_right_whatever_is_in_the_body() {
+        for payload in (0..300).chain([1472, 2048, 4096, 8972, 60_000]) {
+            let (bytes, mut pseudo) = datagram(payload);
+            let mut pool = Pool::new(1, 65_536).unwrap();
+            pool.slot_mut(0).unwrap()[..bytes.len()].copy_from_slice(&bytes);
+            let span = Pool::span(0, 0, bytes.len() as u32);
+            let offload =
+                Offload { needs_csum: true, csum_start: 34, csum_offset: 6, ..Offload::default() };
+            let mut frame = Frame::default();
+            assert!(frame.fill(pool.store().reader(span), span, offload));
+            let body = frame.body;
+            assert!(finish(&mut frame, pool.store().reader(body)));
+            assert!(frame.offload.is_none());
+            let field = [frame.head()[40], frame.head()[41]];
+            assert_ne!(field, [0, 0], "no checksum");
+            let mut whole = bytes.clone();
+            whole[40..42].copy_from_slice(&field);
+            pseudo.extend(&whole[34..]);
+            let mut sum = Checksum::default();
+            sum.add(&pseudo);
+            assert_eq!(sum.finish(), 0, "{payload} bytes");
+        }
+    }
+
+    #[test]
+    fn a_place_outside_of_the_head_is_refused() {
+        let (bytes, _) = datagram(20);
+        for (csum_start, csum_offset) in [(34, 27), (62, 0), (63, 0), (u16::MAX, u16::MAX)] {
+            let mut frame = Frame::default();
+            frame.fill_private(&bytes);
+            frame.offload =
+                Offload { needs_csum: true, csum_start, csum_offset, ..Offload::default() };
+            let body = virtq::mem::SegStore::empty().reader(frame.body);
+            assert!(!finish(&mut frame, body));
+            assert_eq!(frame.head(), bytes, "nothing changed");
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! What all uplinks have in common: an interface of a network namespace, found by its name,
+//! followed by its index, and left as it was found.
+//!
+//! ```text
+//!  Namespace::open(netns) ── run(|| ...) in it ──► Link::find(&namespace, ifname)
+//!                                                    ├ bring_up, set_promiscuous (both undone)
+//!                                                    ├ index, mtu, queues, driver
+//!  control thread: event_fd readable ─► follow() ─►  └ check(): Up, NoCarrier, Down, Gone
+//! ```
+//!
+//! **Limits.** An interface name has at most 15 bytes (the kernel's limit).
+
+mod error;
+mod namespace;
+mod watch;
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::sys::{InterfaceSocket, Promiscuous};
+
+pub use error::InterfaceError;
+pub(crate) use namespace::Namespace;
+use watch::Watch;
+
+/// What an interface is able to do now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkState {
+    /// It carries frames.
+    Up,
+    /// It is set up, but its other end or its cable is missing.
+    NoCarrier,
+    /// Somebody set it down.
+    Down,
+    /// Somebody deleted it, or moved it to another namespace: it has to be opened anew.
+    Gone,
+    /// The name of its network namespace is gone, or names another one now: what is open has to
+    /// be closed, because it keeps the old namespace alive.
+    NamespaceGone,
+}
+
+/// An interface that a port holds, found by name and followed by its index, so that a new name
+/// does not lose it.
+///
+/// For who writes an uplink: inside `Namespace::run`, `Link::find` the interface, then `bring_up`
+/// and, unless the uplink has a socket of its own for it, `set_promiscuous`; ask for `index`,
+/// `mtu`, `queues` and `driver`. Return the link beside the queues. Dropped (before the queues),
+/// it undoes what was changed on the interface. What the control thread asks of an open uplink
+/// (what the kernel dropped, the mode that was obtained, which stations to take) stands beside the
+/// link too, not on the queues: workers have those.
+#[derive(Debug)]
+pub struct Link {
+    namespace: Namespace,
+    /// The name that it was opened by.
+    ifname: String,
+    index: u32,
+    socket: InterfaceSocket,
+    watch: Watch,
+    promiscuous: Option<Promiscuous>,
+    /// It was down, and is to be down again.
+    restore_down: bool,
+    made: bool,
+    deleted: bool,
+    mtu: Arc<AtomicU32>,
+}
+
+impl Link {
+    /// Finds an interface of `namespace`, in which the calling thread has to be.
+    pub(crate) fn find(namespace: &Namespace, ifname: &str) -> Result<Self, InterfaceError> {
+        check_name(ifname)?;
+        // Watched before it is looked at, so that no change falls between the two.
+        let watch = Watch::open().map_err(|e| InterfaceError::system("watch interfaces", e))?;
+        let socket =
+            InterfaceSocket::new().map_err(|e| InterfaceError::system("open a socket", e))?;
+        let index = socket
+            .index(ifname)
+            .map_err(|e| InterfaceError::system(format!("look for interface {ifname}"), e))?
+            .ok_or_else(|| InterfaceError::missing(ifname, namespace))?;
+        let mtu = socket
+            .mtu(ifname)
+            .map_err(|e| InterfaceError::system(format!("ask for the MTU of {ifname}"), e))?;
+        Ok(Self {
+            namespace: namespace.clone(),
+            ifname: ifname.to_owned(),
+            index,
+            socket,
+            watch,
+            promiscuous: None,
+            restore_down: false,
+            made: false,
+            deleted: false,
+            mtu: Arc::new(AtomicU32::new(mtu)),
+        })
+    }
+
+    /// Says that opening the uplink made the interface: nothing of it has to be restored.
+    pub(crate) fn set_made(&mut self) {
+        self.made = true;
+    }
+
+    /// Sets the interface up, until the link is dropped.
+    pub(crate) fn bring_up(&mut self) -> Result<(), InterfaceError> {
+        let name = self.name();
+        let failed = |e| InterfaceError::system(format!("bring interface {name} up"), e);
+        let (was_up, _) = self.socket.is_up(&name).map_err(failed)?;
+        if !was_up {
+            self.socket.set_up(&name, true).map_err(failed)?;
+            self.restore_down = !self.made;
+        }
+        Ok(())
+    }
+
+    /// Makes the interface take frames for all stations, until the link is dropped or the process
+    /// ends in whatever way. The calling thread has to be in the interface's namespace.
+    ///
+    /// # Errors
+    ///
+    /// The process lacks `CAP_NET_RAW`, or the kernel refuses.
+    pub fn set_promiscuous(&mut self) -> Result<(), InterfaceError> {
+        let promiscuous = Promiscuous::new(self.index).map_err(|error| {
+            let what = format!("make interface {} promiscuous", self.ifname);
+            InterfaceError::needs("CAP_NET_RAW", what, error)
+        })?;
+        self.promiscuous = Some(promiscuous);
+        Ok(())
+    }
+
+    /// Becomes readable when something happens to an interface of the namespace: call
+    /// [`Self::follow`].
+    pub fn event_fd(&self) -> BorrowedFd<'_> {
+        self.watch.fd()
+    }
+
+    /// Reads what happened to interfaces; true if it may concern this one, or another one that
+    /// has its name now.
+    pub fn follow(&mut self) -> bool {
+        let news = self.watch.read(self.index);
+        self.deleted |= news.deleted;
+        news.any
+    }
+
+    /// Looks at the interface: its state, and its MTU for the queues.
+    pub fn check(&self) -> LinkState {
+        if !self.namespace.is_current() {
+            return LinkState::NamespaceGone;
+        }
+        let name = match self.socket.name_of(self.index) {
+            Ok(Some(name)) if !self.deleted => name,
+            Err(_) => return LinkState::Up,
+            Ok(_) => return LinkState::Gone,
+        };
+        if let Ok(mtu) = self.socket.mtu(&name) {
+            // ORDERING: the MTU is a number of its own, nothing is published with it.
+            self.mtu.store(mtu, Ordering::Relaxed);
+        }
+        match self.socket.is_up(&name) {
+            Ok((true, true)) => LinkState::Up,
+            Ok((true, false)) => LinkState::NoCarrier,
+            Ok((false, _)) => LinkState::Down,
+            Err(error) if is_gone(&error) => LinkState::Gone,
+            Err(_) => LinkState::Up,
+        }
+    }
+
+    /// Whether an interface of the name that this one was opened by exists now.
+    pub fn exists(&self) -> bool {
+        matches!(self.socket.index(&self.ifname), Ok(Some(_)))
+    }
+
+    /// The interface's name now; the one that it was opened by if it is gone.
+    pub fn name(&self) -> String {
+        let name = self.socket.name_of(self.index).ok().flatten();
+        name.unwrap_or_else(|| self.ifname.clone())
+    }
+
+    /// The interface's index in its namespace.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Whether opening the uplink made the interface.
+    pub fn was_made(&self) -> bool {
+        self.made
+    }
+
+    /// The MTU in bytes, kept up to date by [`Self::check`].
+    pub fn mtu(&self) -> &Arc<AtomicU32> {
+        &self.mtu
+    }
+
+    /// The driver's name, and what it says about its bus; empty if it does not tell.
+    pub fn driver(&self) -> (String, String) {
+        self.socket.driver(&self.name()).unwrap_or_default()
+    }
+
+    /// How many queues receive and how many transmit now; one each if the driver does not tell.
+    pub fn queues(&self) -> (u32, u32) {
+        let (rx, tx) = self.socket.channels(&self.name()).unwrap_or((1, 1));
+        (rx.max(1), tx.max(1))
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let name = self.name();
+        if self.restore_down
+            && let Err(error) = self.socket.set_up(&name, false)
+            && !is_gone(&error)
+        {
+            tracing::warn!(interface = name, %error, "cannot set the interface down again");
+        }
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENODEV)
+}
+
+/// Whether the kernel can have an interface of that name.
+pub(crate) fn check_name(name: &str) -> Result<(), InterfaceError> {
+    let bad = |b: u8| b == b'/' || b == b':' || b == b'%' || b == 0 || b.is_ascii_whitespace();
+    if name.is_empty() || name.len() > 15 || matches!(name, "." | "..") || name.bytes().any(bad) {
+        return Err(InterfaceError::Name(name.to_owned()));
+    }
+    Ok(())
+}
