@@ -72,6 +72,9 @@ pub(crate) struct Cli {
     /// Stop after N seconds
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) seconds: Option<u64>,
+    /// Seconds of round trips before those that are measured [default: 0]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) warm_up: Option<u64>,
     /// Most frames that are made available at once [default: 32]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) burst: Option<u16>,
@@ -251,6 +254,7 @@ impl Cli {
         let (receive, latency) = (self.receive, self.latency);
         let rules = [
             ("--netns", self.netns.is_some(), tap, "--tap"),
+            ("--warm-up", self.warm_up.is_some(), latency, "--latency"),
             ("--echo", self.echo, receive, "--receive"),
             ("--window", self.window.is_some(), generate, "--generate"),
             ("--burst", self.burst.is_some(), generate, "--generate"),
@@ -344,6 +348,7 @@ mod tests {
             ("--receive", "--window 5"),
             ("--latency --dst 02:00:00:00:00:01", "--flows 2"),
             ("--receive", "--rate-pps 5"),
+            ("--receive", "--warm-up 1"),
             ("--tap t", "--stations 5"),
             ("--tap t", "--verify"),
             ("--tap t", "--count 5"),
