@@ -16,7 +16,7 @@ use virtq::mem::{ReadPiece, Reader, SegSpan};
 use crate::Offload;
 
 /// The most frames in a batch.
-pub const BURST_MAX: usize = 64;
+pub const BURST_MAX: usize = virtq::swept!("BURST", 64);
 /// The most bytes of a frame that are copied into its private head.
 pub const HEAD_MAX: usize = 128;
 /// Spare bytes before the head, for tags that are pushed on the way.
