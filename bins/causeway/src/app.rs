@@ -11,6 +11,7 @@ mod device;
 mod metrics;
 mod ports;
 mod reload;
+mod steering;
 mod uplink;
 pub(crate) mod view;
 
@@ -35,6 +36,7 @@ use crate::signals::Signals;
 pub(crate) use ports::Origin;
 use ports::Port;
 pub(crate) use reload::Source;
+use steering::Steering;
 use uplink::LinkEvents;
 
 /// How often ports are looked after and addresses age.
@@ -52,6 +54,7 @@ pub(crate) struct App {
     timer: OwnedFd,
     /// Readable when something happened to an interface.
     link_events: Arc<LinkEvents>,
+    steering: Steering,
     ports: Vec<Port>,
     source: Option<Source>,
     /// How often a full receiveq is tried again.
@@ -99,8 +102,12 @@ impl App {
         let timer = ticking().map_err(|error| format!("cannot make a timer: {error}"))?;
         let link_events =
             LinkEvents::new().map_err(|error| format!("cannot make a set of events: {error}"))?;
+        let steering = Steering::new().map_err(|error| format!("cannot make a timer: {error}"))?;
+        let changes = switch.fdb_changes().map_err(|e| format!("cannot make an eventfd: {e}"))?;
         let mut ops = manager.event_ops(hub).map_err(failed)?;
         let fds = [
+            changes,
+            steering.timer().as_fd(),
             server.listener(),
             signals.as_fd(),
             timer.as_fd(),
@@ -119,6 +126,7 @@ impl App {
             signals,
             timer,
             link_events: Arc::new(link_events),
+            steering,
             ports: Vec::new(),
             source: None,
             retries: virtio_net::DEFAULT_RETRIES,
@@ -178,7 +186,7 @@ impl App {
             self.follow_uplinks();
         } else if fd == self.switch.events().as_fd().as_raw_fd() {
             self.switch_events();
-        } else if !self.scraper_woke(fd) {
+        } else if !self.scraper_woke(fd) && !self.stations_woke(fd) {
             self.client(fd);
         }
     }

@@ -93,6 +93,7 @@ impl App {
             }
         }
         self.ports.push(port);
+        self.steer();
         Ok(reason)
     }
 
@@ -170,6 +171,7 @@ impl App {
             }
         }
         self.ports = ports;
+        self.steer();
     }
 
     /// Something happened to an interface.
@@ -179,6 +181,7 @@ impl App {
                 uplink.look_after(&self.switch, &port.handle);
             }
         }
+        self.steer();
     }
 
     /// A worker took a queue out of service.
@@ -249,6 +252,7 @@ impl App {
             Reply::Failed(format!("port {name} is {}: there is nothing to reset", state.name()))
         };
         self.ports.push(port);
+        self.steer();
         reply
     }
 

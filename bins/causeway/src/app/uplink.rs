@@ -79,15 +79,21 @@ impl UplinkSide {
 
     /// Takes the queues back and closes them.
     pub(super) fn close(self, switch: &Switch, id: PortId) {
-        if let State::Open(device) = self.state {
-            device.close();
-        }
+        drop(self.state);
         detach(switch, id, self.interface.queues);
     }
 
     /// What is open now.
     pub(super) fn device(&self) -> Option<&Device> {
         match &self.state {
+            State::Open(device) => Some(device),
+            State::Lost(_) => None,
+        }
+    }
+
+    /// What is open now.
+    pub(super) fn device_mut(&mut self) -> Option<&mut Device> {
+        match &mut self.state {
             State::Open(device) => Some(device),
             State::Lost(_) => None,
         }
@@ -124,9 +130,7 @@ impl UplinkSide {
         device.count_kernel_drops(handle);
         let finder = Finder::new(&self.interface.ifname, self.interface.netns.as_deref()).ok();
         finder.iter().for_each(|finder| self.events.add(finder.event_fd()));
-        if let State::Open(device) = std::mem::replace(&mut self.state, State::Lost(finder)) {
-            device.close();
-        }
+        drop(std::mem::replace(&mut self.state, State::Lost(finder)));
         detach(switch, handle.id, self.interface.queues);
         tracing::warn!(reason);
         handle.status.error(reason.as_str());

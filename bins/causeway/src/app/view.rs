@@ -147,7 +147,7 @@ fn interface(port: &Port) -> Option<InterfaceView> {
         index: link.index(),
         mtu: link.current_mtu(),
         driver: link.driver().0,
-        mode: device.mode(),
+        mode: device.mode().to_owned(),
     })
 }
 
