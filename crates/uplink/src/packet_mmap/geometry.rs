@@ -133,7 +133,7 @@ mod tests {
         for (mtu, slot) in [(68, 2048), (1500, 2048), (2000, 4096), (9000, 16_384)] {
             let ring = transmit(mtu);
             assert_eq!(ring.frame_size, slot, "MTU {mtu}");
-            assert!(ring.block_size % 4096 == 0 && ring.block_size % slot == 0);
+            assert!(ring.block_size.is_multiple_of(4096) && ring.block_size.is_multiple_of(slot));
             assert_eq!(ring.frames, ring.block_size / slot * ring.blocks);
             assert_eq!(ring.frames, 256);
         }

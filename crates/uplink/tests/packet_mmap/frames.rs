@@ -99,8 +99,8 @@ fn flows_are_spread_over_the_queues_and_each_stays_in_one() {
         let (mac, peer) = ("02:00:00:00:00:01", "02:00:00:00:00:02");
         far.address("far0", (mac, "10.9.0.1"), (peer, "10.9.0.2"));
         let mut port = near.open("near0", queues).unwrap();
-        for number in 0..10 {
-            for flow in 0..32 {
+        for number in 0..10u16 {
+            for flow in 0..32u16 {
                 let socket = far.udp(&format!("10.9.0.1:{}", 3000 + flow * 10 + number));
                 let _ = socket.send_to(&[flow as u8, number as u8], "10.9.0.2:7").unwrap();
             }

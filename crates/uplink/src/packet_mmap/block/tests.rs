@@ -92,7 +92,7 @@ fn any_bytes_stay_within_the_block() {
         let Ok(mut walk) = Walk::new(&bytes, BLOCK) else { continue };
         let mut steps = 0;
         while let Some(at) = walk.header_at() {
-            assert!(at >= 48 && at <= BLOCK - 48);
+            assert!((48..=BLOCK - 48).contains(&at));
             let lens = (small(next()), small(next()));
             let header = header(small(next()) & !7, lens, small(next()) as u16, next() as u32);
             let Ok(packet) = walk.take(&header) else { break };
