@@ -25,7 +25,7 @@ use super::socket::Queue;
 
 /// How often frames are offered to a kernel that has no room.
 const TRIES: u32 = 4;
-/// Slots that are filled at once after the kernel refused a frame: those behind it are filled again.
+/// Slots filled at once after the kernel refused a frame: those behind it are filled again.
 const CAREFUL: usize = 4;
 const ETHERNET: u32 = 14;
 const TAG: u32 = 4;
