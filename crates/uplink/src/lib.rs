@@ -1,9 +1,6 @@
 #![doc = include_str!("../README.md")]
 
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "packet_mmap and af_xdp use it: whoever comes first")
-)]
+pub mod af_xdp;
 mod checksum;
 pub mod interface;
 mod sys;
