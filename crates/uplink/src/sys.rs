@@ -8,6 +8,7 @@
 pub(crate) mod bpf;
 mod interface;
 pub(crate) mod map;
+pub(crate) mod packet;
 pub(crate) mod xdp;
 
 use std::fs::File;
