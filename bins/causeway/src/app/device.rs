@@ -185,8 +185,13 @@ impl Device {
         let fits = new.get(..most).unwrap_or_default();
         if fits.len() < new.len() {
             let (count, interface) = (new.len(), self.link.name());
-            tracing::warn!(interface, count, most, "too many stations: frames for the last ones \
-                 go to the kernel; use steer=all");
+            tracing::warn!(
+                interface,
+                count,
+                most,
+                "too many stations: frames for the last ones \
+                 go to the kernel; use steer=all"
+            );
         }
         match control.set_macs(fits) {
             Ok(()) => *stations = new,

@@ -312,7 +312,15 @@ fn a_missing_right_is_named() {
         let bed = Bed::new();
         let spec = format!("{}:name=u,ifname=u0,netns={}", kind.name(), outer.name());
         let output = Command::new("timeout")
-            .args(["10", "setpriv", "--bounding-set", &format!("-{right}"), PROGRAM, "run", "--control"])
+            .args([
+                "10",
+                "setpriv",
+                "--bounding-set",
+                &format!("-{right}"),
+                PROGRAM,
+                "run",
+                "--control",
+            ])
             .arg(bed.control())
             .args(["--port", &spec])
             .stdin(Stdio::null())
