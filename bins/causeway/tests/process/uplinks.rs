@@ -129,12 +129,8 @@ fn frames_of_all_sizes_pass_both_ways() {
         let scene = Scene::new(kind, "");
         scene.talk();
         let (a, b) = (scene.other().udp("10.9.0.1:8"), scene.guest.udp("10.9.0.2:8"));
-        let mut largest = 1472;
-        if kind != AfXdp {
-            scene.set_mtu("9000");
-            largest = 8972;
-        }
-        for len in [0, 1, 100, 1472, largest] {
+        scene.set_mtu("9000");
+        for len in [0, 1, 100, 1472, 5000, 8972] {
             let bytes: Vec<u8> = (0..len).map(|i: usize| i.to_le_bytes()[0]).collect();
             say(&a, &b, "10.9.0.2:8", &bytes);
             say(&b, &a, "10.9.0.1:8", &bytes);
@@ -172,6 +168,88 @@ fn tcp_passes_with_the_offloads_that_interfaces_have_by_default() {
         }
         scene.settles();
     });
+}
+
+#[test]
+fn the_mode_that_was_obtained_is_shown() {
+    for (asked, obtained) in [("auto", "copy"), ("copy", "copy"), ("generic", "generic")] {
+        let scene = Scene::new(AfXdp, &format!(",mode={asked}"));
+        let interface = &scene.bed.port("u")["interface"];
+        assert_eq!((&interface["mode"], &interface["driver"]), (&obtained.into(), &"veth".into()));
+        assert!(scene.bed.ctl(&["ports"]).contains(&format!("u0 {obtained}")));
+        scene.talk();
+    }
+    // No device here can do it.
+    let (outer, peer) = (Namespace::new(), Namespace::new());
+    AfXdp.wire(&outer, &peer);
+    let bed = Bed::started(&[]);
+    let spec = format!("af-xdp:name=u,ifname=u0,netns={},mode=zero-copy", outer.name());
+    let (code, _, error) = bed.ctl_full(&["port", "add", &spec]);
+    assert!(code == 1 && error.contains("zero-copy"), "{error}");
+    assert!(!outer.ip(&["-d", "link", "show", "u0"]).contains("prog/xdp"));
+}
+
+#[test]
+fn a_steered_uplink_takes_what_is_for_stations_and_leaves_the_rest() {
+    let scene = Scene::new(AfXdp, ",steer=mac");
+    let _ = scene.outer.ip(&["address", "add", "10.9.0.3/24", "dev", "u0"]);
+    // The guest's answers are for a station that the switch has just learned.
+    scene.talk();
+    let frames = || {
+        let stats = scene.bed.json(&["stats"]);
+        let ports = stats["ports"].as_array().unwrap();
+        let port = ports.iter().find(|port| port["name"] == "u").unwrap();
+        port["queues"][0]["rx_frames"].as_u64().unwrap()
+    };
+    // The interface's own address is not the switch's: the kernel answers there.
+    let (here, peer) = (scene.outer.udp("10.9.0.3:7"), scene.peer.udp("10.9.0.1:9"));
+    say(&peer, &here, "10.9.0.3:7", b"for the kernel");
+    let before = frames();
+    for number in 0..100u8 {
+        say(&peer, &here, "10.9.0.3:7", &[number; 64]);
+    }
+    assert!(frames() < before + 50, "{} frames went to the switch", frames() - before);
+    scene.talk();
+}
+
+#[test]
+fn queues_share_the_flows_of_an_uplink() {
+    for kind in [AfXdp, PacketMmap] {
+        let (outer, peer, guest) = (Namespace::new(), Namespace::new(), Namespace::new());
+        let ours = ["link", "add", "u0", "netns", outer.name(), "numrxqueues", "2"];
+        let peers = ["numtxqueues", "2", "type", "veth", "peer", "name", "p0", "numtxqueues", "2"];
+        let more = ["numrxqueues", "2", "netns", peer.name()];
+        let _ = ip(&[&ours[..], &peers[..], &more[..]].concat());
+        let _ = peer.ip(&["link", "set", "p0", "up"]);
+        let _ = peer.ip(&["address", "add", "10.9.0.1/24", "dev", "p0"]);
+        let spec = format!("{}:name=u,ifname=u0,queues=2,netns={}", kind.name(), outer.name());
+        let bed = Bed::started(&["--port", &spec, "--port", &guest.tap("g")]);
+        let _ = guest.ip(&["address", "add", "10.9.0.2/24", "dev", "g"]);
+        let _ = bed.wait_state("u", "up");
+        let receiver = guest.udp("10.9.0.2:7");
+        for port in 3000..3040 {
+            let sender = peer.udp(&format!("10.9.0.1:{port}"));
+            say(&sender, &receiver, "10.9.0.2:7", &[1; 200]);
+        }
+        let stats = bed.json(&["stats"]);
+        let ports = stats["ports"].as_array().unwrap();
+        let port = ports.iter().find(|port| port["name"] == "u").unwrap();
+        for queue in port["queues"].as_array().unwrap() {
+            assert!(queue["rx_frames"].as_u64().unwrap() > 0, "{kind:?}: {port}");
+        }
+        drop(bed);
+    }
+}
+
+#[test]
+fn an_interface_that_is_taken_is_refused() {
+    let scene = Scene::new(AfXdp, "");
+    let other = Bed::started(&[]);
+    let spec = format!("af-xdp:name=v,ifname=u0,netns={}", scene.outer.name());
+    let (code, _, error) = other.ctl_full(&["port", "add", &spec]);
+    assert_eq!(code, 1);
+    assert!(error.contains("XDP program") && error.contains("u0"), "{error}");
+    scene.talk();
 }
 
 #[test]
