@@ -224,7 +224,8 @@ mod tests {
             row("OVS-DPDK", Regime::Far, 5.0, None),
         ];
         let expected = "| case | regime | causeway | OVS-DPDK |\n|---|---|---|---|\n\
-                        | 64 B split | near | 15.00, 36 cycles, n=1 | 7.50 (**2.00x**), 36 cycles, n=1 |\n\
+                        | 64 B split | near | 15.00, 36 cycles, n=1 | \
+                        7.50 (**2.00x**), 36 cycles, n=1 |\n\
                         | 64 B split | far | - | 5.00, 36 cycles, n=1 |\n";
         assert_eq!(side_by_side(&rows), expected);
     }
