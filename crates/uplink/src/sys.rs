@@ -1,5 +1,5 @@
 //! The system calls that rustix has no safe form of: ioctls of tun devices and interfaces,
-//! `writev` from guest memory, mappings of sockets, the rings of AF_XDP, and `bpf`.
+//! `writev` from guest memory, mappings of sockets, the rings of `AF_XDP`, and `bpf`.
 //!
 //! **Trust.** `writev` hands addresses of guest memory to the kernel, which tolerates concurrent
 //! writers; no reference to such memory ever exists here.

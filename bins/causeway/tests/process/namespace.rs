@@ -35,7 +35,8 @@ impl Namespace {
     }
 
     pub(crate) fn has(&self, ifname: &str) -> bool {
-        self.ip(&["-o", "link"]).contains(&format!(" {ifname}:"))
+        let links = self.ip(&["-o", "link"]);
+        [':', '@'].iter().any(|end| links.contains(&format!(" {ifname}{end}")))
     }
 
     pub(crate) fn tap(&self, name: &str) -> String {

@@ -112,6 +112,15 @@ fn say(from: &UdpSocket, to: &UdpSocket, address: &str, bytes: &[u8]) {
     });
 }
 
+/// Says stop when it goes, however that comes.
+struct Stops<'a>(&'a AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn every_kind(test: impl Fn(Kind)) {
     let only = std::env::var("CW_KIND");
     for kind in [Tap, AfXdp, PacketMmap] {
@@ -192,7 +201,11 @@ fn the_mode_that_was_obtained_is_shown() {
 #[test]
 fn a_steered_uplink_takes_what_is_for_stations_and_leaves_the_rest() {
     let scene = Scene::new(AfXdp, ",steer=mac");
+    let mac = "02:00:00:00:00:03";
+    let _ = scene.outer.ip(&["link", "set", "u0", "address", mac]);
     let _ = scene.outer.ip(&["address", "add", "10.9.0.3/24", "dev", "u0"]);
+    // Who asks for neighbours asks all stations, and those frames are the switch's.
+    let _ = scene.peer.ip(&["neigh", "replace", "10.9.0.3", "lladdr", mac, "dev", "p0"]);
     // The guest's answers are for a station that the switch has just learned.
     scene.talk();
     let frames = || {
@@ -284,6 +297,8 @@ fn an_interface_deleted_and_made_again_under_load_comes_back() {
         let stop = AtomicBool::new(false);
         let sender = scene.guest.udp("10.9.0.2:0");
         std::thread::scope(|scope| {
+            // A failure below must end the thread too.
+            let _stops = Stops(&stop);
             let _ = scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
                     let _ = sender.send_to(&[7; 500], "10.9.0.1:99");
@@ -298,7 +313,6 @@ fn an_interface_deleted_and_made_again_under_load_comes_back() {
                 kind.wire(&scene.outer, &scene.peer);
                 let _ = scene.bed.wait_state("u", "up");
             }
-            stop.store(true, Ordering::Relaxed);
         });
         scene.talk();
         scene.settles();

@@ -138,6 +138,7 @@ fn mode_name(flags: u32) -> &'static str {
 }
 
 /// The program on an interface.
+#[expect(clippy::wildcard_enum_match_arm, reason = "of many attributes a few say it")]
 fn query(socket: &Socket, index: u32) -> io::Result<Option<Other>> {
     let mut message = LinkMessage::default();
     message.header.index = index;
@@ -146,20 +147,22 @@ fn query(socket: &Socket, index: u32) -> io::Result<Option<Other>> {
     let mut found = None;
     for attribute in link.attributes {
         let LinkAttribute::Xdp(facts) = attribute else { continue };
-        let mode = facts.iter().find_map(|fact| match fact {
+        let mode = |fact: &LinkXdp| match fact {
             LinkXdp::Attached(XdpAttached::Driver) => Some(DRV_MODE),
             LinkXdp::Attached(XdpAttached::SocketBuffer) => Some(SKB_MODE),
             LinkXdp::Attached(XdpAttached::Hardware) => Some(HW_MODE),
             _ => None,
+        };
+        let mode = facts.iter().find_map(mode);
+        let one = facts.iter().find_map(|fact| match fact {
+            LinkXdp::ProgId(id) => mode.map(|mode| (*id, mode)),
+            _ => None,
         });
+        // More than one at once: a program of the device beside others.
         let several = facts.iter().find_map(|fact| match fact {
             LinkXdp::DrvProgId(id) => Some((*id, DRV_MODE)),
             LinkXdp::HwProgId(id) => Some((*id, HW_MODE)),
             LinkXdp::SkbProgId(id) => Some((*id, SKB_MODE)),
-            _ => None,
-        });
-        let one = facts.iter().find_map(|fact| match fact {
-            LinkXdp::ProgId(id) => mode.map(|mode| (*id, mode)),
             _ => None,
         });
         let any = one.or(several).filter(|(id, _)| *id != 0);
@@ -179,6 +182,7 @@ fn set(socket: &Socket, index: u32, program: Option<BorrowedFd<'_>>, flags: u32)
 }
 
 /// Sends one request and reads its answer.
+#[expect(clippy::wildcard_enum_match_arm, reason = "an acknowledgement says nothing more")]
 fn ask(
     socket: &Socket,
     request: RouteNetlinkMessage,

@@ -22,7 +22,6 @@ const CALLS_FOR_BURST: u32 = 64;
 const ETHERNET: u32 = 14;
 const TAG: u32 = 4;
 
-#[expect(clippy::cast_possible_truncation, reason = "24 fits")]
 const METADATA_BYTES: usize = METADATA as usize;
 /// `XDP_TXMD_FLAGS_CHECKSUM`: the first word of the metadata.
 const CHECKSUM: u64 = libc::XDP_TXMD_FLAGS_CHECKSUM as u64;

@@ -80,7 +80,7 @@ impl Area {
     /// The chunk that an address is in; none if it is not of this area.
     #[inline(always)]
     pub(super) fn chunk(&self, addr: u64) -> Option<u32> {
-        let chunk = addr.checked_sub(self.base)? / u64::from(CHUNK);
+        let chunk = addr.checked_sub(self.base)? >> CHUNK.trailing_zeros();
         u32::try_from(chunk).ok().filter(|chunk| *chunk < self.chunks)
     }
 
@@ -88,18 +88,17 @@ impl Area {
     #[inline(always)]
     pub(super) fn locate(&self, desc: Desc) -> Option<Place> {
         let chunk = self.chunk(desc.addr)?;
-        let skip = u32::try_from(desc.addr % u64::from(CHUNK)).ok()?;
+        let skip = u32::try_from(desc.addr & u64::from(CHUNK - 1)).ok()?;
         let fits = CHUNK.checked_sub(skip).is_some_and(|room| room >= desc.len);
         fits.then_some(Place { chunk, skip })
     }
 }
 
+const _: () = assert!(CHUNK.is_power_of_two());
 const _: () = assert!(RX_FRAMES.is_power_of_two() && TX_FRAMES.is_power_of_two());
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::arithmetic_side_effects, reason = "tests")]
-
     use super::{Area, CHUNK, Place, RX_FRAMES, TX_FRAMES, umem_bytes};
     use crate::sys::xdp::Desc;
 

@@ -23,7 +23,7 @@ const LINK_TYPE_XDP: u32 = 6;
 const F_XDP_HAS_FRAGS: u32 = 1 << 5;
 /// A hash map.
 pub(crate) const MAP_TYPE_HASH: u32 = 1;
-/// A map of AF_XDP sockets by queue.
+/// A map of `AF_XDP` sockets by queue.
 pub(crate) const MAP_TYPE_XSKMAP: u32 = 17;
 
 /// Bytes of the verifier's log that are kept: its end says what is wrong.

@@ -1,4 +1,4 @@
-//! The rings of AF_XDP sockets, and the socket options that rustix does not have.
+//! The rings of `AF_XDP` sockets, and the socket options that rustix does not have.
 //!
 //! ```text
 //!  fill       we ──► kernel   chunks for frames that arrive     u64
@@ -84,7 +84,6 @@ impl<T: Entry> Ring<T> {
         let at = |offset: usize| map.ptr().wrapping_add(offset);
         #[expect(clippy::cast_ptr_alignment, reason = "the offsets are aligned: checked above")]
         let [producer, consumer, flags] = words.map(|word| at(word).cast::<u32>());
-        #[expect(clippy::cast_ptr_alignment, reason = "the offset is aligned: checked above")]
         let entries = at(entries).cast::<T>();
         Ok(Self { producer, consumer, flags, entries, size, _map: map, _entries: PhantomData })
     }

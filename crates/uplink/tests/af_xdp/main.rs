@@ -1,5 +1,12 @@
 //! `AF_XDP` on real veth pairs, in namespaces of their own.
-#![expect(clippy::arithmetic_side_effects, clippy::cast_possible_truncation, reason = "test code")]
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "test code"
+)]
 
 mod namespace;
 
@@ -79,7 +86,7 @@ fn frame(len: usize, seed: usize, tag: bool) -> Vec<u8> {
 /// Both ends of a pair, opened with the same settings.
 fn pair(queues: u16, mtu: u32, change: impl Fn(&mut AfXdpSettings)) -> (Namespace, [AfXdp; 2]) {
     let namespace = Namespace::new();
-    namespace.veth("left0", &namespace, "right0", queues, mtu);
+    namespace.veth("left0", (&namespace, "right0"), queues, mtu);
     let open = |name| {
         let mut settings = AfXdpSettings { queues, ..namespace.settings(name) };
         change(&mut settings);
@@ -185,7 +192,7 @@ fn each_queue_has_its_own_way() {
 #[test]
 fn zero_copy_is_refused_where_the_driver_has_none() {
     let namespace = Namespace::new();
-    namespace.veth("left0", &namespace, "right0", 1, 1500);
+    namespace.veth("left0", (&namespace, "right0"), 1, 1500);
     let settings = AfXdpSettings { mode: Mode::ZeroCopy, ..namespace.settings("left0") };
     let error = open_with(&settings).unwrap_err();
     assert_eq!(
@@ -221,8 +228,8 @@ struct Hosts {
 
 fn hosts(mtu: u32, mode: Mode) -> Hosts {
     let [left, middle, right] = std::array::from_fn(|_| Namespace::new());
-    left.veth("host0", &middle, "left0", 1, mtu);
-    right.veth("host0", &middle, "right0", 1, mtu);
+    left.veth("host0", (&middle, "left0"), 1, mtu);
+    right.veth("host0", (&middle, "right0"), 1, mtu);
     left.address("host0", LEFT_MAC, "10.9.0.1/24");
     right.address("host0", RIGHT_MAC, "10.9.0.2/24");
     left.neighbour("host0", "10.9.0.2", RIGHT_MAC);
@@ -327,7 +334,7 @@ fn what_a_guest_left_undone_is_finished() {
         Offload { needs_csum: true, csum_start: 34, csum_offset: 6, ..Offload::default() };
     for payload in [20, 60, 100, 1400, 1942, 1943, 4000, 8900] {
         let (sent, mut pseudo) = undone(payload);
-        send(&mut left.queues[0].1, &[sent.clone()], offload);
+        send(&mut left.queues[0].1, std::slice::from_ref(&sent), offload);
         let got = take(&mut right.queues[0].0, 1).remove(0);
         assert_ne!(got[40..42], [0, 0]);
         pseudo.extend(&got[34..]);
@@ -427,7 +434,7 @@ fn the_wake_up_says_whether_frames_are_there() {
 fn with_steer_mac_the_kernel_keeps_what_is_not_ours() {
     const OURS: [u8; 6] = [2, 0, 0, 0, 0, 9];
     let (left, middle) = (Namespace::new(), Namespace::new());
-    left.veth("host0", &middle, "left0", 1, 1500);
+    left.veth("host0", (&middle, "left0"), 1, 1500);
     left.address("host0", LEFT_MAC, "10.9.0.1/24");
     middle.address("left0", RIGHT_MAC, "10.9.0.2/24");
     left.neighbour("host0", "10.9.0.2", RIGHT_MAC);
@@ -464,7 +471,7 @@ fn with_steer_mac_the_kernel_keeps_what_is_not_ours() {
 #[test]
 fn what_was_changed_is_undone() {
     let namespace = Namespace::new();
-    namespace.veth("left0", &namespace, "right0", 1, 1500);
+    namespace.veth("left0", (&namespace, "right0"), 1, 1500);
     let _ = namespace.ip(&["link", "set", "left0", "down"]);
     let shown = || namespace.ip(&["-d", "link", "show", "left0"]);
     for mode in [Mode::Copy, Mode::Generic] {
@@ -486,7 +493,7 @@ fn what_was_changed_is_undone() {
 #[test]
 fn another_program_is_named_and_replaced_only_if_asked() {
     let namespace = Namespace::new();
-    namespace.veth("left0", &namespace, "right0", 1, 1500);
+    namespace.veth("left0", (&namespace, "right0"), 1, 1500);
     // Another uplink's program stands for somebody else's: it is held by a link.
     let held = namespace.open("left0").unwrap();
     for replace in [false, true] {
@@ -504,7 +511,7 @@ fn another_program_is_named_and_replaced_only_if_asked() {
 #[test]
 fn what_cannot_be_opened_is_named() {
     let namespace = Namespace::new();
-    namespace.veth("left0", &namespace, "right0", 2, 1500);
+    namespace.veth("left0", (&namespace, "right0"), 2, 1500);
     let error = |name: &str, queues, mode| {
         let settings = AfXdpSettings { queues, mode, ..namespace.settings(name) };
         open_with(&settings).unwrap_err().to_string()
@@ -528,7 +535,7 @@ fn what_cannot_be_opened_is_named() {
 #[test]
 fn a_missing_right_is_named() {
     let namespace = Namespace::new();
-    namespace.veth("left0", &namespace, "right0", 1, 1500);
+    namespace.veth("left0", (&namespace, "right0"), 1, 1500);
     let settings = AfXdpSettings { netns: None, ..namespace.settings("left0") };
     let error = namespace.inside(move || {
         use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};

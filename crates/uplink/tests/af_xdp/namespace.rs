@@ -45,7 +45,7 @@ impl Namespace {
     }
 
     /// A veth pair of `queues` queues and an MTU: `name` here, `peer_name` in `peer`.
-    pub(crate) fn veth(&self, name: &str, peer: &Self, peer_name: &str, queues: u16, mtu: u32) {
+    pub(crate) fn veth(&self, name: &str, (peer, peer_name): (&Self, &str), queues: u16, mtu: u32) {
         let (queues, mtu) = (queues.to_string(), mtu.to_string());
         let of = ["numrxqueues", &queues, "numtxqueues", &queues];
         let mut all = vec!["link", "add", name, "mtu", &mtu];
