@@ -238,11 +238,11 @@ fn send(
 ) -> Result<(), Failure> {
     let slot = env.table.entry(at.port).and_then(|entry| entry.port.lock(at.pair));
     let Some(mut slot) = slot else {
-        origin.drop_frames(DropReason::PortDown, picked.len());
+        origin.drop_picked(picked);
         return Ok(());
     };
     let (false, Some(egress)) = (slot.broken, slot.egress.as_mut()) else {
-        origin.drop_frames(DropReason::PortDown, picked.len());
+        origin.drop_picked(picked);
         return Ok(());
     };
     let outcome = catch_unwind(AssertUnwindSafe(|| egress.send(batch, picked)));
