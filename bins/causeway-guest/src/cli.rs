@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::error::ErrorKind;
 use clap::{ArgGroup, Parser, ValueEnum};
 
-use crate::mac::MacAddr;
+use crate::mac::{MacAddr, STATIONS_MAX};
 
 /// Smallest frame: Ethernet without its frame check sequence.
 const FRAME_MIN: u32 = 60;
@@ -72,6 +72,9 @@ pub(crate) struct Cli {
     /// Stop after N seconds
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) seconds: Option<u64>,
+    /// Seconds of round trips before those that are measured [default: 0]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) warm_up: Option<u64>,
     /// Most frames that are made available at once [default: 32]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) burst: Option<u16>,
@@ -84,6 +87,11 @@ pub(crate) struct Cli {
     /// Number of flows (UDP source ports) that take turns [default: one per queue pair]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub(crate) flows: Option<u16>,
+    /// Stations behind each port, whose addresses a switch learns; --generate lets the frames
+    /// come from and go to each in turn
+    #[arg(long, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(STATIONS_MAX)))]
+    pub(crate) stations: Option<u32>,
     /// Send with an 802.1Q tag
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=4094))]
     pub(crate) vlan: Option<u16>,
@@ -223,6 +231,12 @@ impl Cli {
         if self.generate && self.verify && self.socket.len() < 2 {
             return Err("--verify: needs a second --socket where the frames arrive".into());
         }
+        if self.generate && self.stations.is_some() && self.dst.is_some() {
+            return Err("--stations: the second --socket has the destinations, not --dst".into());
+        }
+        if self.generate && self.stations.is_some() && self.socket.len() < 2 {
+            return Err("--stations: needs a second --socket where the frames arrive".into());
+        }
         if self.echo && self.verify {
             return Err("--echo: does not check frames, --verify has no effect".into());
         }
@@ -240,12 +254,14 @@ impl Cli {
         let (receive, latency) = (self.receive, self.latency);
         let rules = [
             ("--netns", self.netns.is_some(), tap, "--tap"),
+            ("--warm-up", self.warm_up.is_some(), latency, "--latency"),
             ("--echo", self.echo, receive, "--receive"),
             ("--window", self.window.is_some(), generate, "--generate"),
             ("--burst", self.burst.is_some(), generate, "--generate"),
             ("--flows", self.flows.is_some(), generate, "--generate"),
             ("--rate-pps", self.rate_pps.is_some(), generate || latency, "--generate, --latency"),
             ("--dst", self.dst.is_some(), generate || latency, "--generate, --latency"),
+            ("--stations", self.stations.is_some(), generate || receive, "--generate, --receive"),
             ("--verify", self.verify, generate || receive, "--generate, --receive"),
             ("--size-max", self.size_max.is_some(), !latency, "--generate, --receive, --tap"),
             ("--count", self.count.is_some(), !tap, "--generate, --receive, --latency"),
@@ -332,6 +348,8 @@ mod tests {
             ("--receive", "--window 5"),
             ("--latency --dst 02:00:00:00:00:01", "--flows 2"),
             ("--receive", "--rate-pps 5"),
+            ("--receive", "--warm-up 1"),
+            ("--tap t", "--stations 5"),
             ("--tap t", "--verify"),
             ("--tap t", "--count 5"),
         ] {
@@ -342,6 +360,12 @@ mod tests {
         assert!(parse("--socket a --generate --window 5").is_err());
         assert!(parse("--socket a --generate --verify").is_err());
         assert!(parse("--socket a --socket b --generate --verify").is_ok());
+        assert!(parse("--socket a --receive --stations 65536").is_ok());
+        assert!(parse("--socket a --receive --stations 65537").is_err());
+        assert!(parse("--socket a --generate --stations 5").is_err());
+        assert!(
+            parse("--socket a --socket b --generate --stations 5 --dst 02:00:00:00:00:01").is_err()
+        );
         assert!(parse("--socket a --latency").is_err());
         assert!(parse("--socket a --generate --dst 02:00").is_err());
     }

@@ -1,12 +1,13 @@
 //! Sends test frames: as many as possible, or at a rate.
 //!
-//! Each slot of a transmitq holds a ready-made frame; to send it, 22 bytes are written. Sizes and
-//! flows take turns.
+//! Each slot of a transmitq holds a ready-made frame; to send it, 22 bytes are written, and 12 more
+//! if stations take turns. Sizes and flows take turns too.
 
 use std::time::{Duration, Instant};
 
 use crate::clock::now_ns;
 use crate::frame::{STAMP, Sender, Stamp, hash_of_pattern, port_of};
+use crate::mac::station;
 use crate::port::GuestPort;
 use crate::rings::{NET_HEADER, TxRing};
 use crate::totals::Meter;
@@ -36,6 +37,9 @@ pub(crate) struct Generator {
     begin: Option<Instant>,
     /// Patterns of all slots at full size, for loads of several sizes.
     patterns: Vec<Vec<u8>>,
+    /// Destination and source address of each pair of stations, if there are several.
+    stations: Vec<[u8; 12]>,
+    station: usize,
 }
 
 impl Generator {
@@ -51,11 +55,27 @@ impl Generator {
             sent: 0,
             begin: None,
             patterns: Vec::new(),
+            stations: Vec::new(),
+            station: 0,
         };
         for pair in &port.pairs {
             this.prepare(&pair.tx);
         }
         this
+    }
+
+    /// Lets the frames go in turn from each of so many stations behind the sender to one behind
+    /// the receiver.
+    pub(crate) fn with_stations(self, count: u32) -> Self {
+        let Sender { src, dst, .. } = self.sender;
+        let pair = |number| {
+            let mut addresses = [0; 12];
+            let (to, from) = addresses.split_at_mut(6);
+            to.copy_from_slice(&station(dst, number).0);
+            from.copy_from_slice(&station(src, number).0);
+            addresses
+        };
+        Self { stations: (0..count).map(pair).collect(), ..self }
     }
 
     fn prepare(&mut self, ring: &TxRing) {
@@ -198,6 +218,11 @@ impl Generator {
         let at = |offset: usize| NET_HEADER.saturating_add(u32::try_from(offset).unwrap_or(0));
         if self.load.flows > 1 {
             let _ = ring.pool().write(slot, at(self.sender.port_at()), &port_of(flow));
+        }
+        if let Some(addresses) = self.stations.get(self.station) {
+            let _ = ring.pool().write(slot, at(0), addresses);
+            let next = self.station.wrapping_add(1);
+            self.station = if next < self.stations.len() { next } else { 0 };
         }
         let _ = ring.pool().write(slot, at(self.sender.stamp_at()), &bytes);
         if let Some(tail) = stamp.tail(pattern_len) {

@@ -8,6 +8,7 @@ pub(crate) mod tap;
 use std::time::{Duration, Instant};
 
 use crate::cli::Cli;
+use crate::mac;
 use crate::port::GuestPort;
 
 /// When a job must end, if it must.
@@ -31,7 +32,9 @@ fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
 /// Lets a learning switch know all ports, and waits until it had the time to learn.
 fn announce(cli: &Cli, ports: &mut [GuestPort]) -> anyhow::Result<()> {
     for port in ports.iter_mut() {
-        port.announce(cli.vlan)?;
+        for number in 0..cli.stations.unwrap_or(1) {
+            port.announce(mac::station(port.mac, number), cli.vlan)?;
+        }
     }
     std::thread::sleep(Duration::from_millis(20));
     Ok(())

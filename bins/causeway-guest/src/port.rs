@@ -1,6 +1,7 @@
 //! One port of the guest: a session, memory and queue pairs.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
@@ -22,6 +23,10 @@ const RING_BUFFERS_MAX: u64 = 256 << 20;
 const TX_SLOTS_MAX: u16 = 512;
 /// Bytes of a mergeable receive buffer, as DPDK and Linux use them.
 const MERGEABLE_BYTES: u32 = 2048;
+
+/// How long a back end may take to read a frame that announces an address.
+const PATIENCE: Duration = Duration::from_secs(5);
+const TICK: Duration = Duration::from_micros(50);
 
 /// A queue pair.
 #[derive(Debug)]
@@ -89,23 +94,34 @@ impl GuestPort {
         Sender { src: self.mac, dst, vlan, run }
     }
 
-    /// Tells a switch where we are, as a guest does when its link comes up (RARP).
-    pub(crate) fn announce(&mut self, vlan: Option<u16>) -> anyhow::Result<()> {
+    /// Tells a switch that `mac` is here, as a guest does when its link comes up (RARP).
+    pub(crate) fn announce(&mut self, mac: MacAddr, vlan: Option<u16>) -> anyhow::Result<()> {
         let mut frame = Vec::with_capacity(64);
         frame.extend_from_slice(&MacAddr::BROADCAST.0);
-        frame.extend_from_slice(&self.mac.0);
+        frame.extend_from_slice(&mac.0);
         if let Some(vlan) = vlan {
             frame.extend_from_slice(&[0x81, 0]);
             frame.extend_from_slice(&vlan.to_be_bytes());
         }
         frame.extend_from_slice(&[0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]);
         for _ in 0..2 {
-            frame.extend_from_slice(&self.mac.0);
+            frame.extend_from_slice(&mac.0);
             frame.extend_from_slice(&[0; 4]);
         }
         frame.resize(64, 0);
-        let Some(pair) = self.pairs.first_mut() else { return Ok(()) };
-        if let Some(slot) = pair.tx.take()? {
+        let begin = Instant::now();
+        let slot = loop {
+            let Some(pair) = self.pairs.first_mut() else { return Ok(()) };
+            if let Some(slot) = pair.tx.take()? {
+                break slot;
+            }
+            if begin.elapsed() > PATIENCE {
+                bail!("the back end reads no frames");
+            }
+            self.check()?;
+            std::thread::sleep(TICK);
+        };
+        if let Some(pair) = self.pairs.first_mut() {
             let _ = pair.tx.pool().write(slot, 0, &[0; NET_HEADER as usize]);
             let _ = pair.tx.pool().write(slot, NET_HEADER, &frame);
             pair.tx.send(slot, 64)?;

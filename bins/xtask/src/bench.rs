@@ -1,25 +1,35 @@
 //! Measurements: of the whole switch beside its peers, and of its parts.
 //!
 //! ```text
-//!  pvp, latency ──► back_end (the switch, or a peer)  ◄── a guest on CPU 1
-//!        │  turn    regime, before and after each run
+//!  pvp, scale, sweep ──► round ─┐
+//!  latency ─────────────────────┴► back_end (the switch, or a peer) ◄── a guest on CPU 1
+//!        │  turn    regime and watch: was the machine the same, and ours, in each run?
 //!        ▼
-//!     summary (medians, only within one regime) ──► table, chart, benches/results/
+//!     summary (medians, only within one regime) ──► table, chart, JSON ──► readme
 //! ```
 //!
 //! **Limits** Two CPUs: the back end has CPU 0 and the guest CPU 1. One measurement at a time.
 
+mod addresses;
 mod back_end;
+mod case;
 mod chart;
 mod idle;
 mod instructions;
 mod latency;
+mod lines;
 mod machine;
 mod pvp;
+mod quiet;
+mod readme;
 mod regime;
 mod report;
+mod round;
+mod scale;
 mod summary;
+mod sweep;
 mod turn;
+mod watch;
 
 use anyhow::{Result, ensure};
 use clap::Subcommand;
@@ -36,30 +46,47 @@ pub(crate) enum Kind {
     Micro,
     /// Instructions of each case in benches/budgets.toml, against its budget (callgrind)
     Instructions,
+    /// Cache lines that two workers on two disjoint pairs of guests both touch: none may be written
+    TwoWorkers,
     /// Frames per second through the switch, beside its peers: guest to guest and back
     ///
     /// The guest is DPDK's testpmd with two virtio-user ports on CPU 1, which keeps frames going
     /// round; the back end has CPU 0. The switch and the peers take turns, and only runs in which
-    /// the machine's CPUs were equally near are compared. Writes benches/results/pvp.json and
-    /// pvp.svg. Needs root, for hugepages; `$CAUSEWAY_BIN` names another program to measure.
+    /// the machine's CPUs were equally near are compared. Writes pvp.json and pvp.svg. Needs root,
+    /// for hugepages; `$CAUSEWAY_BIN` names another program to measure.
     Pvp(pvp::Options),
     /// Round trip of a single frame between two guests, for each way of polling, beside the peers
     ///
-    /// Writes benches/results/latency.json. Needs root, for hugepages.
+    /// Writes latency.json. Needs root, for hugepages.
     Latency(latency::Options),
     /// CPU time that the switch takes with guests attached that do nothing
     ///
-    /// Writes benches/results/idle.json.
+    /// The guests are booted by QEMU. Writes idle.json.
     Idle(idle::Options),
+    /// What 64 idle guests and 100,000 learned addresses cost a busy pair of guests
+    ///
+    /// Writes scale.json. Needs root, for hugepages.
+    Scale(scale::Options),
+    /// Burst sizes, prefetch distances and spin times, each against the others
+    ///
+    /// Builds the switch with each value, and lets the builds take turns. Writes sweep.json and
+    /// sweep.md. Needs root, for hugepages.
+    Sweep(sweep::Options),
+    /// Write the saved results into the README, or check that they are there
+    Readme(readme::Options),
 }
 
 pub(crate) fn run(steps: &mut Steps, kind: &Kind) -> Result<()> {
     match kind {
         Kind::Micro => steps.cargo("virtqueue benchmarks", &["bench", "-p", "virtqueue"]),
         Kind::Instructions => instructions::run(steps),
+        Kind::TwoWorkers => lines::run(steps),
         Kind::Pvp(options) => pvp::run(steps, options),
         Kind::Latency(options) => latency::run(steps, options),
         Kind::Idle(options) => idle::run(steps, options),
+        Kind::Scale(options) => scale::run(steps, options),
+        Kind::Sweep(options) => sweep::run(steps, options),
+        Kind::Readme(options) => readme::run(steps, options),
     }
 }
 

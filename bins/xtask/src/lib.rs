@@ -3,7 +3,7 @@
 //! ```text
 //!  ci ──► lint (fmt, clippy, rustdoc, tidy) ──► test ──► bench instructions ──► fuzz
 //!  test ──► cargo test, loom ──► conformance (QEMU, DPDK)
-//!  bench ──► criterion, callgrind; pvp, latency, idle: the switch beside OVS-DPDK and testpmd
+//!  bench ──► criterion, callgrind; pvp, latency, scale, idle, sweep: the whole switch, and peers
 //!  demo ──► build ──► two QEMU guests and the host on one switch
 //! ```
 #![forbid(unsafe_code)]

@@ -44,6 +44,7 @@ drop_reasons! {
     PortDown "port_down" "The egress port went away or its queue stopped.";
     KernelRingFull "kernel_ring_full" "The kernel found the uplink's receive queue full.";
     KernelNoBuffer "kernel_no_buffer" "The kernel had no buffer of the uplink that could take it.";
+    KernelTruncated "kernel_truncated" "The kernel had no room for the whole frame in a block.";
     UplinkBusy "uplink_busy" "The kernel's queue of the uplink was full.";
     UplinkError "uplink_error" "The kernel refused the frame.";
     BadOffload "bad_offload" "The virtio-net header contradicts the frame or what was negotiated.";

@@ -16,7 +16,7 @@ use virtq::mem::{ReadPiece, Reader, SegSpan};
 use crate::Offload;
 
 /// The most frames in a batch.
-pub const BURST_MAX: usize = 64;
+pub const BURST_MAX: usize = virtq::swept!("BURST", 64);
 /// The most bytes of a frame that are copied into its private head.
 pub const HEAD_MAX: usize = 128;
 /// Spare bytes before the head, for tags that are pushed on the way.
@@ -242,6 +242,44 @@ impl Frame {
     }
 }
 
+/// Whether all frames of a burst begin alike, without a branch for each of them.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Alike {
+    /// Bits in which a frame began otherwise.
+    bytes: u128,
+    /// Differences of start and length, one above the other.
+    shape: u32,
+}
+
+impl Alike {
+    /// Where a head begins that no tag was pushed to or popped from, and the least bytes of one
+    /// with a tag.
+    const USUAL: u32 = 18 << 16 | 16;
+    /// A start that is another one, or a length that is less.
+    const UNUSUAL: u32 = 0x8000_ffff;
+
+    /// Adds a frame to be compared with one that begins with `bytes` (little endian).
+    #[inline(always)]
+    pub fn add(&mut self, frame: &Frame, bytes: u128) {
+        let Some(first) = frame.bytes.last_chunk::<HEAD_MAX>().and_then(|head| head.first_chunk())
+        else {
+            return;
+        };
+        self.bytes |= u128::from_le_bytes(*first) ^ bytes;
+        let shape = u32::from(frame.head_len) << 16 | u32::from(frame.start);
+        self.shape |= shape.wrapping_sub(Self::USUAL);
+    }
+
+    /// Whether all frames began with those bits that `mask` names, have the 18 bytes of a tagged
+    /// header, and no tag was pushed or popped on the way. False is no proof of the contrary.
+    #[inline(always)]
+    pub fn holds(self, mask: u128) -> bool {
+        self.bytes & mask == 0 && self.shape & Self::UNUSUAL == 0
+    }
+}
+
+const _: () = assert!(HEAD_ROOM == 16 && TAGGED_HEADER == 18 && HEAD_ROOM + HEAD_MAX < 0x8000);
+
 /// Of less than [`TAGGED_HEADER`] bytes: whether there should be more.
 #[cold]
 fn is_cut_off(head: &[u8]) -> bool {
@@ -250,8 +288,34 @@ fn is_cut_off(head: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::Frame;
+    use super::{Alike, Frame};
     use crate::Offload;
+
+    #[test]
+    fn frames_are_alike_if_they_begin_alike_and_are_whole() {
+        let pattern = u128::from_le_bytes(*b"0123456789abcdef");
+        let holds = |frames: &[&[u8]], mask| {
+            let mut alike = Alike::default();
+            for bytes in frames {
+                let mut frame = Frame::default();
+                frame.fill_private(bytes);
+                alike.add(&frame, pattern);
+            }
+            alike.holds(mask)
+        };
+        let (same, other): (&[u8], &[u8]) = (b"0123456789abcdefgh", b"0123456789abcdeFxxx");
+        assert!(holds(&[same, same], !0) && holds(&[same, &[same; 7].concat()], !0));
+        assert!(!holds(&[same, other, same], !0), "the last byte differs");
+        assert!(holds(&[same, other], !0 >> 8), "which the mask leaves out");
+        assert!(!holds(&[other, b"x123456789abcdefgh"], !0 >> 8));
+        assert!(!holds(&[same, &same[..17], same], !0), "too short for a tag");
+        let mut pushed = Frame::default();
+        pushed.fill_private(same);
+        assert!(pushed.set_tag(false, Some(5)));
+        let mut alike = Alike::default();
+        alike.add(&pushed, pattern);
+        assert!(!alike.holds(0), "it begins elsewhere");
+    }
 
     fn frame() -> Frame {
         let mut frame = Frame::default();

@@ -15,7 +15,7 @@ pub use counters::{
     CallCounters, CallTotals, Counter, EgressCounters, IngressCounters, QueueCounters, QueueTotals,
 };
 pub use drop_reason::DropReason;
-pub use frame::{BURST_MAX, Frame, HEAD_MAX, HEAD_ROOM};
+pub use frame::{Alike, BURST_MAX, Frame, HEAD_MAX, HEAD_ROOM};
 pub use offload::{Gso, Offload};
 pub use status::{PortState, PortStatus, StatusCell};
 pub use traits::{Egress, Fabric, Ingress, Notified, PortId, QueueFault, QueueId};

@@ -9,6 +9,7 @@ mod own;
 mod panics;
 mod pipeline;
 mod placement;
+mod room;
 mod shared;
 mod stats;
 mod table;

@@ -7,7 +7,7 @@ use port::{Counter, FrameBuf, PortId, QueueCounters};
 use virtq::mem::SegStore;
 
 use crate::event::Way;
-use crate::pipeline::{Env, Origin, Pipeline, notify_egress};
+use crate::pipeline::{Env, Origin, Pipeline};
 use crate::shared::Shared;
 use crate::table::Table;
 
@@ -57,11 +57,7 @@ impl Own {
         // ORDERING: SeqCst: as in a worker's turn, used entries before the reads of whether the
         // drivers want to be notified.
         fence(Ordering::SeqCst);
-        for at in std::mem::take(self.pipeline.touched()) {
-            if let Err(failure) = notify_egress(&self.table, at) {
-                self.pipeline.failures().push(failure);
-            }
-        }
+        self.pipeline.notify(&self.table, |_| ());
         for failure in std::mem::take(self.pipeline.failures()) {
             shared.report(failure.at, Way::Egress, failure.what);
         }

@@ -18,12 +18,13 @@ mod deliver;
 use std::sync::Arc;
 
 use port::capture::Fates;
-use port::{BURST_MAX, Batch, Counter, DropReason, PortId, QueueCounters, QueueFault, QueueId};
+use port::{
+    BURST_MAX, Batch, Counter, DropReason, Notified, PortId, QueueCounters, QueueFault, QueueId,
+};
 
 pub(crate) use classify::PairCache;
 use classify::{Classifier, Verdict};
 use deliver::Delivery;
-pub(crate) use deliver::notify_egress;
 
 use crate::fdb::Fdb;
 use crate::table::Table;
@@ -123,9 +124,10 @@ impl Pipeline {
         self.delivery.fit(table);
     }
 
-    /// Egresses that got frames since the last call, each once; to be notified.
-    pub(crate) fn touched(&mut self) -> &mut Vec<QueueId> {
-        self.delivery.touched()
+    /// Notifies the other sides of all egresses that got frames since the last call, each once.
+    #[inline]
+    pub(crate) fn notify(&mut self, table: &Table, told: impl FnMut(Notified)) {
+        self.delivery.notify(table, told);
     }
 
     /// What went wrong at egresses.
@@ -136,22 +138,33 @@ impl Pipeline {
     /// Takes a burst through the switch. Every frame is counted: handed to an egress, or dropped.
     #[inline]
     pub(crate) fn forward(&mut self, env: &Env<'_>, origin: &mut Origin, batch: &mut Batch<'_>) {
+        let generation = env.fdb.generation();
+        if origin.cache.is_valid(env, generation)
+            && let Some((at, tagging)) = origin.cache.single()
+            && origin.cache.holds_for_all(batch.frames())
+        {
+            self.delivery.send_all(env, origin, batch, (at, tagging));
+        } else {
+            self.forward_each(env, origin, batch, generation);
+        }
+    }
+
+    /// As [`Self::forward`], frame by frame.
+    #[inline(never)]
+    fn forward_each(
+        &mut self,
+        env: &Env<'_>,
+        origin: &mut Origin,
+        batch: &mut Batch<'_>,
+        generation: u64,
+    ) {
         let Some(from) = env.table.entry(origin.port) else {
             origin.drop_frames(DropReason::PortDown, batch.len());
             origin.note_drops((0..batch.len()).map(|index| (index, DropReason::PortDown)));
             return;
         };
-        let generation = env.fdb.generation();
-        let cached = origin.cache.is_valid(env, generation);
-        if cached
-            && let Some((at, tagging)) = origin.cache.single()
-            && origin.cache.holds_for_all(batch.frames())
-        {
-            if !env.table.plain {
-                deliver::tag_all(env.table, at.port, tagging, batch);
-            }
-            self.delivery.send_all(env, origin, batch, at);
-            return;
+        if !origin.cache.is_valid(env, generation) {
+            origin.cache.clear();
         }
         self.classifier.classify(env, from, origin, batch.frames());
         let last = self.classifier.decide(env, origin, batch.len());

@@ -80,7 +80,15 @@ pub(crate) struct Entry {
     /// A bug took the port out of service.
     pub(crate) quarantined: bool,
     /// Index of pair 0 among all egresses of the table.
-    pub(crate) first_egress: usize,
+    first_egress: usize,
+}
+
+impl Entry {
+    /// Index of a pair's egress among all egresses of the table.
+    #[inline(always)]
+    pub(crate) fn egress(&self, pair: u16) -> usize {
+        self.first_egress.wrapping_add(usize::from(pair))
+    }
 }
 
 /// All ports at one moment.

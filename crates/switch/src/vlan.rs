@@ -125,6 +125,20 @@ impl VlanRule {
         tagging.present = tag.is_some();
     }
 
+    /// As [`Self::apply`], of frames that came in alike.
+    #[inline]
+    pub(crate) fn apply_all(&self, tagging: Tagging, frames: &mut [Frame]) {
+        if tagging.tagged {
+            frames.iter_mut().for_each(|frame| self.apply(&mut { tagging }, frame));
+        } else if let tag @ Some(_) = self.egress(tagging, || false) {
+            // What came untagged gets one and the same tag, or none.
+            for frame in frames {
+                let done = frame.set_tag(false, tag);
+                debug_assert!(done, "a head has room for one more tag");
+            }
+        }
+    }
+
     /// The outer tag that a frame goes out with; `stacked` as for [`Self::ingress`].
     #[inline]
     fn egress(&self, tagging: Tagging, stacked: impl FnOnce() -> bool) -> Option<u16> {

@@ -27,6 +27,7 @@ use port::capture::IngressTap;
 use port::{FrameBuf, QueueId};
 
 use crate::pipeline::Pipeline;
+use crate::room;
 use crate::shared::{Mailbox, Message, Shared};
 use crate::table::Table;
 pub(crate) use by_hand::ByHand;
@@ -255,7 +256,10 @@ impl Worker {
         let number = match self.queues.iter().position(Option::is_none) {
             Some(number) => number,
             None => {
+                room::reserve(&mut self.queues, 1);
                 self.queues.push(None);
+                room::reserve(&mut self.hot, self.queues.len());
+                room::reserve(&mut self.worked, self.queues.len());
                 self.queues.len().saturating_sub(1)
             }
         };

@@ -6,8 +6,8 @@
 #![expect(unsafe_code, reason = "ioctls of tun devices and writev from guest memory")]
 
 mod interface;
-#[expect(dead_code, reason = "for af_xdp and packet_mmap: drop this with its first use")]
 pub(crate) mod map;
+pub(crate) mod packet;
 
 use std::fs::File;
 use std::io;

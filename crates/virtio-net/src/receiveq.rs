@@ -43,8 +43,9 @@ pub struct ReceiveqParts {
     pub options: QueueOptions,
 }
 
-/// The device side of a receiveq: an [`Egress`] of the switch.
+/// The device side of a receiveq: an [`Egress`] of the switch. In cache lines of its own.
 #[derive(Debug)]
+#[repr(align(128))]
 pub struct Receiveq {
     parts: ReceiveqParts,
     chains: ChainBuf,

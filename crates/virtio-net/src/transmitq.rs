@@ -43,8 +43,9 @@ pub struct TransmitqParts {
     pub options: QueueOptions,
 }
 
-/// The device side of a transmitq: an [`Ingress`] of the switch.
+/// The device side of a transmitq: an [`Ingress`] of the switch. In cache lines of its own.
 #[derive(Debug)]
+#[repr(align(128))]
 pub struct Transmitq {
     parts: TransmitqParts,
     chains: ChainBuf,

@@ -73,7 +73,7 @@ impl Tag {
 pub(crate) const BURST_SEGS: usize = 1 << 16;
 
 /// How far ahead of the chain in work the next ones' lines are asked for.
-pub const AHEAD: usize = 8;
+pub const AHEAD: usize = crate::swept!("AHEAD", 8);
 
 /// As many chains are read in one go of a hot loop.
 pub(crate) const RUN: usize = 256;

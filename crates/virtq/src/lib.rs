@@ -13,6 +13,8 @@ mod packed;
 mod queue;
 mod shared;
 mod split;
+#[doc(hidden)]
+pub mod sweep;
 #[cfg(test)]
 mod testing;
 mod walk;

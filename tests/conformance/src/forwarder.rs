@@ -10,7 +10,7 @@ use anyhow::Result;
 
 use crate::environment::Environment;
 use crate::process::Process;
-use crate::testpmd::{Cycles, command, parse_cycles, wait_prompt};
+use crate::testpmd::{Forwarded, command, parse_forwarded, wait_prompt};
 
 const END_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -63,12 +63,12 @@ impl Forwarder {
         self.process.id()
     }
 
-    /// Stops forwarding and says what it cost; `None` if there were no frames.
+    /// Stops forwarding and says what it cost.
     ///
     /// # Errors
     /// testpmd does not answer.
-    pub fn stop_forwarding(&mut self) -> Result<Option<Cycles>> {
-        Ok(parse_cycles(&command(&mut self.process, "stop")?))
+    pub fn stop_forwarding(&mut self) -> Result<Forwarded> {
+        Ok(parse_forwarded(&command(&mut self.process, "stop")?))
     }
 
     /// Ends testpmd.

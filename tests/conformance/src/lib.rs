@@ -34,7 +34,7 @@ pub use process::Process;
 pub use scratch::Scratch;
 pub use switch::{Ledger, Switch};
 pub use tap::HostTap;
-pub use testpmd::Cycles;
+pub use testpmd::{Cycles, Forwarded};
 pub use virtio_user::{Topology, VirtioUser, VirtioUserSpec};
 
 /// Whether a conformance test configures the machine (hugepages, taps) and so needs root.

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::environment::{Environment, Ovs};
 use crate::process::{Process, output};
+use crate::testpmd::number;
 
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 const LINK_TIMEOUT: Duration = Duration::from_secs(30);
@@ -97,15 +98,36 @@ impl OvsDpdk {
         self.switch.id()
     }
 
-    /// Cycles that the polling thread has spent on each frame since it started, polls that found
-    /// nothing excluded; `None` if there were no frames.
+    /// Lets [`OvsDpdk::cycles_per_frame`] count from now on.
+    ///
+    /// # Errors
+    /// OVS does not answer.
+    pub fn clear_cycles(&self) -> Result<()> {
+        self.appctl(&["dpif-netdev/pmd-stats-clear"]).map(drop)
+    }
+
+    /// Cycles that the polling thread has spent on each frame since it was cleared, polls that
+    /// found nothing excluded; `None` if there were no frames.
     ///
     /// # Errors
     /// OVS does not answer.
     pub fn cycles_per_frame(&self) -> Result<Option<f64>> {
+        Ok(parse_cycles(&self.appctl(&["dpif-netdev/pmd-perf-show", "-nh"])?))
+    }
+
+    /// Frames that its two ports have dropped since it started.
+    ///
+    /// # Errors
+    /// OVS does not answer as it should.
+    pub fn dropped(&self) -> Result<u64> {
+        let shown = self.appctl(&["dpctl/show", "-s"])?;
+        parse_drops(&shown).with_context(|| format!("dpctl/show -s says: {shown}"))
+    }
+
+    fn appctl(&self, arguments: &[&str]) -> Result<String> {
         let mut ask = with_folder(self.programs.command("usr/bin/ovs-appctl")?, &self.folder);
-        let _ = ask.arg("-t").arg(self.folder.join("vs.ctl")).arg("dpif-netdev/pmd-stats-show");
-        Ok(parse_cycles(&output(&mut ask, ASK_TIMEOUT)?))
+        let _ = ask.arg("-t").arg(self.folder.join("vs.ctl")).args(arguments);
+        output(&mut ask, ASK_TIMEOUT)
     }
 
     fn vsctl(&self, arguments: &[&str]) -> Result<String> {
@@ -171,10 +193,24 @@ fn wait_file(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The first thread that `pmd-stats-show` names is the polling thread.
+/// The first thread that `pmd-perf-show` names is the polling thread:
+/// "Rx packets:   70   (7100 Kpps, 230 cycles/pkt)".
 fn parse_cycles(shown: &str) -> Option<f64> {
-    let (_, rest) = shown.split_once("avg processing cycles per packet: ")?;
+    let line = shown.lines().find(|line| line.trim_start().starts_with("Rx packets:"))?;
+    let (_, rest) = line.split_once("Kpps, ")?;
     rest.split_whitespace().next()?.parse().ok()
+}
+
+/// The sum of the `dropped:` of both ports; `None` if one is missing.
+fn parse_drops(shown: &str) -> Option<u64> {
+    let mut sum = 0u64;
+    for port in PORTS {
+        let (_, rest) = shown.split_once(&format!(": {port} ("))?;
+        let lines = rest.lines().skip(1).take_while(|line| !line.trim().starts_with("port "));
+        let drops = lines.filter_map(|line| number(line, "dropped:"));
+        sum = sum.saturating_add(drops.sum());
+    }
+    Some(sum)
 }
 
 #[cfg(test)]
@@ -183,10 +219,25 @@ mod tests {
 
     #[test]
     fn the_polling_threads_cycles_are_read() {
-        let shown = "pmd thread numa_id 0 core_id 0:\n  packets received: 10\n  \
-                     avg cycles per packet: 900.00 (9000/10)\n  \
-                     avg processing cycles per packet: 230.50 (2305/10)\nmain thread:\n";
-        assert_eq!(parse_cycles(shown), Some(230.5));
-        assert_eq!(parse_cycles("pmd thread numa_id 0 core_id 0:\n  packets received: 0\n"), None);
+        let shown = "Time: 12:00\npmd thread numa_id 0 core_id 0:\n\n  \
+                     Iterations:  10  (1.0 us/it)\n  \
+                     Rx packets:        7106  (7106 Kpps, 230 cycles/pkt)\n  \
+                     Datapath passes:   7106  (1.00 passes/pkt)\n";
+        assert_eq!(parse_cycles(shown), Some(230.0));
+        assert_eq!(parse_cycles("pmd thread numa_id 0 core_id 0:\n  Rx packets:   0\n"), None);
+    }
+
+    #[test]
+    fn drops_are_those_of_both_ports() {
+        let shown = "netdev@ovs-netdev:\n  port 0: ovs-netdev (tap)\n    \
+                     RX packets:0 errors:0 dropped:50\n  \
+                     port 1: p0 (dpdkvhostuserclient: configured_rx_queues=1)\n    \
+                     RX packets:9 errors:0 dropped:1 overruns:? frame:?\n    \
+                     TX packets:9 errors:0 dropped:2 aborted:? carrier:?\n  \
+                     port 2: p1 (dpdkvhostuserclient: configured_rx_queues=1)\n    \
+                     RX packets:9 errors:0 dropped:? overruns:?\n    \
+                     TX packets:9 errors:0 dropped:4 aborted:?\n";
+        assert_eq!(parse_drops(shown), Some(7));
+        assert_eq!(parse_drops("netdev@ovs-netdev:\n"), None);
     }
 }

@@ -18,6 +18,7 @@ const CTL_TIMEOUT: Duration = Duration::from_secs(5);
 /// A running switch.
 #[derive(Debug)]
 pub struct Switch {
+    program: PathBuf,
     process: Process,
     control: PathBuf,
     folder: PathBuf,
@@ -190,15 +191,23 @@ impl Switch {
     /// # Errors
     /// As [`Switch::start`].
     pub fn start_with(folder: &Path, arguments: &[&str]) -> Result<Self> {
+        Self::start_program(program()?, folder, arguments)
+    }
+
+    /// The same with another build of `causeway`.
+    ///
+    /// # Errors
+    /// As [`Switch::start`].
+    pub fn start_program(program: PathBuf, folder: &Path, arguments: &[&str]) -> Result<Self> {
         let control = folder.join("control.sock");
-        let mut command = tied_command(program()?);
+        let mut command = tied_command(&program);
         let _ = command.arg("run").arg("--control").arg(&control).args(arguments);
         if let Some(level) = std::env::var_os("CAUSEWAY_LOG") {
             let _ = command.arg("--log").arg(level);
         }
         let log = folder.join("causeway.log");
         let process = Process::spawn("causeway", &mut command, &log)?;
-        let mut switch = Self { process, control, folder: folder.to_owned() };
+        let mut switch = Self { program, process, control, folder: folder.to_owned() };
         let start = Instant::now();
         loop {
             match switch.stats() {
@@ -226,7 +235,7 @@ impl Switch {
     /// # Errors
     /// It fails.
     pub fn ctl(&self, arguments: &[&str]) -> Result<String> {
-        let mut command = Command::new(program()?);
+        let mut command = Command::new(&self.program);
         let _ = command.arg("ctl").arg("--control").arg(&self.control).args(arguments);
         output(&mut command, CTL_TIMEOUT)
     }

@@ -20,6 +20,15 @@ pub struct Cycles {
     pub mhz: f64,
 }
 
+/// What testpmd says when it stops to forward.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Forwarded {
+    /// If it counted them, and there were frames.
+    pub cycles: Option<Cycles>,
+    /// Frames that it could not send on, because the next queue was full.
+    pub dropped: u64,
+}
+
 /// Waits for the first prompt and returns what came before it.
 pub(crate) fn wait_prompt(process: &mut Process) -> Result<String> {
     process.wait_for("the prompt", 0, START_TIMEOUT, up_to_prompt)
@@ -37,8 +46,15 @@ fn up_to_prompt(text: &str) -> Option<String> {
     text.contains(PROMPT).then(|| text.to_owned())
 }
 
+/// Reads what `stop` says.
+pub(crate) fn parse_forwarded(shown: &str) -> Forwarded {
+    // The last line is the sum of all ports.
+    let dropped = shown.lines().rev().find_map(|line| number(line, "TX-dropped:"));
+    Forwarded { cycles: parse_cycles(shown), dropped: dropped.unwrap_or_default() }
+}
+
 /// Reads `stop`'s "CPU cycles/packet=85.12 (total cycles=... / ...) at 2300 MHz Clock".
-pub(crate) fn parse_cycles(shown: &str) -> Option<Cycles> {
+fn parse_cycles(shown: &str) -> Option<Cycles> {
     let (_, rest) = shown.split_once("CPU cycles/packet=")?;
     let line = rest.lines().next()?;
     let per_frame = line.split(' ').next()?.parse().ok()?;
@@ -86,6 +102,15 @@ mod tests {
                      total RX packets=100) at 2300 MHz Clock\n\nDone.\n";
         assert_eq!(parse_cycles(shown), Some(Cycles { per_frame: 85.12, mhz: 2300.0 }));
         assert_eq!(parse_cycles("Packet forwarding not started\n"), None);
+    }
+
+    #[test]
+    fn drops_are_those_of_all_ports() {
+        let shown = "  RX-packets: 9  RX-dropped: 0  RX-total: 9\n\
+                     \x20 TX-packets: 9  TX-dropped: 3  TX-total: 12\n\
+                     \x20 +++ Accumulated forward statistics for all ports+++\n\
+                     \x20 TX-packets: 18  TX-dropped: 7  TX-total: 25\n";
+        assert_eq!(parse_forwarded(shown), Forwarded { cycles: None, dropped: 7 });
     }
 
     #[test]

@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 
 use crate::environment::Environment;
 use crate::process::Process;
-use crate::testpmd::{self, Cycles, number};
+use crate::testpmd::{self, Forwarded, number};
 
 const END_TIMEOUT: Duration = Duration::from_secs(20);
 /// Largest frame: MTU 8986 and the Ethernet header.
@@ -50,6 +50,8 @@ pub struct VirtioUserSpec {
     pub queues: u16,
     /// Bytes of the largest frame, without its check sequence.
     pub largest_frame: usize,
+    /// Pages of 4 KiB instead of hugepages for the memory that the switch maps.
+    pub small_pages: bool,
 }
 
 /// Frames that one testpmd port has counted.
@@ -122,7 +124,8 @@ impl VirtioUserSpec {
             "-m",
             "512",
             "--no-pci",
-            "--single-file-segments",
+            // Without hugepages it is one memfd, which it shares as well.
+            if self.small_pages { "--no-huge" } else { "--single-file-segments" },
             "--log-level=pmd.net.virtio.init:debug",
             "--log-level=pmd.net.virtio.driver:info",
         ]
@@ -246,12 +249,12 @@ impl VirtioUser {
         self.process.id()
     }
 
-    /// Stops forwarding and says what it cost testpmd, if it was counted.
+    /// Stops forwarding and says what it cost testpmd.
     ///
     /// # Errors
     /// testpmd does not answer.
-    pub fn stop_forwarding(&mut self) -> Result<Option<Cycles>> {
-        Ok(testpmd::parse_cycles(&self.command("stop")?))
+    pub fn stop_forwarding(&mut self) -> Result<Forwarded> {
+        Ok(testpmd::parse_forwarded(&self.command("stop")?))
     }
 
     /// DPDK's version.

@@ -41,8 +41,12 @@ pub(crate) fn run(
         count: cli.count,
     };
     let sender = first.sender(dst, cli.vlan, run_number());
+    let generator = Generator::new(first, sender, load);
     let mut job = Job {
-        generator: Generator::new(first, sender, load),
+        generator: match cli.stations {
+            Some(count) => generator.with_stations(count),
+            None => generator,
+        },
         checkers: ports.iter().map(|_| Checker::new(cli.verify)).collect::<Result<_, _>>()?,
         meter: Meter::new(ports, &cli.socket),
         idle: Idle::new(cli.busy, ports, None)?,

@@ -32,6 +32,13 @@ pub(crate) fn run(
 ) -> anyhow::Result<Option<Totals>> {
     announce(cli, ports)?;
     let Some(mut job) = Job::new(cli, ports)? else { return Ok(None) };
+    // A back end that has just been connected still has other things to do.
+    let warm = Instant::now().checked_add(Duration::from_secs(cli.warm_up.unwrap_or(0)));
+    while !is_over(warm, Instant::now()) && !stop.asked() {
+        let begin = Instant::now();
+        let _ = job.round_trip(ports, stop)?;
+        job.pause(cli, ports, begin)?;
+    }
     let end = deadline(cli, Instant::now());
     let count = cli.count.or_else(|| end.is_none().then_some(DEFAULT_COUNT));
     let mut lost = 0u64;

@@ -1,14 +1,15 @@
 //! What is measured: the switch, or a peer in its place, between two vhost-user sockets.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 use conformance::{Environment, Forwarder, OvsDpdk, Scratch, Switch};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::machine::Versions;
+use super::quiet::Quiet;
 use crate::steps::Steps;
 
 /// A peer does not say when its ports are ready; this is many times what it takes.
@@ -35,12 +36,47 @@ pub(crate) enum Subject {
     Testpmd,
 }
 
+/// A back end to start.
+#[derive(Clone, Debug)]
+pub(crate) struct Setup {
+    pub(crate) subject: Subject,
+    /// Bytes of the largest frame.
+    pub(crate) frame_bytes: u32,
+    /// Another build of the switch than the usual one.
+    pub(crate) program: Option<PathBuf>,
+    /// Guests that are attached to the switch besides, and do nothing.
+    pub(crate) quiet_guests: u16,
+    /// More arguments of `causeway run`.
+    pub(crate) arguments: Vec<String>,
+}
+
 /// A running back end.
 #[derive(Debug)]
 pub(crate) enum BackEnd {
-    Switch { switch: Switch, start: Instant },
-    Ovs(OvsDpdk),
+    /// The guests go before it does.
+    Switch {
+        quiet: Option<Quiet>,
+        switch: Switch,
+        dropped: u64,
+    },
+    Ovs {
+        ovs: OvsDpdk,
+        dropped: u64,
+    },
     Testpmd(Forwarder),
+}
+
+/// What `ctl --json top --once` says, as far as it matters here.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Top {
+    workers: Vec<WorkerTop>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+struct WorkerTop {
+    busy_ratio: f64,
+    /// Of turns that had work.
+    ns_per_frame: Option<f64>,
 }
 
 /// What a back end says of a run after it.
@@ -48,9 +84,9 @@ pub(crate) enum BackEnd {
 pub(crate) struct Account {
     /// Cycles for each frame, polls that found nothing excluded.
     pub(crate) cycles_per_frame: Option<f64>,
-    /// Frames that the switch dropped; peers are not asked.
-    pub(crate) dropped: Option<u64>,
-    /// The share of the run that had work; peers are not asked.
+    /// Frames that it dropped.
+    pub(crate) dropped: u64,
+    /// The share of the time that had work; peers are not asked.
     pub(crate) busy_ratio: Option<f64>,
 }
 
@@ -118,29 +154,41 @@ pub(crate) fn available(
     found
 }
 
+impl Setup {
+    /// The usual build with its two ports only.
+    pub(crate) fn new(subject: Subject, frame_bytes: u32) -> Self {
+        Self { subject, frame_bytes, program: None, quiet_guests: 0, arguments: Vec::new() }
+    }
+}
+
+impl Top {
+    /// Cycles for each frame at that frequency, if there were frames.
+    fn cycles_per_frame(&self, mhz: f64) -> Option<f64> {
+        let nanos = self.workers.iter().find_map(|worker| worker.ns_per_frame)?;
+        Some(nanos * mhz / 1e3)
+    }
+
+    fn busy_ratio(&self) -> f64 {
+        self.workers.iter().map(|worker| worker.busy_ratio).sum()
+    }
+}
+
 impl BackEnd {
-    /// Starts it on CPU 0; frames have at most `frame_bytes`.
+    /// Starts it on CPU 0.
     pub(crate) fn start(
-        subject: Subject,
+        setup: &Setup,
         environment: &Environment,
         scratch: &Scratch,
-        frame_bytes: u32,
     ) -> Result<Self> {
         let (sockets, folder) = (sockets(scratch), scratch.folder());
-        match subject {
+        match setup.subject {
             Subject::Causeway | Subject::CausewayBusy | Subject::CausewayInterrupt => {
-                let [a, b] = sockets;
-                let ports = [("g0", a), ("g1", b)].map(|(name, socket)| {
-                    format!("vhost-user:name={name},socket={}", socket.display())
-                });
-                let mut arguments = vec!["--workers", "0", "--poll", subject.poll()];
-                arguments.extend(ports.iter().flat_map(|spec| ["--port", spec]));
-                let start = Instant::now();
-                Ok(Self::Switch { switch: Switch::start_with(folder, &arguments)?, start })
+                start_switch(setup, &sockets, scratch)
             }
             Subject::Ovs => {
-                let mtu = frame_bytes.saturating_sub(HEADER).max(1500);
-                OvsDpdk::start(environment, &sockets, mtu, folder).map(Self::Ovs)
+                let mtu = setup.frame_bytes.saturating_sub(HEADER).max(1500);
+                let ovs = OvsDpdk::start(environment, &sockets, mtu, folder)?;
+                Ok(Self::Ovs { ovs, dropped: 0 })
             }
             Subject::Testpmd => {
                 Forwarder::between_sockets(environment, &sockets, folder).map(Self::Testpmd)
@@ -148,11 +196,24 @@ impl BackEnd {
         }
     }
 
+    /// A switch that was started elsewhere.
+    pub(crate) fn of_switch(switch: Switch) -> Self {
+        Self::Switch { quiet: None, switch, dropped: 0 }
+    }
+
+    /// Runs `causeway ctl` with these arguments; peers say nothing.
+    pub(crate) fn ctl(&self, arguments: &[&str]) -> Result<String> {
+        match self {
+            Self::Switch { switch, .. } => switch.ctl(arguments),
+            Self::Ovs { .. } | Self::Testpmd(_) => Ok(String::new()),
+        }
+    }
+
     /// Waits until it serves both front ends.
     pub(crate) fn wait_connected(&self) -> Result<()> {
         match self {
             Self::Switch { switch, .. } => switch.wait_ports_up(&["g0", "g1"])?,
-            Self::Ovs(ovs) => ovs.wait_ports_up()?,
+            Self::Ovs { ovs, .. } => ovs.wait_ports_up()?,
             Self::Testpmd(_) => {}
         }
         std::thread::sleep(SETTLE);
@@ -163,52 +224,87 @@ impl BackEnd {
     pub(crate) fn id(&self) -> u32 {
         match self {
             Self::Switch { switch, .. } => switch.id(),
-            Self::Ovs(ovs) => ovs.id(),
+            Self::Ovs { ovs, .. } => ovs.id(),
             Self::Testpmd(forwarder) => forwarder.id(),
         }
     }
 
-    /// What the run has cost it. `mhz` is the frequency in whose cycles that is said.
-    pub(crate) fn account(&mut self, mhz: Option<f64>) -> Result<Account> {
+    /// Lets its account count from now on; testpmd's counts from its start.
+    pub(crate) fn begin(&mut self) -> Result<()> {
         match self {
-            Self::Switch { switch, start } => {
-                let (stats, elapsed) = (switch.stats()?, start.elapsed());
-                let frames = stats.workers.iter().map(|worker| worker.frames).sum();
-                let busy: f64 = stats.workers.iter().map(|worker| worker.busy_ratio).sum();
-                let cycles = mhz.and_then(|mhz| per_frame(busy * cycles_of(elapsed, mhz), frames));
-                Ok(Account {
-                    cycles_per_frame: cycles,
-                    dropped: Some(stats.ledger().drops),
-                    busy_ratio: Some(busy),
-                })
+            Self::Switch { switch, dropped, .. } => *dropped = switch.stats()?.ledger().drops,
+            Self::Ovs { ovs, dropped } => {
+                *dropped = ovs.dropped()?;
+                ovs.clear_cycles()?;
             }
-            Self::Ovs(ovs) => {
-                Ok(Account { cycles_per_frame: ovs.cycles_per_frame()?, ..Account::default() })
-            }
+            Self::Testpmd(_) => {}
+        }
+        Ok(())
+    }
+
+    /// What the switch's worker does in that time, which passes; peers are not looked at.
+    pub(crate) fn top(&self, time: Duration) -> Result<Option<Top>> {
+        let Self::Switch { switch, .. } = self else { return Ok(None) };
+        let seconds = time.as_secs_f64().to_string();
+        let shown = switch.ctl(&["--json", "top", "--once", "--interval", &seconds])?;
+        let top = serde_json::from_str(&shown);
+        top.map(Some).with_context(|| format!("ctl --json top says: {shown}"))
+    }
+
+    /// What the run has cost it. `mhz` is the frequency in whose cycles that is said.
+    pub(crate) fn account(&mut self, top: Option<&Top>, mhz: Option<f64>) -> Result<Account> {
+        match self {
+            Self::Switch { switch, dropped, .. } => Ok(Account {
+                cycles_per_frame: top.zip(mhz).and_then(|(top, mhz)| top.cycles_per_frame(mhz)),
+                dropped: switch.stats()?.ledger().drops.saturating_sub(*dropped),
+                busy_ratio: top.map(Top::busy_ratio),
+            }),
+            Self::Ovs { ovs, dropped } => Ok(Account {
+                cycles_per_frame: ovs.cycles_per_frame()?,
+                dropped: ovs.dropped()?.saturating_sub(*dropped),
+                busy_ratio: None,
+            }),
             Self::Testpmd(forwarder) => {
-                let cycles = forwarder.stop_forwarding()?.map(|cycles| cycles.per_frame);
-                Ok(Account { cycles_per_frame: cycles, ..Account::default() })
+                let said = forwarder.stop_forwarding()?;
+                Ok(Account {
+                    cycles_per_frame: said.cycles.map(|cycles| cycles.per_frame),
+                    dropped: said.dropped,
+                    busy_ratio: None,
+                })
             }
         }
     }
 
     pub(crate) fn stop(self) -> Result<()> {
         match self {
-            Self::Switch { switch, .. } => switch.stop(),
+            Self::Switch { quiet, switch, .. } => {
+                // It does nothing to the end: a guest that ended was not attached.
+                quiet.map_or(Ok(()), |quiet| quiet.stop(&switch))?;
+                switch.stop()
+            }
             Self::Testpmd(forwarder) => forwarder.stop(),
             // Dropped, it ends: its database is of no use to anybody.
-            Self::Ovs(_) => Ok(()),
+            Self::Ovs { .. } => Ok(()),
         }
     }
 }
 
-fn cycles_of(time: Duration, mhz: f64) -> f64 {
-    time.as_secs_f64() * mhz * 1e6
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a mean for people")]
-fn per_frame(cycles: f64, frames: u64) -> Option<f64> {
-    (frames > 0).then(|| cycles / frames as f64)
+fn start_switch(setup: &Setup, sockets: &[PathBuf; 2], scratch: &Scratch) -> Result<BackEnd> {
+    let [a, b] = sockets;
+    let mut ports = vec![("g0".to_owned(), a.clone()), ("g1".to_owned(), b.clone())];
+    let quiet = Quiet::ports(setup.quiet_guests, scratch);
+    ports.extend(quiet.iter().cloned());
+    let specs = ports
+        .iter()
+        .map(|(name, socket)| format!("vhost-user:name={name},socket={}", socket.display()));
+    let specs: Vec<String> = specs.collect();
+    let mut arguments = vec!["--workers", "0", "--poll", setup.subject.poll()];
+    arguments.extend(specs.iter().flat_map(|spec| ["--port", spec]));
+    arguments.extend(setup.arguments.iter().map(String::as_str));
+    let program = setup.program.clone().map_or_else(conformance::switch::program, Ok)?;
+    let switch = Switch::start_program(program, scratch.folder(), &arguments)?;
+    let attach = (!quiet.is_empty()).then(|| Quiet::attach(&quiet, &switch, scratch));
+    Ok(BackEnd::Switch { quiet: attach.transpose()?, switch, dropped: 0 })
 }
 
 #[cfg(test)]
@@ -216,10 +312,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cycles_are_shared_by_the_frames() {
-        let busy = 0.5 * cycles_of(Duration::from_secs(2), 2300.0);
-        assert_eq!(per_frame(busy, 23_000_000), Some(100.0));
-        assert_eq!(per_frame(busy, 0), None);
+    fn cycles_are_those_of_turns_that_had_work() {
+        let shown = r#"{"interval_s":3.0,"ports":[],"workers":[
+            {"number":0,"cpu":0,"busy_ratio":0.5,"frames":30,"ns_per_frame":20.0,"bursts":1}]}"#;
+        let top: Top = serde_json::from_str(shown).unwrap();
+        assert_eq!(top.cycles_per_frame(2000.0), Some(40.0));
+        assert!((top.busy_ratio() - 0.5).abs() < 1e-9);
+        let idle: Top = serde_json::from_str(&shown.replace("20.0", "null")).unwrap();
+        assert_eq!(idle.cycles_per_frame(2000.0), None);
     }
 
     #[test]

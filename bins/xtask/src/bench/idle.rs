@@ -1,23 +1,27 @@
 //! CPU time that the switch takes, as it polls by default, while its guests do nothing.
 //!
-//! The guests are the ports of one `causeway-guest --receive`, attached and asleep. A booted
-//! Linux guest is less quiet than that: it asks for neighbours now and then.
+//! The guests are Linux guests that QEMU has booted, with an address each. They are less quiet
+//! than guests that are only attached: they ask for neighbours and routers now and then.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
-use conformance::process::{Process, tied_command};
-use conformance::{Scratch, Switch};
-use serde::Serialize;
+use conformance::{Environment, Guest, GuestSpec, Scratch, Switch};
+use serde::{Deserialize, Serialize};
 
-use super::machine::{Threads, Versions, guest_program};
+use super::machine::{Versions, qemu_version};
 use super::prepare;
-use super::report::Report;
+use super::quiet::Quiet;
+use super::report::{Keep, Report};
 use super::summary::{Spread, spread};
+use super::watch::Threads;
 use crate::steps::Steps;
 
+const NAME: &str = "idle";
+/// A guest that has just booted still looks for routers.
+const SETTLE_BOOTED: Duration = Duration::from_secs(10);
 const SETTLE: Duration = Duration::from_secs(1);
 
 /// Options of `cargo xtask bench idle`.
@@ -25,8 +29,11 @@ const SETTLE: Duration = Duration::from_secs(1);
 pub(crate) struct Options {
     /// Guests that do nothing
     #[arg(long, value_name = "N", default_value_t = 8,
-          value_parser = clap::value_parser!(u16).range(1..=128))]
-    guests: u16,
+          value_parser = clap::value_parser!(u8).range(1..=128))]
+    guests: u8,
+    /// Guests of `causeway-guest --receive`, which are only attached, instead of booted ones
+    #[arg(long)]
+    attached: bool,
     /// Seconds of a run
     #[arg(long, value_name = "N", default_value_t = 10,
           value_parser = clap::value_parser!(u16).range(1..=3600))]
@@ -35,71 +42,126 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 3,
           value_parser = clap::value_parser!(u16).range(1..=1000))]
     runs: u16,
+    #[command(flatten)]
+    keep: Keep,
 }
 
 /// One run.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 struct Run {
-    guests: u16,
+    guests: u8,
+    /// Whether they had booted, or were only attached.
+    booted: bool,
     seconds: f64,
     cpu_seconds: f64,
     /// Of one CPU.
     percent: f64,
 }
 
+/// The guests; dropped, they go.
+enum Guests {
+    Booted(Vec<Guest>),
+    Attached(Quiet),
+}
+
 pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
     prepare(steps, false)?;
-    let versions = Versions::this()?;
-    let mut runs = Vec::new();
-    for number in 1..=options.runs {
-        let run = measure(options)?;
-        println!(
-            "idle, {} guests, run {number} of {}: {:.4} CPU seconds in {:.1} s ({:.3} %)",
-            run.guests, options.runs, run.cpu_seconds, run.seconds, run.percent
-        );
-        runs.push(run);
-    }
-    let percents: Vec<f64> = runs.iter().map(|run| run.percent).collect();
+    let mut versions = Versions::this()?;
+    let mut runs: Vec<Run> = options.keep.earlier(NAME, &mut versions)?;
+    let environment = if options.attached { None } else { booted(steps, &mut versions)? };
+    let mut scratch = Scratch::new("idle")?;
+    let measured = measure(environment.as_ref(), options, &scratch);
+    runs.extend(measured.with_context(|| format!("logs in {}", scratch.keep().display()))?);
+    let booted = environment.is_some();
+    let same = |run: &&Run| run.guests == options.guests && run.booted == booted;
+    let percents: Vec<f64> = runs.iter().filter(same).map(|run| run.percent).collect();
     let summary: Option<Spread> = spread(&percents);
     let report = Report::new("percent of one CPU", versions, runs, summary)?;
     for line in report.origin() {
         println!("{line}");
     }
-    let json = report.write("idle")?;
+    let json = options.keep.write_json(NAME, &report)?;
     let shown = summary.map_or_else(String::new, |all| {
         format!("{:.3} % of a CPU ({:.3}-{:.3}); ", all.median, all.min, all.max)
     });
-    let name = format!("idle, {} guests", options.guests);
+    let kind = if booted { "booted" } else { "attached" };
+    let name = format!("idle, {} {kind} guests", options.guests);
     steps.note(&name, Ok(format!("{shown}{}", json.display())));
     Ok(())
 }
 
-fn measure(options: &Options) -> Result<Run> {
-    let scratch = Scratch::new("idle")?;
-    let sockets: Vec<_> =
-        (0..options.guests).map(|number| scratch.path(&format!("i{number}"))).collect();
-    let names: Vec<String> = (0..options.guests).map(|number| format!("i{number}")).collect();
-    let named = names.iter().zip(&sockets);
-    let ports: Vec<String> = named
-        .map(|(name, socket)| format!("vhost-user:name={name},socket={}", socket.display()))
-        .collect();
-    let switch = Switch::start(scratch.folder(), &ports)?;
-    let mut command = tied_command(guest_program()?);
-    let _ = command.arg("--receive");
-    for socket in &sockets {
-        let _ = command.arg("--socket").arg(socket);
+/// What boots guests; without it they are only attached, which is noted.
+fn booted(steps: &mut Steps, versions: &mut Versions) -> Result<Option<Environment>> {
+    let environment = Environment::open()?;
+    let had = environment.image().and_then(|_| qemu_version(&environment));
+    match had {
+        Ok(version) => {
+            versions.qemu = Some(version);
+            Ok(Some(environment))
+        }
+        Err(error) => {
+            let reason = format!("QEMU or its guest cannot be had: {error:#}");
+            println!("the guests are only attached: {reason}");
+            steps.not_run("booted guests", &reason, false);
+            Ok(None)
+        }
     }
-    let mut guest = Process::spawn("causeway-guest", &mut command, &scratch.path("guest.log"))?;
-    switch.wait_ports_up(&names.iter().map(String::as_str).collect::<Vec<_>>())?;
-    sleep(SETTLE);
+}
+
+fn measure(
+    environment: Option<&Environment>,
+    options: &Options,
+    scratch: &Scratch,
+) -> Result<Vec<Run>> {
+    let ports = Quiet::ports(options.guests.into(), scratch);
+    let specs = ports
+        .iter()
+        .map(|(name, socket)| format!("vhost-user:name={name},socket={}", socket.display()));
+    let switch = Switch::start(scratch.folder(), &specs.collect::<Vec<_>>())?;
+    let guests = match environment {
+        Some(environment) => {
+            let mut guests = Vec::new();
+            for ((_, socket), number) in ports.iter().zip(1..) {
+                let spec = GuestSpec::new(number, socket.clone());
+                guests.push(Guest::start(environment, &spec, scratch.folder())?);
+            }
+            guests.iter_mut().try_for_each(Guest::wait_up)?;
+            println!("{} guests have booted", guests.len());
+            sleep(SETTLE_BOOTED);
+            Guests::Booted(guests)
+        }
+        None => {
+            let quiet = Quiet::attach(&ports, &switch, scratch)?;
+            sleep(SETTLE);
+            Guests::Attached(quiet)
+        }
+    };
+    let runs =
+        (1..=options.runs).map(|number| look(&switch, environment.is_some(), (options, number)));
+    let runs = runs.collect::<Result<_>>()?;
+    // A guest that ended meanwhile was not attached.
+    let names: Vec<&str> = ports.iter().map(|(name, _)| name.as_str()).collect();
+    switch.wait_ports_up(&names)?;
+    match guests {
+        Guests::Booted(guests) => guests.into_iter().try_for_each(Guest::power_off)?,
+        Guests::Attached(quiet) => quiet.stop(&switch)?,
+    }
+    switch.stop()?;
+    Ok(runs)
+}
+
+/// One run.
+fn look(switch: &Switch, booted: bool, (options, number): (&Options, u16)) -> Result<Run> {
     let (before, start) = (Threads::of(switch.id())?.running(), Instant::now());
     sleep(Duration::from_secs(options.seconds.into()));
     let (after, seconds) = (Threads::of(switch.id())?.running(), start.elapsed().as_secs_f64());
-    // A guest that ended meanwhile was not attached.
-    switch.wait_ports_up(&names.iter().map(String::as_str).collect::<Vec<_>>())?;
-    let _ = guest.stop()?;
-    switch.stop()?;
     let cpu_seconds = after.saturating_sub(before).as_secs_f64();
     ensure!(seconds > 0.0, "no time has passed");
-    Ok(Run { guests: options.guests, seconds, cpu_seconds, percent: 100.0 * cpu_seconds / seconds })
+    let percent = 100.0 * cpu_seconds / seconds;
+    println!(
+        "idle, {} guests, run {number} of {}: {cpu_seconds:.4} CPU seconds in {seconds:.1} s \
+         ({percent:.3} %)",
+        options.guests, options.runs
+    );
+    Ok(Run { guests: options.guests, booted, seconds, cpu_seconds, percent })
 }

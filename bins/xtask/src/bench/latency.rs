@@ -5,7 +5,7 @@
 
 use std::process::Command;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
@@ -14,18 +14,24 @@ use conformance::process::{Process, tied_command};
 use conformance::{Environment, Scratch};
 use serde::{Deserialize, Serialize};
 
-use super::back_end::{BackEnd, Subject, available, sockets};
-use super::machine::{Threads, Versions, guest_program};
+use super::back_end::{BackEnd, Setup, Subject, available, sockets};
+use super::machine::{Versions, guest_program};
 use super::prepare;
 use super::regime::{Regime, round_trip_ns};
-use super::report::{Report, table};
+use super::report::{Keep, Report, table};
 use super::summary::{Row, Sample, rows};
 use super::turn::{self, Measured};
+use super::watch::{Threads, Watch};
 use crate::steps::Steps;
 
 /// How long the guest may take to end after that.
 const SLACK: Duration = Duration::from_secs(30);
 const MICRO: f64 = 1e3;
+const NAME: &str = "latency";
+/// Round trips that are not measured: OVS takes a second for other things when a guest connects.
+const WARM_UP: Duration = Duration::from_secs(2);
+/// The guest is still there when it has been watched.
+const MARGIN: Duration = Duration::from_millis(300);
 
 /// Options of `cargo xtask bench latency`.
 #[derive(Args, Debug)]
@@ -37,13 +43,25 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 7,
           value_parser = clap::value_parser!(u16).range(1..=1000))]
     runs: u16,
+    #[command(flatten)]
+    trips: Trips,
+    #[command(flatten)]
+    keep: Keep,
+}
+
+/// The round trips of a run.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct Trips {
     /// Seconds of a run
     #[arg(long, value_name = "N", default_value_t = 3,
           value_parser = clap::value_parser!(u16).range(1..=3600))]
-    seconds: u16,
+    pub(crate) seconds: u16,
     /// Packed rings instead of split ones
     #[arg(long)]
-    packed: bool,
+    pub(crate) packed: bool,
+    /// Round trips per second [default: each begins when the one before has ended]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rate_pps: Option<u32>,
 }
 
 /// What `causeway-guest --json --latency` says, as far as it matters here.
@@ -54,27 +72,33 @@ struct Said {
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
-struct Times {
+pub(crate) struct Times {
     samples: u64,
-    p50_ns: u32,
-    p99_ns: u32,
+    pub(crate) p50_ns: u32,
+    pub(crate) p99_ns: u32,
     p99_9_ns: u32,
     max_ns: u64,
 }
 
 /// One run of one back end.
-#[derive(Clone, Debug, Serialize)]
-struct Run {
-    subject: Subject,
-    regime: Regime,
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Run {
+    /// Ring and rate.
+    pub(crate) case: String,
+    pub(crate) subject: String,
+    pub(crate) regime: Regime,
     before_ns: f64,
     after_ns: f64,
     /// The share of the time for which the guest or the back end, whichever did longer, waited
     /// for its CPU. Waking up is waiting too, so it says nothing of a back end that sleeps.
     waited: f64,
+    /// The share of the time for which the host had one of their CPUs.
+    stolen: f64,
+    /// The share of a CPU that the back end took.
+    pub(crate) cpu: f64,
     lost: u64,
     #[serde(flatten)]
-    times: Times,
+    pub(crate) times: Times,
 }
 
 pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
@@ -84,69 +108,87 @@ pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
     let mut versions = Versions::this()?;
     let mut subjects = vec![Subject::CausewayBusy, Subject::Causeway, Subject::CausewayInterrupt];
     subjects.extend(available(steps, &environment, &options.peers, &mut versions));
-    let mut done = Vec::new();
+    let mut done: Vec<Run> = options.keep.earlier(NAME, &mut versions)?;
     for number in 1..=options.runs {
         for subject in &subjects {
             let what = format!("latency, {}, run {number}", subject.name());
-            turn::take(steps, &what, &mut done, || measure(&environment, *subject, options));
+            let setup = Setup::new(*subject, 64);
+            turn::take(steps, &what, &mut done, || {
+                measure(&environment, &setup, subject.name(), options.trips)
+            });
         }
     }
     ensure!(!done.is_empty(), "no run succeeded");
-    publish(steps, done, versions)
+    publish(steps, &options.keep, done, versions)
 }
 
-fn measure(environment: &Environment, subject: Subject, options: &Options) -> Result<Run> {
+/// Measures the back end of `setup`, which is called `name`.
+pub(crate) fn measure(
+    environment: &Environment,
+    setup: &Setup,
+    name: &str,
+    trips: Trips,
+) -> Result<Run> {
     let mut scratch = Scratch::new("latency")?;
-    let result = measure_in(environment, subject, options, &scratch);
-    result.map_err(|error| error.context(format!("logs in {}", scratch.keep().display())))
+    let result = measure_in(environment, setup, trips, &scratch);
+    let run =
+        result.map_err(|error| error.context(format!("logs in {}", scratch.keep().display())))?;
+    Ok(Run { subject: name.to_owned(), ..run })
 }
 
 fn measure_in(
     environment: &Environment,
-    subject: Subject,
-    options: &Options,
+    setup: &Setup,
+    trips: Trips,
     scratch: &Scratch,
 ) -> Result<Run> {
-    let back_end = BackEnd::start(subject, environment, scratch, 64)?;
+    let back_end = BackEnd::start(setup, environment, scratch)?;
     let before_ns = round_trip_ns()?;
-    let log = scratch.path("guest.log");
-    let mut command = guest(subject, options, scratch)?;
-    let idle = Threads::of(back_end.id())?;
-    let mut guest = Process::spawn("causeway-guest", &mut command, &log)?;
-    let time = Duration::from_secs(options.seconds.into());
-    sleep(time);
-    // It measures for that long, so it is still there; if not, `finish` knows why.
-    let guest_threads = Threads::of(guest.id()).unwrap_or_default();
-    let mut waited = guest_threads.busiest_waited(&Threads::default());
-    if subject.polls() {
-        waited = waited.max(Threads::of(back_end.id())?.busiest_waited(&idle));
-    }
-    let waited = waited.as_secs_f64() / time.as_secs_f64();
+    let mut command = guest(setup.subject, trips, scratch)?;
+    let mut guest = Process::spawn("causeway-guest", &mut command, &scratch.path("guest.log"))?;
+    sleep(WARM_UP);
+    let mut programs = vec![guest.id()];
+    // To wake up is to wait for a CPU too.
+    programs.extend(setup.subject.polls().then(|| back_end.id()));
+    // If the guest has ended, `finish` knows why.
+    let watch = Watch::start(&programs).or_else(|_| Watch::start(&[]))?;
+    let (start, ran) = (Instant::now(), Threads::of(back_end.id())?.running());
+    sleep(Duration::from_secs(trips.seconds.into()).saturating_sub(MARGIN));
+    let ran = Threads::of(back_end.id())?.running().saturating_sub(ran);
+    let cpu = ran.as_secs_f64() / start.elapsed().as_secs_f64();
+    let disturbance = watch.finish();
     let status = guest.finish(SLACK)?;
     ensure!(status.success(), "causeway-guest ended with {status}\n{}", guest.tail());
     let after_ns = round_trip_ns()?;
     back_end.stop()?;
     let said = parse(&guest.output_from(0)?)?;
     Ok(Run {
-        subject,
-        regime: Regime::of_run(before_ns, after_ns).unless_disturbed(waited),
+        case: trips.case(),
+        subject: String::new(),
+        regime: Regime::of_run(before_ns, after_ns).unless_disturbed(disturbance.share()),
         before_ns: before_ns.round(),
         after_ns: after_ns.round(),
-        waited,
+        waited: disturbance.waited,
+        stolen: disturbance.stolen,
+        cpu,
         lost: said.lost.unwrap_or_default(),
         times: said.latency.with_context(|| format!("no frame came back\n{}", guest.tail()))?,
     })
 }
 
-fn guest(subject: Subject, options: &Options, scratch: &Scratch) -> Result<Command> {
+fn guest(subject: Subject, trips: Trips, scratch: &Scratch) -> Result<Command> {
     let mut command = tied_command("taskset");
     let _ = command
         .args(["--cpu-list", "1"])
         .arg(guest_program()?)
         .args(["--latency", "--busy", "--hugepages", "--json"])
-        .args(["--seconds", &options.seconds.to_string()]);
-    if options.packed {
+        .args(["--warm-up", &WARM_UP.as_secs().to_string()])
+        .args(["--seconds", &trips.seconds.to_string()]);
+    if trips.packed {
         let _ = command.arg("--packed");
+    }
+    if let Some(rate) = trips.rate_pps {
+        let _ = command.args(["--rate-pps", &rate.to_string()]);
     }
     if subject.guest_listens() {
         let _ = command.args(["--mode", "server"]);
@@ -164,6 +206,14 @@ fn parse(log: &str) -> Result<Said> {
     serde_json::from_str(line).with_context(|| format!("causeway-guest says: {line}"))
 }
 
+impl Trips {
+    fn case(self) -> String {
+        let ring = if self.packed { "packed" } else { "split" };
+        let rate = self.rate_pps.map(|rate| format!(", {rate} a second")).unwrap_or_default();
+        format!("round trip {ring}{rate}")
+    }
+}
+
 impl Measured for Run {
     fn regime(&self) -> Regime {
         self.regime
@@ -173,8 +223,8 @@ impl Measured for Run {
         let us = |ns: u32| f64::from(ns) / MICRO;
         let times = self.times;
         format!(
-            "p50 {:.2} us, p99 {:.2} us, p99.9 {:.2} us, {} ({:.0}/{:.0} ns, waited {:.1} %), \
-             {} lost",
+            "p50 {:.2} us, p99 {:.2} us, p99.9 {:.2} us, {} ({:.0}/{:.0} ns, waited {:.1} %, \
+             stolen {:.1} %), {:.1} % of a CPU, {} lost",
             us(times.p50_ns),
             us(times.p99_ns),
             us(times.p99_9_ns),
@@ -182,6 +232,8 @@ impl Measured for Run {
             self.before_ns,
             self.after_ns,
             100.0 * self.waited,
+            100.0 * self.stolen,
+            100.0 * self.cpu,
             self.lost
         )
     }
@@ -192,9 +244,9 @@ impl Run {
         let times = self.times;
         [("p50", times.p50_ns), ("p99", times.p99_ns), ("p99.9", times.p99_9_ns)].map(
             |(name, nanos)| Sample {
-                case: format!("round trip {name}"),
+                case: format!("{}, {name}", self.case),
                 regime: self.regime,
-                subject: self.subject,
+                subject: self.subject.clone(),
                 value: f64::from(nanos) / MICRO,
                 cycles: None,
             },
@@ -202,9 +254,9 @@ impl Run {
     }
 }
 
-fn publish(steps: &mut Steps, runs: Vec<Run>, versions: Versions) -> Result<()> {
+fn publish(steps: &mut Steps, keep: &Keep, runs: Vec<Run>, versions: Versions) -> Result<()> {
     let samples: Vec<Sample> = runs.iter().flat_map(Run::samples).collect();
-    let summary: Vec<Row> = rows(&samples, Subject::CausewayBusy);
+    let summary: Vec<Row> = rows(&samples, Subject::CausewayBusy.name());
     let count = runs.len();
     let report = Report::new("microseconds", versions, runs, summary)?;
     println!("\nratio: of causeway busy to it, below 1 is less time");
@@ -212,8 +264,8 @@ fn publish(steps: &mut Steps, runs: Vec<Run>, versions: Versions) -> Result<()> 
         println!("{line}");
     }
     ensure!(!report.summary.is_empty(), "no run can be compared, nothing is written");
-    let json = report.write("latency")?;
-    steps.note("latency", Ok(format!("{count} runs in {}", json.display())));
+    let json = keep.write_json(NAME, &report)?;
+    steps.note(NAME, Ok(format!("{count} runs in {}", json.display())));
     Ok(())
 }
 

@@ -1,23 +1,21 @@
 //! Where and with what a measurement was made: without that a figure says nothing.
 
-use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use conformance::environment::host::find;
 use conformance::process::output;
 use conformance::scratch::repository;
-use conformance::switch;
-use serde::Serialize;
+use conformance::{Environment, QemuVersion, switch};
+use serde::{Deserialize, Serialize};
 
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The machine that measures.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct Machine {
     cpu: String,
     cpus: usize,
@@ -25,13 +23,15 @@ pub(crate) struct Machine {
 }
 
 /// What was measured with what.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Versions {
     causeway: String,
-    /// The tree's commit, `-dirty` if files differ from it.
+    /// The last commit that changed what is measured, `-dirty` if files differ from it.
     commit: Option<String>,
     pub(crate) dpdk: Option<String>,
     pub(crate) ovs: Option<String>,
+    #[serde(default)]
+    pub(crate) qemu: Option<String>,
 }
 
 impl Machine {
@@ -55,11 +55,26 @@ impl Versions {
         Ok(Self { causeway, commit: commit(), ..Self::default() })
     }
 
+    /// Whether the same switch was measured.
+    pub(crate) fn is_same_switch(&self, other: &Self) -> bool {
+        (&self.causeway, &self.commit) == (&other.causeway, &other.commit)
+    }
+
+    /// Takes what it does not know from `other`.
+    pub(crate) fn or(self, other: Self) -> Self {
+        Self {
+            dpdk: self.dpdk.or(other.dpdk),
+            ovs: self.ovs.or(other.ovs),
+            qemu: self.qemu.or(other.qemu),
+            ..self
+        }
+    }
+
     /// In words.
     pub(crate) fn line(&self) -> String {
         let commit = self.commit.as_ref().map(|commit| format!(" ({commit})"));
         let causeway = format!("{}{}", self.causeway, commit.unwrap_or_default());
-        let parts = [Some(causeway), self.dpdk.clone(), self.ovs.clone()];
+        let parts = [Some(causeway), self.dpdk.clone(), self.ovs.clone(), self.qemu.clone()];
         parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
     }
 }
@@ -77,56 +92,14 @@ pub(crate) fn now() -> Result<String> {
     Ok(shown.trim().to_owned())
 }
 
-/// What the scheduler gave to each thread of a process, by the thread's id.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub(crate) struct Threads(BTreeMap<OsString, CpuTime>);
-
-/// What the scheduler gave to a thread.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-struct CpuTime {
-    running: Duration,
-    /// It could have run, and another program had its CPU.
-    waiting: Duration,
+/// The CPU's frequency as the kernel knows it: that of the time stamp counter in most machines.
+pub(crate) fn cpu_mhz() -> Option<f64> {
+    parse_mhz(&fs::read_to_string("/proc/cpuinfo").ok()?)
 }
 
-impl Threads {
-    /// The times of a process so far.
-    pub(crate) fn of(process: u32) -> Result<Self> {
-        let folder = format!("/proc/{process}/task");
-        let mut threads = BTreeMap::new();
-        for entry in fs::read_dir(folder).context("the process has ended")? {
-            let entry = entry?;
-            // A thread may end meanwhile.
-            if let Ok(text) = fs::read_to_string(entry.path().join("schedstat")) {
-                let time = parse_times(&text).with_context(|| format!("schedstat says {text}"))?;
-                let _ = threads.insert(entry.file_name(), time);
-            }
-        }
-        Ok(Self(threads))
-    }
-
-    /// CPU time of all threads.
-    pub(crate) fn running(&self) -> Duration {
-        self.0.values().map(|time| time.running).sum()
-    }
-
-    /// How long the thread that has run most since `earlier`, the one that moves frames, waited
-    /// for its CPU.
-    pub(crate) fn busiest_waited(&self, earlier: &Self) -> Duration {
-        let since = |(thread, time): (&OsString, &CpuTime)| {
-            let before = earlier.0.get(thread).copied().unwrap_or_default();
-            let running = time.running.saturating_sub(before.running);
-            (running, time.waiting.saturating_sub(before.waiting))
-        };
-        self.0.iter().map(since).max().map_or(Duration::ZERO, |(_, waiting)| waiting)
-    }
-}
-
-/// Reads a line of `schedstat`: nanoseconds on a CPU, nanoseconds waiting for one, time slices.
-fn parse_times(text: &str) -> Option<CpuTime> {
-    let mut numbers = text.split_whitespace().map(|word| word.parse().ok());
-    let mut next = || numbers.next().flatten().map(Duration::from_nanos);
-    Some(CpuTime { running: next()?, waiting: next()? })
+fn parse_mhz(info: &str) -> Option<f64> {
+    let line = info.lines().find(|line| line.starts_with("cpu MHz"))?;
+    line.split_once(':')?.1.trim().parse().ok()
 }
 
 fn cpu_name(info: &str) -> Option<String> {
@@ -134,10 +107,28 @@ fn cpu_name(info: &str) -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
+/// The switch, its guest without a VM, and what they are built from.
+const MEASURED: [&str; 4] = ["crates", "bins/causeway", "bins/causeway-guest", "Cargo.lock"];
+
+/// What else is in the tree, such as results, does not matter.
 fn commit() -> Option<String> {
-    let mut git = Command::new(find("git")?);
-    let _ = git.args(["describe", "--always", "--dirty"]).current_dir(repository());
-    output(&mut git, ASK_TIMEOUT).ok().map(|shown| shown.trim().to_owned())
+    let git = |arguments: &[&str]| {
+        let mut git = Command::new(find("git")?);
+        let _ = git.args(arguments).arg("--").args(MEASURED).current_dir(repository());
+        output(&mut git, ASK_TIMEOUT).ok()
+    };
+    let hash = git(&["log", "-1", "--format=%h"])?.trim().to_owned();
+    let changed = git(&["status", "--porcelain"])?;
+    let suffix = if changed.trim().is_empty() { "" } else { "-dirty" };
+    (!hash.is_empty()).then(|| format!("{hash}{suffix}"))
+}
+
+/// The version of the QEMU that boots guests.
+pub(crate) fn qemu_version(environment: &Environment) -> Result<String> {
+    let shown = output(environment.qemu(QemuVersion::V10)?.arg("--version"), ASK_TIMEOUT)?;
+    let first = shown.lines().next().unwrap_or_default();
+    let version = first.split("version ").nth(1).and_then(|rest| rest.split([' ', '(']).next());
+    Ok(format!("QEMU {}", version.unwrap_or(first).trim()))
 }
 
 #[cfg(test)]
@@ -146,27 +137,21 @@ mod tests {
 
     #[test]
     fn the_cpu_has_a_name() {
-        let info = "processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\n";
+        let info = "processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\ncpu MHz\t\t: 2000.125\n";
         assert_eq!(cpu_name(info).unwrap(), "Some CPU @ 2 GHz");
+        assert_eq!(parse_mhz(info), Some(2000.125));
     }
 
     #[test]
-    fn this_process_has_run() {
-        assert!(Threads::of(std::process::id()).unwrap().running() > Duration::ZERO);
-        assert!(Threads::of(u32::MAX).is_err());
-    }
-
-    #[test]
-    fn only_the_busiest_thread_waits() {
-        let threads = |times: [&str; 2]| {
-            let times = times.map(|text| parse_times(text).unwrap());
-            Threads(["1", "2"].map(OsString::from).into_iter().zip(times).collect())
+    fn only_the_measured_code_makes_another_switch() {
+        let version = |commit: &str, dpdk: Option<&str>| Versions {
+            commit: Some(commit.to_owned()),
+            dpdk: dpdk.map(str::to_owned),
+            ..Versions::default()
         };
-        // The first has started the program, the second moves frames.
-        let (before, after) =
-            (threads(["9000 5 1", "100 20 2"]), threads(["9010 900 3", "900 60 4"]));
-        assert_eq!(after.busiest_waited(&before), Duration::from_nanos(40));
-        assert_eq!(after.running(), Duration::from_nanos(9910));
-        assert_eq!(parse_times("none"), None);
+        let (one, other) = (version("a", None), version("a", Some("DPDK 22.11")));
+        assert!(one.is_same_switch(&other));
+        assert!(!one.is_same_switch(&version("b", None)));
+        assert_eq!(one.or(other).line(), " (a), DPDK 22.11");
     }
 }

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Below this many nanoseconds the CPUs are near.
 const NEAR_NS: f64 = 80.0;
@@ -24,7 +24,7 @@ const BLOCK: u32 = 1_000;
 const BLOCKS: u32 = 200;
 
 /// The regime of a run.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Regime {
     Near,
@@ -34,6 +34,8 @@ pub(crate) enum Regime {
     Changed,
     /// Other programs took one of the CPUs: nor is this.
     Disturbed,
+    /// Frames were dropped, so that fewer went round than should: nor is this.
+    Starved,
 }
 
 impl Regime {
@@ -49,6 +51,11 @@ impl Regime {
     /// The same, unless the guest or the back end waited for its CPU for this share of the run.
     pub(crate) fn unless_disturbed(self, waited: f64) -> Self {
         if waited > WAITED_MOST { Self::Disturbed } else { self }
+    }
+
+    /// The same, unless frames were lost.
+    pub(crate) fn unless_starved(self, lost: u64) -> Self {
+        if lost > 0 { Self::Starved } else { self }
     }
 
     fn at(round_trip_ns: f64) -> Self {
@@ -68,6 +75,7 @@ impl Regime {
             Self::Far => "far",
             Self::Changed => "changed",
             Self::Disturbed => "disturbed",
+            Self::Starved => "starved",
         }
     }
 }
@@ -168,6 +176,9 @@ mod tests {
         assert_eq!(Regime::of_run(350.0, 100.0), Regime::Changed);
         assert_eq!(Regime::Near.unless_disturbed(0.001), Regime::Near);
         assert_eq!(Regime::Near.unless_disturbed(0.2), Regime::Disturbed);
+        assert_eq!(Regime::Far.unless_starved(0), Regime::Far);
+        assert_eq!(Regime::Far.unless_starved(1), Regime::Starved);
+        assert!(!Regime::STEADY.contains(&Regime::Starved));
         assert!(!Regime::STEADY.contains(&Regime::Changed));
         assert!(!Regime::STEADY.contains(&Regime::Disturbed));
     }

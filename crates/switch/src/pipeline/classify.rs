@@ -1,6 +1,6 @@
 //! What is to become of each frame of a burst.
 
-use port::{BURST_MAX, DropReason, Frame, PortId, QueueId};
+use port::{Alike, BURST_MAX, DropReason, Frame, PortId, QueueId};
 
 use super::{Env, Origin};
 use crate::fdb::{Key, Source};
@@ -96,28 +96,26 @@ impl PairCache {
     /// Whether the pair would be decided in the same way now, and its source was refreshed in
     /// this second.
     #[inline(always)]
-    pub(super) fn is_valid(&mut self, env: &Env<'_>, fdb_generation: u64) -> bool {
-        let valid = self.pair.is_some()
-            && self.fdb_generation == fdb_generation
+    pub(super) fn is_valid(&self, env: &Env<'_>, fdb_generation: u64) -> bool {
+        self.fdb_generation == fdb_generation
             && self.table_generation == env.table.generation
-            && self.now == env.now;
-        if !valid {
-            self.pair = None;
-            self.single = None;
-        }
-        valid
+            && self.now == env.now
+            && self.pair.is_some()
     }
 
+    /// The pair's egress, if the port has one only, and the pair's tag.
     #[inline(always)]
     pub(super) fn single(&self) -> Option<(QueueId, Tagging)> {
-        Some((self.single?, self.pair?.tagging))
+        Some((self.single?, self.pair.as_ref()?.tagging))
     }
 
+    /// Whether it is found that all frames are of the pair.
     #[inline(always)]
     pub(super) fn holds_for_all(&self, frames: &[Frame]) -> bool {
-        let Some(pair) = &self.pair else { return false };
-        let pattern = pair.pattern;
-        frames.iter().all(|frame| pattern.matches(Pattern::bytes(frame)))
+        let Some(Pair { pattern, .. }) = self.pair else { return false };
+        let mut alike = Alike::default();
+        frames.iter().for_each(|frame| alike.add(frame, pattern.bytes));
+        alike.holds(pattern.mask)
     }
 
     pub(super) fn set(&mut self, pair: Pair, env: &Env<'_>, fdb_generation: u64) {
@@ -159,7 +157,7 @@ impl Default for Classifier {
         Self {
             verdicts: [Verdict::Same; BURST_MAX],
             taggings: [Tagging::default(); BURST_MAX],
-            to_learn: Vec::with_capacity(BURST_MAX),
+            to_learn: crate::room::vec(BURST_MAX),
             drops: [0; DropReason::COUNT],
             last: None,
             source: None,

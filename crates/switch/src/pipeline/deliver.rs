@@ -9,6 +9,7 @@ use port::{BURST_MAX, Batch, DropReason, Frame, Notified, PortId, QueueId};
 
 use super::{Env, Failure, Origin, Trouble};
 use crate::panics::{drop_quietly, panic_text};
+use crate::room;
 use crate::table::{EgressSlot, Entry, Table};
 use crate::vlan::Tagging;
 
@@ -35,6 +36,13 @@ pub(super) struct Bucket {
     picked: Vec<u16>,
 }
 
+/// An egress that got frames.
+#[derive(Debug, Clone, Copy)]
+struct Touched {
+    at: QueueId,
+    egress: usize,
+}
+
 /// No bucket.
 const NONE: u32 = u32::MAX;
 
@@ -48,9 +56,7 @@ pub(super) struct Delivery {
     bucket_of: Vec<u32>,
     /// By egress: whether it is in `touched`.
     marked: Vec<bool>,
-    touched: Vec<QueueId>,
-    /// Egress indexes of `touched`.
-    touched_at: Vec<usize>,
+    touched: Vec<Touched>,
     taggings: Vec<Tagging>,
     pub(super) failures: Vec<Failure>,
 }
@@ -58,18 +64,31 @@ pub(super) struct Delivery {
 impl Delivery {
     /// Makes room for the egresses of `table`, so that nothing is allocated later.
     pub(super) fn fit(&mut self, table: &Table) {
-        self.clear_marks();
         self.bucket_of.clear();
+        room::reserve(&mut self.bucket_of, table.egress_count);
         self.bucket_of.resize(table.egress_count, NONE);
         self.marked.clear();
+        room::reserve(&mut self.marked, table.egress_count);
         self.marked.resize(table.egress_count, false);
-        self.touched.reserve(table.attached_count);
-        self.touched_at.reserve(table.attached_count);
+        for touched in &mut self.touched {
+            // It stays to be notified, under its new number.
+            let at = touched.at;
+            let entry = table.entry(at.port);
+            let egress = entry.map(|entry| entry.egress(at.pair));
+            touched.egress = egress.unwrap_or(usize::MAX);
+            if let Some(mark) = self.marked.get_mut(touched.egress) {
+                *mark = true;
+            }
+        }
+        room::reserve(&mut self.touched, table.attached_count);
+        self.buckets.truncate(table.attached_count.max(1));
+        room::reserve(&mut self.buckets, table.attached_count.max(1));
         self.buckets.resize_with(table.attached_count.max(1), || Bucket {
             at: QueueId { port: PortId(0), pair: 0 },
             egress: 0,
-            picked: Vec::with_capacity(BURST_MAX),
+            picked: room::vec(BURST_MAX),
         });
+        room::reserve(&mut self.taggings, BURST_MAX);
         self.taggings.resize(BURST_MAX, Tagging::default());
     }
 
@@ -80,16 +99,16 @@ impl Delivery {
         *self = Self { failures, touched, ..Self::default() };
     }
 
-    /// Egresses that got frames; the caller empties the list.
-    pub(super) fn touched(&mut self) -> &mut Vec<QueueId> {
-        self.clear_marks();
-        &mut self.touched
-    }
-
-    fn clear_marks(&mut self) {
-        for egress in self.touched_at.drain(..) {
-            if let Some(mark) = self.marked.get_mut(egress) {
+    /// Notifies the other sides of all egresses that got frames, and forgets them.
+    #[inline]
+    pub(super) fn notify(&mut self, table: &Table, mut told: impl FnMut(Notified)) {
+        for touched in self.touched.drain(..) {
+            if let Some(mark) = self.marked.get_mut(touched.egress) {
                 *mark = false;
+            }
+            match notify_egress(table, touched.at) {
+                Ok(notified) => told(notified),
+                Err(failure) => self.failures.push(failure),
             }
         }
     }
@@ -126,7 +145,7 @@ impl Delivery {
             [only] => only,
             ref pairs => choose(pairs, frame),
         };
-        let egress = entry.first_egress.wrapping_add(usize::from(pair));
+        let egress = entry.egress(pair);
         let Some(number) = self.bucket_of.get_mut(egress) else { return };
         if *number == NONE {
             let Some(bucket) = self.buckets.get_mut(self.used) else { return };
@@ -153,13 +172,16 @@ impl Delivery {
         &mut self,
         env: &Env<'_>,
         origin: &mut Origin,
-        batch: &Batch<'_>,
-        at: QueueId,
+        batch: &mut Batch<'_>,
+        (at, tagging): (QueueId, Tagging),
     ) {
         let Some(entry) = env.table.entry(at.port) else { return };
-        self.mark(entry.first_egress.wrapping_add(usize::from(at.pair)), at);
+        if !env.table.plain {
+            entry.port.rule.apply_all(tagging, batch.frames_mut());
+        }
+        self.mark(entry.egress(at.pair), at);
         let picked = ALL.get(..batch.len()).unwrap_or(&ALL);
-        if let Err(failure) = send(env, origin, batch, at, picked) {
+        if let Err(failure) = send(entry, origin, batch, at, picked) {
             self.failures.push(failure);
         }
     }
@@ -177,8 +199,13 @@ impl Delivery {
             if !env.table.plain {
                 tag_picked(env.table, bucket, &mut self.taggings, batch);
             }
-            if let Err(failure) = send(env, origin, batch, at, &bucket.picked) {
-                self.failures.push(failure);
+            match env.table.entry(at.port) {
+                Some(entry) => {
+                    if let Err(failure) = send(entry, origin, batch, at, &bucket.picked) {
+                        self.failures.push(failure);
+                    }
+                }
+                None => origin.drop_frames(DropReason::PortDown, bucket.picked.len()),
             }
             if let Some(number) = self.bucket_of.get_mut(egress) {
                 *number = NONE;
@@ -193,8 +220,7 @@ impl Delivery {
             && !*mark
         {
             *mark = true;
-            self.touched.push(at);
-            self.touched_at.push(egress);
+            self.touched.push(Touched { at, egress });
         }
     }
 }
@@ -205,14 +231,6 @@ fn choose(pairs: &[u16], frame: &Frame) -> u16 {
     let hash = u64::from(packet::flow_hash(frame.head()));
     let index = hash.wrapping_mul(pairs.len() as u64) >> 32;
     usize::try_from(index).ok().and_then(|index| pairs.get(index)).copied().unwrap_or(0)
-}
-
-/// Gives all frames the tag that `port` wants.
-pub(super) fn tag_all(table: &Table, port: PortId, tagging: Tagging, batch: &mut Batch<'_>) {
-    let Some(entry) = table.entry(port) else { return };
-    for frame in batch.frames_mut() {
-        entry.port.rule.apply(&mut { tagging }, frame);
-    }
 }
 
 fn tag_picked(table: &Table, bucket: &Bucket, taggings: &mut [Tagging], batch: &mut Batch<'_>) {
@@ -230,14 +248,13 @@ fn tag_picked(table: &Table, bucket: &Bucket, taggings: &mut [Tagging], batch: &
 /// Sends under the egress's lock.
 #[inline]
 fn send(
-    env: &Env<'_>,
+    entry: &Entry,
     origin: &mut Origin,
     batch: &Batch<'_>,
     at: QueueId,
     picked: &[u16],
 ) -> Result<(), Failure> {
-    let slot = env.table.entry(at.port).and_then(|entry| entry.port.lock(at.pair));
-    let Some(mut slot) = slot else {
+    let Some(mut slot) = entry.port.lock(at.pair) else {
         origin.drop_picked(picked);
         return Ok(());
     };
@@ -271,7 +288,8 @@ fn close(slot: &mut EgressSlot, panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 /// Notifies the other side of an egress.
-pub(crate) fn notify_egress(table: &Table, at: QueueId) -> Result<Notified, Failure> {
+#[inline]
+fn notify_egress(table: &Table, at: QueueId) -> Result<Notified, Failure> {
     let slot = table.entry(at.port).and_then(|entry| entry.port.lock(at.pair));
     let Some(mut slot) = slot else { return Ok(Notified::Nobody) };
     let Some(egress) = slot.egress.as_mut() else { return Ok(Notified::Nobody) };

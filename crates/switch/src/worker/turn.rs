@@ -8,7 +8,7 @@ use super::{Clock, Worker};
 use crate::PollMode;
 use crate::event::Way;
 use crate::panics::panic_text;
-use crate::pipeline::{Env, Trouble, notify_egress};
+use crate::pipeline::{Env, Trouble};
 
 /// Turns with work between two looks at the clock.
 const BUSY_TURNS: u32 = 32;
@@ -50,10 +50,13 @@ impl Worker {
             flood_copies: &self.mailbox.counters.flood_copies,
         };
         let arrived = queue.origin.counters.ingress.arrived();
+        let mut fault = None;
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             queue.disarm();
             let mut batch = queue.ingress.receive(&mut self.frames);
-            let fault = batch.fault().cloned();
+            if let Some(found) = batch.fault() {
+                fault = Some(found.clone());
+            }
             if !batch.is_empty() {
                 self.pipeline.forward(&env, &mut queue.origin, &mut batch);
             }
@@ -63,10 +66,10 @@ impl Worker {
             if taken > 0 {
                 queue.ingress.release();
             }
-            (taken, fault)
+            taken
         }));
-        match outcome {
-            Ok((taken, None)) => {
+        match (outcome, fault) {
+            (Ok(taken), None) => {
                 if taken > 0 {
                     queue.idle_since_ns = None;
                     self.worked.push(number);
@@ -76,7 +79,7 @@ impl Worker {
                 !cools(queue, &self.clock, self.shared.poll, self.shared.poll_ns)
                     || !self.cool(number)
             }
-            Ok((taken, Some(fault))) => {
+            (Ok(taken), Some(fault)) => {
                 queue.state = State::Broken;
                 let id = queue.id;
                 self.hot.retain(|hot| *hot != number);
@@ -87,7 +90,7 @@ impl Worker {
                 self.shared.report(id, Way::Ingress, Trouble::Fault(fault));
                 false
             }
-            Err(panic) => {
+            (Err(panic), _) => {
                 self.bury(number, &*panic);
                 false
             }
@@ -141,23 +144,22 @@ impl Worker {
         // the reads of whether their drivers want to be notified; it pairs with the driver's
         // fence between writing that wish and looking at the used entries.
         fence(Ordering::SeqCst);
-        let mut worked = std::mem::take(&mut self.worked);
-        for number in worked.drain(..) {
+        let mut at = 0;
+        while let Some(number) = self.worked.get(at).copied() {
+            at = at.wrapping_add(1);
             let Some(Some(queue)) = self.queues.get_mut(number) else { continue };
             match catch_unwind(AssertUnwindSafe(|| queue.ingress.notify())) {
                 Ok(notified) => self.mailbox.counters.calls.count(notified),
-                Err(panic) => self.bury(number, &*panic),
+                Err(panic) => {
+                    // It leaves the list.
+                    at = at.wrapping_sub(1);
+                    self.bury(number, &*panic);
+                }
             }
         }
-        self.worked = worked;
-        let mut touched = std::mem::take(self.pipeline.touched());
-        for at in touched.drain(..) {
-            match notify_egress(&self.table, at) {
-                Ok(notified) => self.mailbox.counters.calls.count(notified),
-                Err(failure) => self.pipeline.failures().push(failure),
-            }
-        }
-        *self.pipeline.touched() = touched;
+        self.worked.clear();
+        let calls = &self.mailbox.counters.calls;
+        self.pipeline.notify(&self.table, |notified| calls.count(notified));
         self.clock.worked_ns = self.clock.now_ns;
     }
 

@@ -67,6 +67,7 @@ fn virtio_user(environment: &Environment, scratch: &Scratch) -> Result<()> {
         vectorized: true,
         queues: 1,
         largest_frame: LARGEST_FRAME,
+        small_pages: false,
     };
     let mut user = VirtioUser::start(environment, &spec, scratch.folder())?;
     user.wait_up()?;
@@ -98,6 +99,7 @@ fn echo(environment: &Environment, scratch: &Scratch) -> Result<()> {
         vectorized: false,
         queues: 1,
         largest_frame: LARGEST_FRAME,
+        small_pages: false,
     };
     tap.configure("10.78.0.1/24", 1500)?;
     tap.neighbour("10.78.0.2", &VirtioUserSpec::mac(0))?;

@@ -93,6 +93,7 @@ fn spec_of(row: &[usize]) -> Option<VirtioUserSpec> {
         vectorized: vectorized == 1,
         queues: *QUEUES.get(queues)?,
         largest_frame: LARGEST_FRAME,
+        small_pages: false,
     })
 }
 

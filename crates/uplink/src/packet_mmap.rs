@@ -1,0 +1,170 @@
+//! Any interface as a port, through packet sockets with mapped rings: no driver and no BPF needed.
+//!
+//! ```text
+//!  interface ─► fan-out by flow ─► socket i: blocks of frames (TPACKET_V3) ─► PacketMmapIngress
+//!            ◄──────────────────── socket i: ring of frames, one call a burst ◄ PacketMmapEgress
+//! ```
+//!
+//! The interface stays the kernel's: its own stack sees the frames too, unless it has no address.
+//! Frames that the kernel sends on the interface are not taken.
+//!
+//! **Offloads.** Both rings carry virtio-net headers. What a veth peer or the kernel's GRO left
+//! undone is done here before the switch sees the frame: checksums are computed and large frames
+//! are cut into segments, of which each counts as a received frame. What guests leave undone is
+//! the kernel's to do.
+//! **Latency.** The kernel hands over a block when it is full or `retire_ms` old: at low rates a
+//! frame waits that long.
+//! **Limits.** At most [`QUEUES_MAX`] queues. Frames above what a block holds are dropped as
+//! `kernel_truncated`.
+//! **Trust.** `block` says how what the kernel wrote is checked.
+
+mod block;
+mod egress;
+mod error;
+mod geometry;
+mod ingress;
+mod ring;
+mod socket;
+
+use std::sync::Arc;
+
+use port::{DropReason, QueueCounters};
+
+use crate::interface::{Link, Namespace};
+use crate::sys::packet;
+
+pub use egress::PacketMmapEgress;
+pub use error::PacketMmapError;
+pub use ingress::PacketMmapIngress;
+use socket::Queue;
+
+/// The most queues of an interface: the kernel's limit of sockets in a fan-out group.
+pub const QUEUES_MAX: u16 = 256;
+
+/// Which interface to open, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PacketMmapSettings {
+    /// The interface, which has to exist.
+    pub ifname: String,
+    /// Queue pairs: flows are spread over them.
+    pub queues: u16,
+    /// Bytes of a block of a receive ring: a multiple of the page size.
+    pub block_size: u32,
+    /// Blocks of a receive ring.
+    pub blocks: u32,
+    /// After how many milliseconds a block is handed over that is not full.
+    pub retire_ms: u32,
+    /// A network namespace: a name as `ip netns` knows it, or a path.
+    pub netns: Option<String>,
+}
+
+impl Default for PacketMmapSettings {
+    /// One queue of 4 MiB, and the shortest wait. The interface has still to be named.
+    fn default() -> Self {
+        Self {
+            ifname: String::new(),
+            queues: 1,
+            block_size: 256 * 1024,
+            blocks: 16,
+            retire_ms: 1,
+            netns: None,
+        }
+    }
+}
+
+/// An open interface. Dropping the link before the queues restores what was changed; promiscuous
+/// mode ends with the sockets.
+#[derive(Debug)]
+pub struct PacketMmap {
+    /// The interface.
+    pub link: Link,
+    /// Both halves of each queue pair.
+    pub queues: Vec<(PacketMmapIngress, PacketMmapEgress)>,
+    /// What the kernel dropped, of each queue: for the control thread.
+    pub kernel: Vec<KernelWatch>,
+}
+
+/// Opens the interface and brings it up. Each queue pair counts in its own `counters`.
+///
+/// # Errors
+///
+/// [`PacketMmapError`] says what is missing.
+pub fn open(
+    settings: &PacketMmapSettings,
+    counters: &[Arc<QueueCounters>],
+) -> Result<PacketMmap, PacketMmapError> {
+    geometry::check(settings)?;
+    if counters.len() != usize::from(settings.queues) {
+        return Err(PacketMmapError::Queues(settings.queues));
+    }
+    let namespace = Namespace::open(settings.netns.as_deref())?;
+    let (link, sockets) = namespace.run(|| open_here(settings, &namespace))??;
+    let name: Arc<str> = settings.ifname.as_str().into();
+    let mut queues = Vec::with_capacity(sockets.len());
+    let mut kernel = Vec::with_capacity(sockets.len());
+    for (socket, counters) in sockets.into_iter().zip(counters) {
+        let queue = Queue {
+            fd: socket.fd,
+            name: Arc::clone(&name),
+            mtu: Arc::clone(link.mtu()),
+            counters: Arc::clone(counters),
+        };
+        kernel.push(KernelWatch { queue: queue.clone(), freezes: 0 });
+        let ingress = PacketMmapIngress::new(queue.clone(), socket.receive);
+        let egress = PacketMmapEgress::new(queue, socket.transmit, socket.direct);
+        queues.push((ingress, egress));
+    }
+    Ok(PacketMmap { link, queues, kernel })
+}
+
+/// Opens link and sockets in the namespace of the calling thread.
+fn open_here(
+    settings: &PacketMmapSettings,
+    namespace: &Namespace,
+) -> Result<(Link, Vec<socket::Socket>), PacketMmapError> {
+    let mut link = Link::find(namespace, &settings.ifname)?;
+    // Sockets come first: without the right to open one, nothing is to be changed.
+    let sockets = socket::open_all(settings, &link)?;
+    link.bring_up()?;
+    Ok((link, sockets))
+}
+
+/// What the kernel did to the frames of a queue before they reached its ring. One thread asks.
+#[derive(Debug)]
+pub struct KernelWatch {
+    queue: Queue,
+    freezes: u64,
+}
+
+/// What was found new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct KernelDrops {
+    /// Frames that found no room in the ring.
+    pub ring_full: u64,
+    /// How often the ring was full.
+    pub freezes: u64,
+}
+
+impl KernelWatch {
+    /// Asks the kernel what it dropped since the last time, counts that in the queue's counters as
+    /// `kernel_ring_full`, and returns it.
+    pub fn kernel_drops(&mut self) -> KernelDrops {
+        use std::os::fd::AsFd;
+        // Of a socket whose interface is gone too; if it fails all the same, nothing is known.
+        let Ok(new) = packet::statistics(self.queue.fd.as_fd()) else {
+            return KernelDrops::default();
+        };
+        let drops =
+            KernelDrops { ring_full: u64::from(new.drops), freezes: u64::from(new.freezes) };
+        self.freezes = self.freezes.wrapping_add(drops.freezes);
+        if drops.ring_full > 0 {
+            self.queue.counters.kernel.dropped(DropReason::KernelRingFull, drops.ring_full);
+        }
+        drops
+    }
+
+    /// How often the ring was full as a whole.
+    pub fn freezes(&self) -> u64 {
+        self.freezes
+    }
+}

@@ -1,0 +1,195 @@
+//! Packet sockets with both rings, set up in the order that the kernel wants.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use port::{QueueCounters, QueueFault};
+use virtq::mem::{MapError, SharedSlots};
+
+use crate::interface::Link;
+use crate::sys::map::map_fd;
+use crate::sys::packet::{self, RingRequest};
+use crate::vnet::HEADER as VNET;
+
+use super::ring::{ReceiveRing, TransmitRing};
+use super::{PacketMmapError, PacketMmapSettings, geometry};
+
+/// Every protocol.
+const ALL: u16 = 0x0003;
+/// Bytes of frames that may be on their way out of a socket.
+const SEND_BUFFER: i32 = 8 << 20;
+/// Options that libc does not name.
+const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
+const PACKET_VNET_HDR_SZ: libc::c_int = 24;
+const FANOUT_HASH: u32 = 0;
+/// Options of the group as a whole: without the second one the sockets' own wish is not heard.
+const FANOUT_UNIQUE_ID: u32 = 0x2000 << 16;
+const FANOUT_IGNORE_OUTGOING: u32 = 0x4000 << 16;
+
+/// What the halves of a queue pair share.
+#[derive(Debug, Clone)]
+pub(super) struct Queue {
+    pub(super) fd: Arc<OwnedFd>,
+    pub(super) name: Arc<str>,
+    pub(super) mtu: Arc<AtomicU32>,
+    pub(super) counters: Arc<QueueCounters>,
+}
+
+impl Queue {
+    pub(super) fn fault(&self, what: &str, error: &dyn std::fmt::Display) -> QueueFault {
+        QueueFault::Host { what: format!("{what} {}", self.name), error: error.to_string() }
+    }
+}
+
+/// One socket and its rings.
+#[derive(Debug)]
+pub(super) struct Socket {
+    pub(super) fd: Arc<OwnedFd>,
+    pub(super) receive: ReceiveRing,
+    pub(super) transmit: TransmitRing,
+    /// A second socket, for frames that are too large for the ring: one that has a transmit ring
+    /// sends nothing else.
+    pub(super) direct: OwnedFd,
+}
+
+/// Opens the sockets of all queues.
+pub(super) fn open_all(
+    settings: &PacketMmapSettings,
+    link: &Link,
+) -> Result<Vec<Socket>, PacketMmapError> {
+    let mut sockets = Vec::with_capacity(usize::from(settings.queues));
+    let mut group = None;
+    for number in 0..settings.queues {
+        let socket = open_one(settings, link)?;
+        if settings.queues > 1 {
+            let id = join_group(socket.fd.as_fd(), group, settings)?;
+            group = Some(id);
+        }
+        if number == 0 {
+            packet::join_promiscuous(socket.fd.as_fd(), link.index()).map_err(|error| {
+                PacketMmapError::raw(format!("make {} promiscuous", settings.ifname), error)
+            })?;
+        }
+        sockets.push(socket);
+    }
+    // Before the last one was in the group, frames would have come twice.
+    for socket in &sockets {
+        packet::let_in(socket.fd.as_fd())
+            .map_err(|e| PacketMmapError::raw(format!("receive on {}", settings.ifname), e))?;
+    }
+    Ok(sockets)
+}
+
+fn check_ethernet(name: &str, fd: BorrowedFd<'_>) -> Result<(), PacketMmapError> {
+    let kind = packet::hardware_type(fd).map_err(|error| {
+        PacketMmapError::raw(format!("ask for the hardware type of interface {name}"), error)
+    })?;
+    match kind {
+        // The loopback interface has Ethernet headers too.
+        Some(libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK) | None => Ok(()),
+        Some(kind) => Err(PacketMmapError::NotEthernet { name: name.to_owned(), kind }),
+    }
+}
+
+fn open_one(settings: &PacketMmapSettings, link: &Link) -> Result<Socket, PacketMmapError> {
+    let name = &settings.ifname;
+    let open =
+        || packet::open().map_err(|e| PacketMmapError::raw(format!("open a socket on {name}"), e));
+    let (fd, direct) = (open()?, open()?);
+    configure(fd.as_fd())?;
+    let receive = geometry::receive(settings);
+    // ORDERING: a number of its own; a change beside this makes frames go the slower way.
+    let transmit = geometry::transmit(link.mtu().load(Ordering::Relaxed));
+    let rings = [(libc::PACKET_RX_RING, &receive), (libc::PACKET_TX_RING, &transmit)];
+    for (option, ring) in rings {
+        packet::set_ring(fd.as_fd(), option, ring).map_err(|e| ring_error(settings, e))?;
+    }
+    let (receive, transmit) = map(fd.as_fd(), &receive, &transmit).map_err(|error| {
+        PacketMmapError::raw(format!("map the rings of interface {name}"), error)
+    })?;
+    configure_direct(direct.as_fd())?;
+    packet::keep_out(fd.as_fd())
+        .map_err(|e| PacketMmapError::raw(format!("filter frames of interface {name}"), e))?;
+    for (socket, protocol) in [(&fd, ALL), (&direct, 0)] {
+        packet::bind(socket.as_fd(), link.index(), protocol)
+            .map_err(|e| PacketMmapError::raw(format!("bind to interface {name}"), e))?;
+    }
+    check_ethernet(name, fd.as_fd())?;
+    // An interface that is down says so at once; it is brought up later.
+    let _ = rustix::net::sockopt::socket_error(&fd);
+    Ok(Socket { fd: Arc::new(fd), receive, transmit, direct })
+}
+
+/// What has to be set before the rings are made.
+fn configure(fd: BorrowedFd<'_>) -> Result<(), PacketMmapError> {
+    let version = libc::tpacket_versions::TPACKET_V3;
+    set(fd, libc::PACKET_VERSION, i32::try_from(version as u32).unwrap_or(2), "use TPACKET_V3")?;
+    set(fd, PACKET_IGNORE_OUTGOING, 1, "leave out the frames that it sends")?;
+    configure_direct(fd)
+}
+
+/// What both kinds of sockets need to send.
+fn configure_direct(fd: BorrowedFd<'_>) -> Result<(), PacketMmapError> {
+    set(fd, libc::PACKET_VNET_HDR, 1, "give virtio-net headers")?;
+    let bytes = i32::try_from(VNET).unwrap_or(12);
+    set(fd, PACKET_VNET_HDR_SZ, bytes, "give virtio-net headers of 12 bytes")?;
+    set(fd, libc::PACKET_QDISC_BYPASS, 1, "send past the queueing discipline")?;
+    // With less room, bursts end earlier.
+    let _ = packet::set_send_buffer(fd, SEND_BUFFER);
+    Ok(())
+}
+
+fn set(
+    fd: BorrowedFd<'_>,
+    option: libc::c_int,
+    value: i32,
+    what: &'static str,
+) -> Result<(), PacketMmapError> {
+    packet::set_number(fd, option, value).map_err(|error| match error.raw_os_error() {
+        Some(libc::ENOPROTOOPT | libc::EINVAL) => PacketMmapError::Kernel(what),
+        _ => PacketMmapError::raw(what, error),
+    })
+}
+
+fn ring_error(settings: &PacketMmapSettings, error: io::Error) -> PacketMmapError {
+    let PacketMmapSettings { queues, blocks, block_size: size, .. } = *settings;
+    match error.raw_os_error() {
+        Some(libc::ENOMEM | libc::ENOBUFS) => PacketMmapError::Memory { queues, blocks, size },
+        _ => PacketMmapError::raw(format!("make the rings of {}", settings.ifname), error),
+    }
+}
+
+/// Maps both rings: they stand one behind the other.
+fn map(
+    fd: BorrowedFd<'_>,
+    receive: &RingRequest,
+    transmit: &RingRequest,
+) -> io::Result<(ReceiveRing, TransmitRing)> {
+    let bytes =
+        |ring: &RingRequest| (ring.block_size as usize).saturating_mul(ring.blocks as usize);
+    let first = bytes(receive);
+    let map = map_fd(fd, first.saturating_add(bytes(transmit)), 0, true)?;
+    let outside = |error: MapError| io::Error::other(error);
+    let blocks = SharedSlots::new(&map, 0, receive.blocks, receive.block_size).map_err(outside)?;
+    let slots =
+        SharedSlots::new(&map, first, transmit.frames, transmit.frame_size).map_err(outside)?;
+    Ok((ReceiveRing::new(blocks), TransmitRing::new(slots)))
+}
+
+/// Joins the group of this port's sockets; the first one makes it, with an id that nobody has.
+fn join_group(
+    fd: BorrowedFd<'_>,
+    group: Option<u32>,
+    settings: &PacketMmapSettings,
+) -> Result<u32, PacketMmapError> {
+    let failed = |error| {
+        PacketMmapError::raw(format!("join the fan-out group of {}", settings.ifname), error)
+    };
+    let common = FANOUT_HASH | FANOUT_IGNORE_OUTGOING;
+    let value = group.map_or(FANOUT_UNIQUE_ID, |id| id) | common;
+    packet::set_number(fd, libc::PACKET_FANOUT, value.cast_signed()).map_err(failed)?;
+    let joined = packet::number(fd, libc::PACKET_FANOUT).map_err(failed)?;
+    Ok(joined & 0xffff)
+}

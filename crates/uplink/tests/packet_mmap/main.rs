@@ -1,0 +1,115 @@
+//! Packet sockets on real veth pairs in namespaces of their own. Needs root; says so if it is
+//! missing.
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "test code"
+)]
+
+mod faults;
+mod frames;
+mod namespace;
+mod offloads;
+
+use std::time::{Duration, Instant};
+
+use port::{Egress, Frame, FrameBuf, Ingress, Offload, QueueCounters, QueueTotals};
+use uplink::packet_mmap::PacketMmap;
+use virtq::mem::Pool;
+
+use namespace::Namespace;
+
+/// Both ends of a veth pair, each open.
+struct Two {
+    left: PacketMmap,
+    right: PacketMmap,
+    left_namespace: Namespace,
+    _right_namespace: Namespace,
+}
+
+impl Two {
+    fn new(mtu: u32) -> Self {
+        pin();
+        let (left_namespace, right_namespace) = (Namespace::new(), Namespace::new());
+        left_namespace.pair("left0", &right_namespace, "right0", mtu);
+        let left = left_namespace.open("left0", 1).unwrap();
+        let right = right_namespace.open("right0", 1).unwrap();
+        Self { left, right, left_namespace, _right_namespace: right_namespace }
+    }
+}
+
+/// Keeps this thread on one CPU: a veth pair queues by the sender's CPU, and so frames of a thread
+/// that moves overtake each other.
+fn pin() {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+    let allowed = sched_getaffinity(None).unwrap();
+    let first = (0..CpuSet::MAX_CPU).find(|cpu| allowed.is_set(*cpu)).unwrap();
+    let mut one = CpuSet::new();
+    one.set(first);
+    sched_setaffinity(None, &one).unwrap();
+}
+
+fn totals(counters: &QueueCounters) -> QueueTotals {
+    let mut totals = counters.read_ends();
+    counters.read_rx(&mut totals);
+    totals
+}
+
+/// Sends frames in one burst.
+fn send(to: &mut impl Egress, frames: &[(Vec<u8>, Offload)]) {
+    let largest = frames.iter().map(|(bytes, _)| bytes.len()).max().unwrap_or(0);
+    let slot = largest.next_multiple_of(64) as u32;
+    let mut pool = Pool::new(frames.len() as u32, slot).unwrap();
+    for (number, (bytes, _)) in frames.iter().enumerate() {
+        pool.slot_mut(number as u32).unwrap()[..bytes.len()].copy_from_slice(bytes);
+    }
+    let mut buffer = FrameBuf::default();
+    for (number, (bytes, offload)) in frames.iter().enumerate() {
+        let span = Pool::span(number as u32, 0, bytes.len() as u32);
+        let frame: &mut Frame = buffer.slot().unwrap();
+        assert!(frame.fill(pool.store().reader(span), span, *offload));
+        buffer.keep();
+    }
+    let picked: Vec<u16> = (0..frames.len() as u16).collect();
+    to.send(&buffer.batch(pool.store(), None), &picked).unwrap();
+}
+
+fn plain(frames: impl IntoIterator<Item = Vec<u8>>) -> Vec<(Vec<u8>, Offload)> {
+    frames.into_iter().map(|bytes| (bytes, Offload::default())).collect()
+}
+
+/// Takes frames until `count` came, or none came for long.
+fn take(from: &mut impl Ingress, count: usize) -> Vec<Vec<u8>> {
+    let mut taken = Vec::new();
+    let mut buffer = FrameBuf::default();
+    let mut last = Instant::now();
+    while taken.len() < count && last.elapsed() < Duration::from_secs(2) {
+        let batch = from.receive(&mut buffer);
+        assert_eq!(batch.fault(), None);
+        for frame in batch.frames() {
+            assert!(frame.offload.is_none());
+            taken.push(bytes_of(&batch, frame));
+            last = Instant::now();
+        }
+        from.release();
+    }
+    taken
+}
+
+fn bytes_of(batch: &port::Batch<'_>, frame: &Frame) -> Vec<u8> {
+    let mut bytes = frame.head().to_vec();
+    let mut body = vec![0; frame.body.len as usize];
+    assert_eq!(batch.body(frame).read(&mut body), body.len());
+    bytes.extend(body);
+    bytes
+}
+
+/// A frame of `len` bytes with a number in it.
+fn numbered(number: usize, len: usize) -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 0x88, 0xb5];
+    frame.extend((14..len).map(|at| (at * 7 + number * 13 + at / 256) as u8));
+    frame
+}
