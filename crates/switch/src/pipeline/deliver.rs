@@ -205,7 +205,7 @@ impl Delivery {
                         self.failures.push(failure);
                     }
                 }
-                None => origin.drop_frames(DropReason::PortDown, bucket.picked.len()),
+                None => origin.drop_picked(&bucket.picked),
             }
             if let Some(number) = self.bucket_of.get_mut(egress) {
                 *number = NONE;

@@ -1,4 +1,4 @@
-#![expect(clippy::arithmetic_side_effects, clippy::cast_possible_truncation, reason = "test code")]
+#![expect(clippy::cast_possible_truncation, reason = "test code")]
 
 use super::Filter;
 
@@ -28,7 +28,7 @@ fn ipv4(protocol: u8, fragment: u16, ports: (u16, u16)) -> Vec<u8> {
     packet
 }
 
-/// From fe80::1 to fe80::2, behind a header of options.
+/// From `fe80::1` to `fe80::2`, behind a header of options.
 fn ipv6(protocol: u8, ports: (u16, u16)) -> Vec<u8> {
     let mut packet = vec![0x60, 0, 0, 0, 0, 12, 0, 64];
     for last in [1, 2] {
