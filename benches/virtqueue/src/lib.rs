@@ -23,6 +23,7 @@ pub const SIZE: u16 = 256;
 /// Bytes of each buffer: a frame of the usual size.
 const BUFFER_BYTES: u32 = 1536;
 const RING_AT: GuestPhysAddr = GuestPhysAddr(0x1_0000);
+const THEIR_RING_AT: GuestPhysAddr = GuestPhysAddr(0x8_0000);
 const BUFFERS_AT: u64 = 0x10_0000;
 const MEMORY_BYTES: usize = 0x20_0000;
 
@@ -59,8 +60,8 @@ struct Guest {
 }
 
 impl Guest {
-    fn new(map: &GuestMap, variant: Variant) -> anyhow::Result<Self> {
-        let mut driver = DriverQueue::new(map, variant.config(), RING_AT)?;
+    fn new(map: &GuestMap, variant: Variant, at: GuestPhysAddr) -> anyhow::Result<Self> {
+        let mut driver = DriverQueue::new(map, variant.config(), at)?;
         // A guest under load polls: no calls.
         driver.disable_calls();
         let used = vec![Used::default(); usize::from(SIZE)];
@@ -89,7 +90,15 @@ impl Guest {
     }
 }
 
-fn memory() -> anyhow::Result<Arc<GuestMemoryMmap<()>>> {
+/// A guest's memory.
+pub type Memory = Arc<GuestMemoryMmap<()>>;
+
+/// Memory with room for the rings of both devices and for the buffers.
+///
+/// # Errors
+///
+/// If it cannot be mapped.
+pub fn memory() -> anyhow::Result<Memory> {
     Ok(Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)])?))
 }
 
@@ -110,8 +119,17 @@ impl Ours {
     ///
     /// If memory cannot be mapped or a side refuses the configuration.
     pub fn new(variant: Variant) -> anyhow::Result<Self> {
-        let map = GuestMap::new(memory()?)?;
-        let guest = Guest::new(&map, variant)?;
+        Self::on(&memory()?, variant)
+    }
+
+    /// As [`Self::new`], on this memory.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::new`].
+    pub fn on(memory: &Memory, variant: Variant) -> anyhow::Result<Self> {
+        let map = GuestMap::new(Arc::clone(memory))?;
+        let guest = Guest::new(&map, variant, RING_AT)?;
         let mut device = guest.driver.queue_config().activate(&map)?;
         device.disable_kicks();
         let buf = ChainBuf::with_capacity(usize::from(SIZE));
@@ -186,10 +204,19 @@ impl Theirs {
     ///
     /// If memory cannot be mapped or a side refuses the configuration.
     pub fn new(indirect: bool, translate: bool) -> anyhow::Result<Self> {
-        let memory = memory()?;
+        Self::on(&memory()?, indirect, translate)
+    }
+
+    /// As [`Self::new`], on this memory, beside a ring of [`Ours::on`] and with the same buffers.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::new`].
+    pub fn on(memory: &Memory, indirect: bool, translate: bool) -> anyhow::Result<Self> {
+        let memory = Arc::clone(memory);
         let map = GuestMap::new(Arc::clone(&memory))?;
         let variant = Variant { indirect, ..Variant::plain(Layout::Split) };
-        let guest = Guest::new(&map, variant)?;
+        let guest = Guest::new(&map, variant, THEIR_RING_AT)?;
         let config = guest.driver.queue_config();
         let mut queue = Queue::new(SIZE)?;
         queue.set_size(SIZE);

@@ -15,6 +15,9 @@ use crate::SIZE;
 
 /// Bytes of a frame.
 const FRAME: u32 = 64;
+/// Bytes of a frame that is spread over several buffers, and of those.
+const LONG_FRAME: u32 = 1500;
+const SHORT_BUFFER: u32 = 512;
 /// Bytes of the header before it.
 const HEADER: u32 = 12;
 const BUFFER_BYTES: u32 = 2048;
@@ -59,6 +62,9 @@ pub struct Path {
     receiveq: Receiveq,
     frames: FrameBuf,
     picked: Vec<u16>,
+    /// Bytes of a frame, and of a receiver's buffer.
+    frame: u32,
+    buffer_bytes: u32,
 }
 
 impl Path {
@@ -68,9 +74,22 @@ impl Path {
     ///
     /// If memory cannot be mapped or a side refuses the configuration.
     pub fn new(layout: Layout) -> anyhow::Result<Self> {
+        Self::with(layout, FRAME, BUFFER_BYTES)
+    }
+
+    /// As [`Self::new`], with frames of 1500 bytes that need three buffers of the receiver.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::new`].
+    pub fn mergeable(layout: Layout) -> anyhow::Result<Self> {
+        Self::with(layout, LONG_FRAME, SHORT_BUFFER)
+    }
+
+    fn with(layout: Layout, frame: u32, buffer_bytes: u32) -> anyhow::Result<Self> {
         let (from, mut to) = (Side::new(layout)?, Side::new(layout)?);
         for index in 0..BUFFERS {
-            let buffer = to.buffer(u64::from(index), BUFFER_BYTES)?;
+            let buffer = to.buffer(u64::from(index), buffer_bytes)?;
             to.driver.add_writable(&[buffer], u64::from(index))?;
         }
         to.driver.publish();
@@ -90,7 +109,8 @@ impl Path {
             options,
         });
         let picked = (0..u16::try_from(BURST_MAX)?).collect();
-        Ok(Self { from, to, transmitq, receiveq, frames: FrameBuf::default(), picked })
+        let frames = FrameBuf::default();
+        Ok(Self { from, to, transmitq, receiveq, frames, picked, frame, buffer_bytes })
     }
 
     /// The sender's part before: makes `count` frames available, at most a burst.
@@ -101,7 +121,7 @@ impl Path {
     #[inline(never)]
     pub fn offer(&mut self, count: u16) -> anyhow::Result<()> {
         for index in 0..u64::from(count) {
-            let buffer = self.from.buffer(index, FRAME.wrapping_add(HEADER))?;
+            let buffer = self.from.buffer(index, self.frame.wrapping_add(HEADER))?;
             self.from.driver.add_readable(&[buffer], index)?;
         }
         self.from.driver.publish();
@@ -137,15 +157,29 @@ impl Path {
     #[inline(never)]
     pub fn reclaim(&mut self) -> anyhow::Result<usize> {
         let sent = self.from.reclaim()?;
-        let arrived = self.to.reclaim()?;
-        anyhow::ensure!(sent == arrived, "{sent} frames were sent, {arrived} arrived");
-        for used in self.to.used.get(..arrived).unwrap_or_default() {
-            anyhow::ensure!(used.len == FRAME.wrapping_add(HEADER), "a frame of {} B", used.len);
-            let buffer = self.to.pool.buffer(u32::try_from(used.cookie)?, BUFFER_BYTES);
-            self.to.driver.add_writable(&[buffer], used.cookie)?;
+        let (mut bytes, mut buffers) = (0u32, 0usize);
+        loop {
+            let filled = self.to.reclaim()?;
+            if filled == 0 {
+                break;
+            }
+            buffers = buffers.wrapping_add(filled);
+            for at in 0..filled {
+                let Some(used) = self.to.used.get(at).copied() else { break };
+                bytes = bytes.wrapping_add(used.len);
+                let buffer = self.to.buffer(used.cookie, self.buffer_bytes)?;
+                self.to.driver.add_writable(&[buffer], used.cookie)?;
+            }
         }
         self.to.driver.publish();
-        Ok(arrived)
+        let whole = self.frame.wrapping_add(HEADER);
+        let of_each = usize::try_from(whole.div_ceil(self.buffer_bytes))?;
+        anyhow::ensure!(
+            bytes == whole.wrapping_mul(u32::try_from(sent)?)
+                && buffers == of_each.wrapping_mul(sent),
+            "{sent} frames of {whole} B were sent, {bytes} B arrived in {buffers} buffers"
+        );
+        Ok(sent)
     }
 }
 
@@ -157,11 +191,13 @@ mod tests {
     #[test]
     fn every_frame_arrives() {
         for layout in [Layout::Split, Layout::Packed] {
-            let mut path = Path::new(layout).unwrap();
-            for _ in 0..100 {
-                path.offer(32).unwrap();
-                assert_eq!(path.serve().unwrap(), 32);
-                assert_eq!(path.reclaim().unwrap(), 32);
+            for new in [Path::new, Path::mergeable] {
+                let mut path = new(layout).unwrap();
+                for _ in 0..100 {
+                    path.offer(32).unwrap();
+                    assert_eq!(path.serve().unwrap(), 32);
+                    assert_eq!(path.reclaim().unwrap(), 32);
+                }
             }
         }
     }

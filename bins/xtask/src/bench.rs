@@ -78,7 +78,7 @@ pub(crate) enum Kind {
 
 pub(crate) fn run(steps: &mut Steps, kind: &Kind) -> Result<()> {
     match kind {
-        Kind::Micro => steps.cargo("virtqueue benchmarks", &["bench", "-p", "virtqueue"]),
+        Kind::Micro => steps.cargo("microbenchmarks", &["bench", "-p", "virtqueue", "-p", "parts"]),
         Kind::Instructions => instructions::run(steps),
         Kind::TwoWorkers => lines::run(steps),
         Kind::Pvp(options) => pvp::run(steps, options),

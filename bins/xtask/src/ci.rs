@@ -4,7 +4,7 @@ use anyhow::Result;
 use conformance::environment::host::find;
 
 use crate::steps::Steps;
-use crate::{bench, fuzz, lint, test};
+use crate::{aarch64, bench, fuzz, lint, test};
 
 /// Enough to replay the corpus and to find what is shallow; `cargo xtask fuzz` looks deeper.
 const FUZZ_SECONDS: u32 = 15;
@@ -16,6 +16,8 @@ pub(crate) fn run(steps: &mut Steps) -> Result<()> {
     if bench::has_budgets() {
         bench::run(steps, &bench::Kind::Instructions)?;
     }
+    bench::run(steps, &bench::Kind::TwoWorkers)?;
+    aarch64::run(steps)?;
     fuzz::run(steps, FUZZ_SECONDS, None)
 }
 

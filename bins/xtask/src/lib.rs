@@ -1,13 +1,15 @@
 //! Every job of a developer and of CI is one `cargo xtask` command, so that local is CI.
 //!
 //! ```text
-//!  ci ──► lint (fmt, clippy, rustdoc, tidy) ──► test ──► bench instructions ──► fuzz
+//!  ci ──► lint (fmt, clippy, rustdoc, tidy) ──► test ──► bench instructions, two-workers
+//!     ──► aarch64 ──► fuzz
 //!  test ──► cargo test, loom ──► conformance (QEMU, DPDK)
 //!  bench ──► criterion, callgrind; pvp, latency, scale, idle, sweep: the whole switch, and peers
 //!  demo ──► build ──► two QEMU guests and the host on one switch
 //! ```
 #![forbid(unsafe_code)]
 
+mod aarch64;
 mod bench;
 mod ci;
 mod demo;
@@ -47,6 +49,8 @@ enum Command {
     Lint,
     /// Check the mechanical part of the house style
     Tidy,
+    /// Build for 64-bit Arm and run unit tests in an emulator
+    Aarch64,
     /// Fuzz one target, or each in turn
     Fuzz {
         /// Seconds for each target
@@ -84,6 +88,7 @@ fn dispatch(command: Command, steps: &mut Steps) -> Result<()> {
         Command::Ci => ci::run(steps),
         Command::Lint => lint::run(steps),
         Command::Tidy => lint::tidy(steps),
+        Command::Aarch64 => aarch64::run(steps),
         Command::Fuzz { seconds, target } => fuzz::run(steps, seconds, target.as_deref()),
         Command::Bench { kind } => bench::run(steps, &kind),
     }

@@ -1,13 +1,15 @@
-//! The system calls that rustix has no safe form of: ioctls of tun devices and interfaces, and
-//! `writev` from guest memory.
+//! The system calls that rustix has no safe form of: ioctls of tun devices and interfaces,
+//! `writev` from guest memory, mappings of sockets, the rings of `AF_XDP`, and `bpf`.
 //!
 //! **Trust.** `writev` hands addresses of guest memory to the kernel, which tolerates concurrent
 //! writers; no reference to such memory ever exists here.
 #![expect(unsafe_code, reason = "ioctls of tun devices and writev from guest memory")]
 
+pub(crate) mod bpf;
 mod interface;
 pub(crate) mod map;
 pub(crate) mod packet;
+pub(crate) mod xdp;
 
 use std::fs::File;
 use std::io;

@@ -15,6 +15,7 @@ pub(crate) mod image;
 
 use std::ffi::OsString;
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -35,6 +36,21 @@ const OVS_PACKAGES: [&str; 4] = [
     "openvswitch-common",
     "librte-mempool-ring23",
 ];
+/// The linker's driver, the linker, what is linked with, and the emulator.
+const CROSS_PACKAGES: [&str; 4] = [
+    "gcc-12-aarch64-linux-gnu",
+    "binutils-aarch64-linux-gnu",
+    "libc6-dev-arm64-cross",
+    "qemu-user-static",
+];
+/// The name ends so that the compiler knows how to call it.
+const CROSS_LINKER: &str = "aarch64-gcc";
+/// The unpacked linker, with the libraries that it was unpacked with.
+const CROSS_SCRIPT: &str = r#"#!/bin/sh
+root=$(dirname "$(readlink -f "$0")")
+export LD_LIBRARY_PATH="$root/usr/lib/x86_64-linux-gnu"
+exec "$root/usr/bin/aarch64-linux-gnu-gcc-12" --sysroot="$root" "$@"
+"#;
 const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The QEMU releases that we promise to work with.
@@ -59,6 +75,15 @@ pub struct Image {
 #[derive(Clone, Debug)]
 pub struct Ovs {
     root: PathBuf,
+}
+
+/// What links and runs programs for 64-bit Arm.
+#[derive(Clone, Debug)]
+pub struct CrossTools {
+    /// The linker, for cargo.
+    pub linker: PathBuf,
+    /// The emulator with its options, for cargo: words with spaces between them.
+    pub runner: String,
 }
 
 /// The cache and what has been found in it.
@@ -180,6 +205,27 @@ impl Environment {
             apt::unpack_closure(&self.cache, &["bookworm"], &OVS_PACKAGES, root)
         })?;
         Ok(Ovs { root })
+    }
+
+    /// The linker and the emulator for 64-bit Arm; the first call fetches them.
+    ///
+    /// # Errors
+    /// They cannot be fetched, or the cache's path has a space, which cargo would split.
+    pub fn aarch64(&self) -> Result<CrossTools> {
+        let root = self.part("aarch64", |root| {
+            say(
+                "fetching linker and emulator for aarch64 (unpacked into the cache, not installed)",
+            );
+            apt::unpack_closure(&self.cache, &["bookworm"], &CROSS_PACKAGES, root)?;
+            let linker = root.join(CROSS_LINKER);
+            fs::write(&linker, CROSS_SCRIPT)?;
+            Ok(fs::set_permissions(&linker, fs::Permissions::from_mode(0o755))?)
+        })?;
+        let (emulator, libraries) =
+            (root.join("usr/bin/qemu-aarch64-static"), root.join("usr/aarch64-linux-gnu"));
+        let runner = format!("{} -L {}", emulator.display(), libraries.display());
+        anyhow::ensure!(runner.split(' ').count() == 3, "a space in {}", root.display());
+        Ok(CrossTools { linker: root.join(CROSS_LINKER), runner })
     }
 
     /// Builds a part of the cache once: into a temporary folder that gets its name when complete.

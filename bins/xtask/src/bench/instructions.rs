@@ -4,6 +4,7 @@
 //! entry of `benches/budgets.toml` names a kind of ring and a batch size for the program
 //! `instructions` of the package `virtqueue`; only the device's part is counted.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,6 +21,11 @@ use crate::steps::{Steps, build};
 const RUN_TIMEOUT: Duration = Duration::from_secs(120);
 /// The functions whose instructions count: the device's, not the driver's.
 const COUNTED: &str = "virtqueue::*::serve";
+
+/// In bursts of so many frames one worker is compared with two.
+const COMPARED: u32 = 32;
+/// Two counts that differ by less are the same.
+const UNCHANGED: f64 = 0.01;
 
 /// The contents of `benches/budgets.toml`.
 #[derive(Debug, Deserialize)]
@@ -54,12 +60,29 @@ pub(crate) fn run(steps: &mut Steps) -> Result<()> {
     let budgets: Budgets = toml::from_str(&text)?;
     let valgrind = host::install("valgrind", "valgrind")?;
     build(&["--release", "-p", "virtqueue", "--bin", "instructions"])?;
+    let mut counts = HashMap::new();
     for budget in &budgets.budget {
-        let result = measure(&valgrind, budget).and_then(|used| judge(used, budget));
+        let result = measure(&valgrind, budget).and_then(|used| {
+            let _ = counts.insert((budget.kind.as_str(), budget.batch), used);
+            judge(used, budget)
+        });
         let name = format!("instructions of {}, batches of {}", budget.kind, budget.batch);
         steps.note(&name, result);
     }
+    for layout in ["split", "packed"] {
+        let count = |of: &str| counts.get(&(format!("{of}-{layout}").as_str(), COMPARED)).copied();
+        if let (Some(one), Some(two)) = (count("switch"), count("two-workers")) {
+            let name = format!("instructions of two workers and of one, {layout}");
+            steps.note(&name, compare(one, two));
+        }
+    }
     Ok(())
+}
+
+/// Two workers on two disjoint pairs must cost what one costs.
+fn compare(one: f64, two: f64) -> Result<String> {
+    ensure!((one - two).abs() <= one * UNCHANGED, "{one:.1} with one worker, {two:.1} with two");
+    Ok(format!("{one:.1} with one worker, {two:.1} with two"))
 }
 
 /// Instructions for one chain.
@@ -114,5 +137,7 @@ mod tests {
         let budget = Budget { kind: "split".to_owned(), batch: 32, instructions: 40.0 };
         assert!(judge(39.9, &budget).is_ok());
         assert!(judge(40.1, &budget).is_err());
+        assert!(compare(200.0, 201.9).is_ok());
+        assert!(compare(200.0, 202.1).is_err() && compare(202.1, 200.0).is_err());
     }
 }

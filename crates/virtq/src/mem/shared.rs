@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::{MapError, RawSeg, SegStore, Writable, WritePiece, Writer};
+use super::{MapError, RawSeg, SegSpan, SegStore, Writable, WritePiece, Writer};
 
 /// A mapping that stays as long as a clone of this lives.
 #[derive(Clone)]
@@ -37,6 +37,11 @@ impl SharedMap {
         Self { ptr, len, _keep: keep }
     }
 
+    /// The address of the first byte, for system calls that take addresses.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.ptr
+    }
+
     /// Bytes of the mapping.
     pub fn len(&self) -> usize {
         self.len
@@ -54,11 +59,14 @@ impl fmt::Debug for SharedMap {
     }
 }
 
-/// Slots of equal size in a [`SharedMap`]: blocks or frames of a ring. Slot `i` is segment `i`.
+/// Slots of equal size in a [`SharedMap`]: blocks or frames of a ring. Slot `i` is segment `i`; a
+/// second list of segments, made anew for each burst, is for frames that several slots hold.
 #[derive(Debug)]
 pub struct SharedSlots {
     segs: Box<[RawSeg]>,
     slot_bytes: u32,
+    /// Frames that are spread over several slots, of one burst.
+    list: Vec<RawSeg>,
     _map: SharedMap,
 }
 
@@ -84,7 +92,12 @@ impl SharedSlots {
             let at = offset.saturating_add((i as usize).saturating_mul(slot_bytes as usize));
             RawSeg::new(map.ptr.wrapping_add(at), slot_bytes)
         };
-        Ok(Self { segs: (0..slots).map(slot).collect(), slot_bytes, _map: map.clone() })
+        Ok(Self {
+            segs: (0..slots).map(slot).collect(),
+            slot_bytes,
+            list: Vec::new(),
+            _map: map.clone(),
+        })
     }
 
     /// Number of slots.
@@ -102,7 +115,41 @@ impl SharedSlots {
     /// The slots as segments, to read: [`super::Pool::span`] names bytes of them.
     #[inline(always)]
     pub fn store(&self) -> SegStore<'_> {
-        SegStore::new(&self.segs, &[])
+        SegStore::new(&self.segs, &self.list)
+    }
+
+    /// Forgets the second list of segments: a new burst begins.
+    #[inline(always)]
+    pub fn clear_list(&mut self) {
+        self.list.clear();
+    }
+
+    /// Keeps the first `count` segments of the second list.
+    pub fn truncate_list(&mut self, count: u32) {
+        self.list.truncate(count as usize);
+    }
+
+    /// Number of segments in the second list.
+    #[inline(always)]
+    pub fn list_len(&self) -> u32 {
+        u32::try_from(self.list.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Appends the bytes `[skip, skip + len)` of a slot to the second list; false, and nothing
+    /// appended, if the slot has fewer. Allocates only while the list grows beyond what it was.
+    pub fn push(&mut self, slot: u32, skip: u32, len: u32) -> bool {
+        let Some(seg) = self.segs.get(slot as usize) else { return false };
+        let fits = seg.len().checked_sub(skip).is_some_and(|left| left >= len);
+        if fits {
+            self.list.push(RawSeg::new(seg.ptr().wrapping_add(skip as usize), len));
+        }
+        fits
+    }
+
+    /// `len` bytes in the segments of the second list from `first` on.
+    pub fn list_span(&self, first: u32, len: u32) -> SegSpan {
+        let count = self.list_len().saturating_sub(first);
+        SegSpan { first: SegStore::spread_index(first), count, skip: 0, len }
     }
 
     /// The bytes of a slot behind `skip`, to write at once; none if there are no such bytes.
@@ -193,6 +240,28 @@ mod tests {
             let span = Pool::span(u32::from(slot), 2040, 80);
             assert_eq!(slots.store().reader(span).read(&mut out), 8);
         }
+    }
+
+    #[test]
+    fn a_spread_frame_is_read_in_the_order_of_its_parts() {
+        let map = map(4096);
+        let mut slots = SharedSlots::new(&map, 0, 4, 100).unwrap();
+        for slot in 0..4u8 {
+            let piece = slots.piece(u32::from(slot), 0).unwrap();
+            assert!(piece.write_frame(&[], &[slot; 100], None));
+        }
+        assert!(slots.push(3, 0, 100));
+        let first = slots.list_len();
+        assert!(slots.push(2, 90, 10) && slots.push(0, 0, 100) && slots.push(1, 50, 5));
+        assert!(!slots.push(1, 50, 51) && !slots.push(4, 0, 1) && !slots.push(0, 101, 0));
+        let span = slots.list_span(first, 115);
+        let mut out = [0xff; 200];
+        assert_eq!(slots.store().reader(span).read(&mut out), 115);
+        assert_eq!(out[..115], [vec![2; 10], vec![0; 100], vec![1; 5]].concat());
+        slots.truncate_list(first);
+        assert_eq!(slots.list_len(), 1);
+        slots.clear_list();
+        assert_eq!(slots.store().reader(span).remaining(), 0);
     }
 
     #[test]

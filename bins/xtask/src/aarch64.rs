@@ -1,0 +1,87 @@
+//! Builds everything for 64-bit Arm and runs unit tests there, in an emulator.
+//!
+//! The proof that the orderings hold on weak memory is loom's; this shows that nothing else rests
+//! on x86-64. The linker, the C library and the emulator are Debian packages, unpacked into the
+//! cache and not installed.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use conformance::environment::{CrossTools, Environment};
+use conformance::process::output;
+
+use crate::steps::{Steps, cargo};
+
+const TARGET: &str = "aarch64-unknown-linux-gnu";
+/// Crates whose unit tests need neither namespaces nor an x86-64 peer.
+const TESTED: [&str; 5] = ["packet", "virtq", "port", "virtio-net", "switch"];
+/// Members that only start programs here, or measure.
+const LEFT_OUT: [&str; 5] = ["xtask", "conformance", "tidy", "virtqueue", "parts"];
+/// Tests of what Debian 12's emulator has not.
+const NOT_EMULATED: [&str; 2] = [
+    "notify::tests::a_kick_that_the_peer_made_blocking_again_stops_nobody",
+    "transmitq::tests::kicks_are_asked_for_only_while_armed",
+];
+const WHY_NOT_EMULATED: &str = "qemu-user 7.2 has no preadv2, which takes kicks back";
+const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(300);
+
+pub(crate) fn run(steps: &mut Steps) -> Result<()> {
+    let tools = match tools() {
+        Ok(tools) => tools,
+        Err(error) => {
+            steps.not_run("aarch64", &format!("{error:#}"), false);
+            return Ok(());
+        }
+    };
+    let mut build = cross(&tools);
+    let _ = build.args(["build", "--target", TARGET, "--workspace"]);
+    for package in LEFT_OUT {
+        let _ = build.args(["--exclude", package]);
+    }
+    steps.command("build for aarch64", &mut build)?;
+    let mut test = cross(&tools);
+    let _ = test.args(["test", "--target", TARGET, "--no-fail-fast", "--lib"]);
+    for package in TESTED {
+        let _ = test.args(["-p", package]);
+    }
+    let _ = test.arg("--");
+    for name in NOT_EMULATED {
+        let _ = test.args(["--skip", name]);
+        steps.not_run(&format!("aarch64: virtio-net {name}"), WHY_NOT_EMULATED, false);
+    }
+    steps.command("unit tests on aarch64, emulated", &mut test)
+}
+
+fn tools() -> Result<CrossTools> {
+    standard_library()?;
+    Environment::open()?.aarch64()
+}
+
+/// Makes sure that the compiler has a standard library for the target.
+fn standard_library() -> Result<()> {
+    let has_one = || {
+        let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+        let _ = rustc.args(["--print", "target-libdir", "--target", TARGET]);
+        let folder = output(&mut rustc, DOWNLOAD_TIMEOUT)?;
+        anyhow::Ok(Path::new(folder.trim()).is_dir())
+    };
+    if !has_one()? {
+        let mut rustup = Command::new("rustup");
+        let _ = output(rustup.args(["target", "add", TARGET]), DOWNLOAD_TIMEOUT)
+            .with_context(|| format!("rustup cannot add the target {TARGET}"))?;
+    }
+    ensure!(has_one()?, "the compiler has no standard library for {TARGET}");
+    Ok(())
+}
+
+/// cargo, with the linker and the emulator for the target.
+fn cross(tools: &CrossTools) -> Command {
+    let variable = |what: &str| {
+        format!("CARGO_TARGET_{}_{what}", TARGET.to_ascii_uppercase().replace('-', "_"))
+    };
+    let mut command = cargo();
+    let _ = command.env(variable("LINKER"), &tools.linker).env(variable("RUNNER"), &tools.runner);
+    command
+}

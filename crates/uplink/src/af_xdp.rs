@@ -1,0 +1,296 @@
+//! An interface by `AF_XDP`: the fastest way out that leaves the device to the kernel.
+//!
+//! ```text
+//!  driver ─► our XDP program ─► rx ring ──► Frame (head copied, body stays in the UMEM)
+//!                                 ▲                     │ release
+//!  UMEM (memfd) of all queues     └──── fill ring ◄─────┘
+//!  driver ◄── tx ring ◄── private head | body, copied once from the sender's memory
+//!     └─────► completion ring ─► the chunk is free again
+//! ```
+//!
+//! **Trust.** Frames came from the network; descriptors from the kernel are checked before use.
+//! **Limits.** [`QUEUES_MAX`] queues; 2048 frames of a queue wait to be taken, 1024 to be sent;
+//! frames of several chunks (above 1792 bytes) need Linux 6.6.
+//! **Not supported.** Zero-copy is there but **untested**: no device for it was at hand. Frames to
+//! be segmented are refused. The kernel does not say which frames were segmented for us: with
+//! `mode=generic` the peer of a veth must have TSO off.
+
+mod attach;
+mod egress;
+mod error;
+mod ingress;
+mod layout;
+mod program;
+mod socket;
+mod unfinished;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use packet::MacAddr;
+use port::{DropReason, QueueCounters};
+
+use crate::interface::{Link, Namespace};
+use attach::{Attachment, Hook};
+use program::Program;
+use socket::{Queues, Umem};
+
+pub use egress::AfXdpEgress;
+pub use error::AfXdpError;
+pub use ingress::AfXdpIngress;
+pub use program::MACS_MAX;
+
+/// The most queues of an interface.
+pub const QUEUES_MAX: u16 = 64;
+
+/// How frames should come to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// The best that the device can do.
+    #[default]
+    Auto,
+    /// The device writes frames straight into our memory.
+    ZeroCopy,
+    /// The driver runs our program, and the kernel copies frames.
+    Copy,
+    /// The kernel runs our program behind the driver, and copies frames: any device can.
+    Generic,
+}
+
+/// How frames come to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Obtained {
+    /// [`Mode::ZeroCopy`].
+    ZeroCopy,
+    /// [`Mode::Copy`].
+    Copy,
+    /// [`Mode::Generic`].
+    Generic,
+}
+
+impl Obtained {
+    /// The name, as the key `mode` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ZeroCopy => "zero-copy",
+            Self::Copy => "copy",
+            Self::Generic => "generic",
+        }
+    }
+}
+
+/// Which frames are for us; the rest is for the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Steer {
+    /// All.
+    #[default]
+    All,
+    /// Those for group addresses and for the stations of [`AfXdpControl::set_macs`].
+    Mac,
+}
+
+/// Which interface to open, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AfXdpSettings {
+    /// The interface, which must exist.
+    pub ifname: String,
+    /// Queue pairs: the first ones of the device.
+    pub queues: u16,
+    /// How frames should come to us.
+    pub mode: Mode,
+    /// Another XDP program is replaced, and comes back in the end.
+    pub replace: bool,
+    /// Which frames are for us.
+    pub steer: Steer,
+    /// Workers run the driver's receive loop themselves.
+    pub busy_poll: bool,
+    /// A network namespace: a name as `ip netns` knows it, or a path.
+    pub netns: Option<String>,
+}
+
+/// An open uplink. Dropping control and link before the queues restores what was changed.
+#[derive(Debug)]
+pub struct AfXdp {
+    /// What was obtained, and what can be asked and set while workers have the queues.
+    pub control: AfXdpControl,
+    /// The interface.
+    pub link: Link,
+    /// Both halves of each queue pair.
+    pub queues: Vec<(AfXdpIngress, AfXdpEgress)>,
+}
+
+/// What the control thread holds of an open uplink: everything of which another process could
+/// make it anew. Dropped, it takes the XDP program off the interface.
+#[derive(Debug)]
+pub struct AfXdpControl {
+    attachment: Attachment,
+    program: Program,
+    umem: Arc<OwnedFd>,
+    sockets: Vec<Arc<OwnedFd>>,
+    mode: Obtained,
+}
+
+/// Frames for one queue that the kernel dropped, since it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct KernelDrops {
+    /// The receive ring was full.
+    pub ring_full: u64,
+    /// There was no free chunk, or the frame had more parts than the kernel takes.
+    pub no_buffer: u64,
+    /// Descriptors of ours that the kernel refused: none, unless there is a bug.
+    pub refused: u64,
+}
+
+impl KernelDrops {
+    /// The numbers by the reason that they are counted under.
+    pub fn by_reason(&self) -> [(DropReason, u64); 2] {
+        [(DropReason::KernelRingFull, self.ring_full), (DropReason::KernelNoBuffer, self.no_buffer)]
+    }
+}
+
+impl AfXdpControl {
+    /// How frames come to us.
+    pub fn mode(&self) -> Obtained {
+        self.mode
+    }
+
+    /// What the kernel dropped so far, by queue.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses to tell.
+    pub fn kernel_drops(&self) -> io::Result<Vec<KernelDrops>> {
+        self.sockets.iter().map(socket::drops).collect()
+    }
+
+    /// Says which stations are attached, for [`Steer::Mac`]; at most [`MACS_MAX`].
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses: too many, or the right is gone.
+    pub fn set_macs(&mut self, stations: &[MacAddr]) -> io::Result<()> {
+        self.program.set_macs(stations)
+    }
+
+    /// The memory of all frames.
+    pub fn umem(&self) -> BorrowedFd<'_> {
+        self.umem.as_fd()
+    }
+
+    /// The sockets, by queue.
+    pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.sockets.iter().map(AsFd::as_fd)
+    }
+
+    /// What keeps the XDP program on the interface.
+    pub fn program_link(&self) -> Option<BorrowedFd<'_>> {
+        self.attachment.link_fd()
+    }
+}
+
+/// Opens an interface and brings it up. Each queue pair counts in its own `counters`.
+///
+/// # Errors
+///
+/// [`AfXdpError`] says what is missing.
+pub fn open(
+    settings: &AfXdpSettings,
+    counters: &[Arc<QueueCounters>],
+) -> Result<AfXdp, AfXdpError> {
+    let wrong = settings.queues == 0 || settings.queues > QUEUES_MAX;
+    if wrong || counters.len() != usize::from(settings.queues) {
+        return Err(AfXdpError::QueueCount(settings.queues));
+    }
+    let namespace = Namespace::open(settings.netns.as_deref())?;
+    namespace.run(|| open_here(settings, &namespace, counters))?
+}
+
+/// Opens the interface in the namespace of the calling thread.
+fn open_here(
+    settings: &AfXdpSettings,
+    namespace: &Namespace,
+    counters: &[Arc<QueueCounters>],
+) -> Result<AfXdp, AfXdpError> {
+    let mut link = Link::find(namespace, &settings.ifname)?;
+    let (receive, transmit) = link.queues();
+    let (name, queues) = (link.name(), settings.queues);
+    if u32::from(queues) > receive.min(transmit) {
+        return Err(AfXdpError::Queues { name, queues, receive, transmit });
+    }
+    if receive > u32::from(queues) {
+        tracing::warn!(
+            interface = name,
+            receive,
+            queues,
+            "frames of the other receive queues go to the kernel: use queues={receive} or \
+             `ethtool -L`"
+        );
+    }
+    let program = Program::load(queues, settings.steer)?;
+    let mut attachment = Attachment::prepare(&link, settings.replace)?;
+    link.bring_up()?;
+    link.set_promiscuous()?;
+    let hook = attach_best(&mut attachment, &program, &link, settings.mode)?;
+    let umem = Umem::new(&name, queues)?;
+    let opened = Queues::open(&umem, &link, settings, hook)?;
+    let zero_copy = opened.zero_copy;
+    let mode = match hook {
+        _ if zero_copy => Obtained::ZeroCopy,
+        Hook::Native => Obtained::Copy,
+        Hook::Generic => Obtained::Generic,
+    };
+    let mut sockets = Vec::with_capacity(counters.len());
+    for (queue, socket) in (0u32..).zip(opened.sockets()) {
+        let failed = |e| AfXdpError::bpf(format!("give queue {queue} of {name} to a socket"), e);
+        program.set_socket(queue, socket).map_err(failed)?;
+        sockets.push(Arc::clone(socket));
+    }
+    let queues = opened.into_halves(&umem, &link, counters)?;
+    let umem = Arc::clone(umem.fd());
+    let control = AfXdpControl { attachment, program, umem, sockets, mode };
+    Ok(AfXdp { control, link, queues })
+}
+
+/// Attaches the program where `mode` wants it, or where the device can.
+fn attach_best(
+    attachment: &mut Attachment,
+    program: &Program,
+    link: &Link,
+    mode: Mode,
+) -> Result<Hook, AfXdpError> {
+    let hooks: &[Hook] = match mode {
+        Mode::Auto => &[Hook::Native, Hook::Generic],
+        Mode::ZeroCopy | Mode::Copy => &[Hook::Native],
+        Mode::Generic => &[Hook::Generic],
+    };
+    let mut result = Err(AfXdpError::QueueCount(0));
+    for hook in hooks {
+        let attached = attachment.attach(program.program.as_fd(), link.index(), *hook);
+        result = match attached {
+            Ok(()) => return Ok(*hook),
+            Err(error) => Err(refused(link, *hook, error)),
+        };
+    }
+    result
+}
+
+/// Why the program could not be attached.
+fn refused(link: &Link, hook: Hook, error: io::Error) -> AfXdpError {
+    let name = link.name();
+    match (hook, error.raw_os_error()) {
+        (Hook::Native, Some(libc::EOPNOTSUPP)) => {
+            let (what, instead) = ("XDP of its own", "generic");
+            AfXdpError::Mode { name, driver: link.driver().0, what, instead }
+        }
+        (Hook::Native, Some(libc::ERANGE)) => {
+            // ORDERING: a number of its own.
+            let mtu = link.mtu().load(std::sync::atomic::Ordering::Relaxed);
+            AfXdpError::Mtu { name, mtu }
+        }
+        (Hook::Native, Some(libc::ENOSPC)) => {
+            AfXdpError::PeerQueues { name, receive: link.queues().0 }
+        }
+        _ => AfXdpError::bpf(format!("attach the XDP program to {name}"), error),
+    }
+}

@@ -1,0 +1,305 @@
+//! Frames to the interface: written into the UMEM, sent with one call for a burst.
+
+use std::any::Any;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use port::{Batch, DropReason, Egress, Frame, Gso, Notified, Offload, QueueCounters, QueueFault};
+use virtq::mem::{MapError, SharedMap, SharedSlots};
+
+use crate::checksum;
+use crate::sys::xdp::{Consumer, Desc, Producer};
+
+use super::layout::{Area, CHUNK, PARTS_MAX, TX_FRAMES, TX_ROOM, TX_SKIP};
+use super::socket::{METADATA, Poked, Socket};
+
+/// Calls to the kernel in one burst that finds no free chunk.
+const CALLS_FOR_ROOM: u32 = 4;
+/// Calls to the kernel for one burst: it takes 32 frames in each before Linux 6.17.
+const CALLS_FOR_BURST: u32 = 64;
+/// Bytes before the payload that an MTU counts.
+const ETHERNET: u32 = 14;
+const TAG: u32 = 4;
+
+const METADATA_BYTES: usize = METADATA as usize;
+/// `XDP_TXMD_FLAGS_CHECKSUM`: the first word of the metadata.
+const CHECKSUM: u64 = libc::XDP_TXMD_FLAGS_CHECKSUM as u64;
+
+/// What an [`AfXdpEgress`] is made of.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    pub(super) socket: Arc<Socket>,
+    pub(super) counters: Arc<QueueCounters>,
+    pub(super) mtu: Arc<AtomicU32>,
+    pub(super) tx: Producer<Desc>,
+    pub(super) completion: Consumer<u64>,
+    /// The kernel finishes checksums, if it is told where.
+    pub(super) metadata: bool,
+    /// A frame can have several chunks.
+    pub(super) spread: bool,
+}
+
+/// Frames to the interface.
+#[derive(Debug)]
+pub struct AfXdpEgress {
+    parts: Outgoing,
+    area: Area,
+    slots: SharedSlots,
+    /// Chunks that hold nothing: the one that was used last comes first.
+    free: Vec<u32>,
+    /// Frames were put since the last call.
+    pending: bool,
+    /// The interface was down at the last call.
+    down: bool,
+    /// What a call without an answer met, to be told by the next one.
+    fault: Option<QueueFault>,
+}
+
+impl AfXdpEgress {
+    pub(super) fn new(parts: Outgoing, map: &SharedMap, queue: u32) -> Result<Self, MapError> {
+        let area = Area::transmit(queue);
+        let slots = SharedSlots::new(map, area.offset(), area.chunks(), CHUNK)?;
+        let free = (0..area.chunks()).rev().collect();
+        Ok(Self { parts, area, slots, free, pending: false, down: false, fault: None })
+    }
+
+    /// Takes back the chunks of frames that were sent.
+    #[inline(always)]
+    fn reap(&mut self) -> Result<(), QueueFault> {
+        let available = self.parts.completion.available(TX_FRAMES);
+        for index in 0..available {
+            let addr = self.parts.completion.peek(index);
+            match self.area.chunk(addr) {
+                Some(chunk) if self.free.len() < TX_FRAMES as usize => self.free.push(chunk),
+                _ => return Err(self.fault(format!("{addr:#x} is not a chunk on its way"))),
+            }
+        }
+        if available > 0 {
+            self.parts.completion.consume(available);
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn fault(&self, error: String) -> QueueFault {
+        QueueFault::Host { what: format!("send to interface {}", self.parts.socket.name()), error }
+    }
+
+    /// Calls the kernel until it has taken what was put, or does not take more.
+    fn kick(&mut self, calls: u32) -> Result<(), QueueFault> {
+        let mut before = u32::MAX;
+        for _ in 0..calls {
+            let poked = self.parts.socket.poke_tx();
+            self.down = poked == Poked::Down;
+            if let Poked::Gone(errno) = poked {
+                return Err(self.fault(io::Error::from(errno).to_string()));
+            }
+            let waiting = self.parts.tx.waiting();
+            if waiting == 0 || waiting >= before || self.down {
+                break;
+            }
+            before = waiting;
+        }
+        Ok(())
+    }
+
+    /// Chunks for one frame: calls the kernel if they are short, as often as `calls` still allows.
+    #[inline(always)]
+    fn has_room(&mut self, parts: u32, calls: &mut u32) -> Result<bool, QueueFault> {
+        if self.free.len() >= parts as usize {
+            return Ok(true);
+        }
+        self.make_room(parts, calls)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn make_room(&mut self, parts: u32, calls: &mut u32) -> Result<bool, QueueFault> {
+        loop {
+            self.reap()?;
+            if self.free.len() >= parts as usize {
+                return Ok(true);
+            }
+            if *calls == 0 {
+                return Ok(false);
+            }
+            *calls = calls.saturating_sub(1);
+            self.parts.tx.publish();
+            self.kick(1)?;
+        }
+    }
+
+    /// Puts one frame into the ring; the reason if it cannot go.
+    #[inline(always)]
+    fn put(
+        &mut self,
+        batch: &Batch<'_>,
+        frame: &Frame,
+        (mtu, calls): (u32, &mut u32),
+    ) -> Result<Result<(), DropReason>, QueueFault> {
+        let len = frame.len();
+        let room = mtu.saturating_add(ETHERNET);
+        let room = if frame.tag().is_some() { room.saturating_add(TAG) } else { room };
+        if len > room {
+            let gso = frame.offload.gso != Gso::None;
+            return Ok(Err(if gso { DropReason::BadOffload } else { DropReason::Oversize }));
+        }
+        let body = batch.body_piece(frame);
+        let simple = len <= TX_ROOM && frame.offload.is_none();
+        if !simple || (body.is_none() && frame.body.len > 0) {
+            return self.put_other(batch, frame, calls);
+        }
+        if !self.has_room(1, calls)? {
+            return Ok(Err(DropReason::UplinkBusy));
+        }
+        let body = if frame.body.len > 0 { body } else { None };
+        let Some(chunk) = self.free.pop() else { return Ok(Err(DropReason::UplinkBusy)) };
+        if let Some(piece) = self.slots.piece(chunk, TX_SKIP) {
+            let _fits = piece.write_frame(&[], frame.head(), body);
+        }
+        self.parts.tx.put(Desc { addr: self.area.address(chunk, TX_SKIP), len, options: 0 });
+        Ok(Ok(()))
+    }
+
+    /// Puts a frame that has several chunks, or something left to do.
+    #[cold]
+    #[inline(never)]
+    fn put_other(
+        &mut self,
+        batch: &Batch<'_>,
+        frame: &Frame,
+        calls: &mut u32,
+    ) -> Result<Result<(), DropReason>, QueueFault> {
+        let parts = frame.len().div_ceil(TX_ROOM);
+        if parts > if self.parts.spread { PARTS_MAX.saturating_sub(1) } else { 1 } {
+            return Ok(Err(DropReason::Oversize));
+        }
+        if frame.offload.gso != Gso::None {
+            return Ok(Err(DropReason::BadOffload));
+        }
+        if !self.has_room(parts, calls)? {
+            return Ok(Err(DropReason::UplinkBusy));
+        }
+        if !frame.offload.needs_csum || self.tell(frame) {
+            let told = frame.offload.needs_csum.then_some(&frame.offload);
+            self.write(batch, frame, told);
+            return Ok(Ok(()));
+        }
+        let mut finished = frame.clone();
+        if !checksum::finish(&mut finished, batch.body(frame)) {
+            return Ok(Err(DropReason::BadOffload));
+        }
+        self.write(batch, &finished, None);
+        Ok(Ok(()))
+    }
+
+    /// Whether the kernel can finish the frame's checksum: it must be within the first chunk.
+    fn tell(&self, frame: &Frame) -> bool {
+        let Offload { csum_start, csum_offset, .. } = frame.offload;
+        let end = u32::from(csum_start).saturating_add(u32::from(csum_offset)).saturating_add(2);
+        self.parts.metadata && end <= frame.len().min(TX_ROOM)
+    }
+
+    /// Writes a frame into as many chunks as it takes; the caller knows that they are there.
+    fn write(&mut self, batch: &Batch<'_>, frame: &Frame, told: Option<&Offload>) {
+        let mut left = frame.len();
+        let mut body = batch.body(frame);
+        let mut head = frame.head();
+        let mut options = 0;
+        while left > 0 {
+            let Some(chunk) = self.free.pop() else { return };
+            let here = left.min(TX_ROOM);
+            if let Some(offload) = told.filter(|_| !head.is_empty()) {
+                let mut writer = self.slots.writer(chunk, TX_SKIP.saturating_sub(METADATA));
+                let _all = writer.write(&metadata(offload));
+                options = libc::XDP_TX_METADATA;
+            }
+            let mut writer = self.slots.writer(chunk, TX_SKIP);
+            let of_head = u32::try_from(writer.write(head)).unwrap_or(0);
+            head = &[];
+            let _all = writer.copy_from(&mut body, here.saturating_sub(of_head));
+            left = left.saturating_sub(here);
+            let more = if left > 0 { libc::XDP_PKT_CONTD } else { 0 };
+            let addr = self.area.address(chunk, TX_SKIP);
+            self.parts.tx.put(Desc { addr, len: here, options: options | more });
+            options = 0;
+        }
+    }
+}
+
+/// `struct xsk_tx_metadata`: finish this checksum.
+fn metadata(offload: &Offload) -> [u8; METADATA_BYTES] {
+    let mut bytes = [0; METADATA_BYTES];
+    let [s0, s1] = offload.csum_start.to_ne_bytes();
+    let [o0, o1] = offload.csum_offset.to_ne_bytes();
+    let flags = CHECKSUM.to_ne_bytes();
+    for (place, byte) in bytes.iter_mut().zip(flags.into_iter().chain([s0, s1, o0, o1])) {
+        *place = byte;
+    }
+    bytes
+}
+
+impl Egress for AfXdpEgress {
+    fn send(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
+        // ORDERING: a number of its own; a frame beside a change of the MTU may see either.
+        let mtu = self.parts.mtu.load(Ordering::Relaxed);
+        let mut result = self.fault.clone().map_or_else(|| self.reap(), Err);
+        if self.down && result.is_ok() {
+            result = self.kick(1);
+        }
+        let (mut count, mut bytes) = (0u64, 0u64);
+        let mut calls = CALLS_FOR_ROOM;
+        for (done, index) in picked.iter().enumerate() {
+            let Some(frame) = batch.frames().get(usize::from(*index)) else { continue };
+            let put = match &result {
+                Ok(()) if self.down => Ok(Err(DropReason::UplinkError)),
+                Ok(()) => self.put(batch, frame, (mtu, &mut calls)),
+                Err(fault) => Err(fault.clone()),
+            };
+            match put {
+                Ok(Ok(())) => {
+                    count = count.wrapping_add(1);
+                    bytes = bytes.wrapping_add(u64::from(frame.len()));
+                }
+                Ok(Err(reason)) => self.parts.counters.egress.dropped(reason, 1),
+                Err(fault) => {
+                    let left = picked.len().saturating_sub(done) as u64;
+                    self.parts.counters.egress.dropped(DropReason::UplinkError, left);
+                    result = Err(fault);
+                    break;
+                }
+            }
+        }
+        if count > 0 {
+            self.parts.tx.publish();
+            self.pending = true;
+            self.parts.counters.egress.sent(count, bytes);
+        }
+        result
+    }
+
+    fn notify(&mut self) -> Notified {
+        if !self.pending {
+            return Notified::Nobody;
+        }
+        self.pending = false;
+        if self.parts.tx.needs_wakeup() {
+            self.fault = self.kick(CALLS_FOR_BURST).err();
+            let stuck = !self.down && self.parts.tx.waiting() > 0;
+            if stuck {
+                // ORDERING: a hint between the halves.
+                self.parts.socket.stuck.store(true, Ordering::Relaxed);
+            }
+        }
+        Notified::Nobody
+    }
+
+    fn counters(&self) -> &Arc<QueueCounters> {
+        &self.parts.counters
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any + Send> {
+        self
+    }
+}

@@ -1,0 +1,255 @@
+//! Frames from the interface: taken where the kernel wrote them.
+
+use std::any::Any;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use port::{
+    BURST_MAX, Batch, DropReason, Frame, FrameBuf, Ingress, Notified, Offload, QueueCounters,
+    QueueFault,
+};
+use virtq::mem::{MapError, Pool, SharedMap, SharedSlots};
+
+use crate::checksum;
+use crate::sys::xdp::{Consumer, Desc, Producer};
+
+use super::layout::{Area, CHUNK, PARTS_MAX, RX_FRAMES};
+use super::socket::{Poked, Socket};
+use super::unfinished::unfinished;
+
+#[expect(clippy::cast_possible_truncation, reason = "64 fits")]
+const BURST: u32 = BURST_MAX as u32;
+
+/// What an [`AfXdpIngress`] is made of.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    pub(super) socket: Arc<Socket>,
+    pub(super) counters: Arc<QueueCounters>,
+    pub(super) rx: Consumer<Desc>,
+    pub(super) fill: Producer<u64>,
+    pub(super) busy_poll: bool,
+    /// Frames may have checksums that nobody finished.
+    pub(super) unfinished: bool,
+}
+
+/// Frames from the interface.
+#[derive(Debug)]
+pub struct AfXdpIngress {
+    parts: Incoming,
+    area: Area,
+    slots: SharedSlots,
+    /// Chunks of the last burst, to be given back.
+    taken: Vec<u32>,
+    fault: Option<QueueFault>,
+}
+
+/// What became of the descriptors at the head of the ring.
+enum Taken {
+    /// A frame of that many descriptors and bytes.
+    Frame(u32, u32),
+    /// A frame of that many descriptors and bytes that is dropped.
+    Dropped(u32, u32, DropReason),
+    /// The rest of the frame is not there yet.
+    Partial,
+    /// A descriptor that cannot be.
+    Bad(Desc),
+}
+
+impl AfXdpIngress {
+    pub(super) fn new(parts: Incoming, map: &SharedMap, queue: u32) -> Result<Self, MapError> {
+        let area = Area::receive(queue);
+        let slots = SharedSlots::new(map, area.offset(), area.chunks(), CHUNK)?;
+        let taken = Vec::with_capacity(RX_FRAMES as usize);
+        let mut new = Self { parts, area, slots, taken, fault: None };
+        new.taken.extend(0..area.chunks());
+        new.refill();
+        Ok(new)
+    }
+
+    /// Gives all taken chunks to the kernel.
+    fn refill(&mut self) {
+        let fill = &mut self.parts.fill;
+        // The ring has an entry for each chunk of the area, so there is room.
+        let room = fill.room(u32::try_from(self.taken.len()).unwrap_or(u32::MAX));
+        let count = self.taken.len().min(room as usize);
+        for chunk in self.taken.drain(..count) {
+            fill.put(self.area.address(chunk, 0));
+        }
+        fill.publish();
+    }
+
+    /// Looks for work when there is none: what only a system call can move on.
+    #[cold]
+    #[inline(never)]
+    fn look_closer(&mut self) {
+        let socket = &self.parts.socket;
+        // ORDERING: a hint between the halves; the kernel's own lock orders the frames.
+        if socket.stuck.load(Ordering::Relaxed) && socket.poke_tx() == Poked::Done {
+            socket.stuck.store(false, Ordering::Relaxed);
+        }
+        if self.parts.busy_poll || self.parts.fill.needs_wakeup() {
+            self.poke();
+        }
+    }
+
+    fn poke(&mut self) {
+        if let Poked::Gone(errno) = self.parts.socket.poke_rx() {
+            let what = format!("receive from interface {}", self.parts.socket.name());
+            let error = io::Error::from(errno).to_string();
+            self.fault = Some(QueueFault::Host { what, error });
+        }
+    }
+
+    /// Takes the frame whose first descriptor is `first`, entry `at` of the ring.
+    #[inline(always)]
+    fn take(&mut self, at: u32, frame: &mut Frame) -> Taken {
+        let desc = self.parts.rx.peek(at);
+        if desc.options & libc::XDP_PKT_CONTD != 0 {
+            return self.take_spread(at, frame);
+        }
+        let Some(place) = self.area.locate(desc) else { return Taken::Bad(desc) };
+        self.taken.push(place.chunk);
+        let whole = Pool::span(place.chunk, 0, place.skip.wrapping_add(desc.len));
+        let piece = self.slots.store().one(whole);
+        if piece.is_some_and(|piece| frame.fill_piece(piece, place.skip, place.chunk)) {
+            Taken::Frame(1, desc.len)
+        } else {
+            Taken::Dropped(1, desc.len, DropReason::Runt)
+        }
+    }
+
+    /// Takes a frame of several chunks.
+    #[cold]
+    #[inline(never)]
+    fn take_spread(&mut self, at: u32, frame: &mut Frame) -> Taken {
+        let first = self.slots.list_len();
+        let kept = self.taken.len();
+        let (mut parts, mut len) = (0u32, 0u32);
+        loop {
+            let here = at.saturating_add(parts);
+            if self.parts.rx.available(here.saturating_add(1)) <= here {
+                self.slots.truncate_list(first);
+                self.taken.truncate(kept);
+                return Taken::Partial;
+            }
+            let desc = self.parts.rx.peek(here);
+            let Some(place) = self.area.locate(desc) else { return Taken::Bad(desc) };
+            self.taken.push(place.chunk);
+            parts = parts.saturating_add(1);
+            len = len.saturating_add(desc.len);
+            if parts <= PARTS_MAX && !self.slots.push(place.chunk, place.skip, desc.len) {
+                return Taken::Bad(desc);
+            }
+            if desc.options & libc::XDP_PKT_CONTD == 0 {
+                break;
+            }
+        }
+        if parts > PARTS_MAX {
+            self.slots.truncate_list(first);
+            return Taken::Dropped(parts, len, DropReason::Oversize);
+        }
+        let whole = self.slots.list_span(first, len);
+        if frame.fill(self.slots.store().reader(whole), whole, Offload::default()) {
+            Taken::Frame(parts, len)
+        } else {
+            Taken::Dropped(parts, len, DropReason::Runt)
+        }
+    }
+
+    /// Finishes the checksum of a frame whose sender did not.
+    #[inline(always)]
+    fn finish(&self, frame: &mut Frame) -> bool {
+        match unfinished(frame.head()) {
+            None => true,
+            Some(offload) => {
+                frame.offload = offload;
+                let body = self.slots.store().reader(frame.body);
+                checksum::finish(frame, body)
+            }
+        }
+    }
+}
+
+impl Ingress for AfXdpIngress {
+    fn receive<'a>(&'a mut self, frames: &'a mut FrameBuf) -> Batch<'a> {
+        frames.clear();
+        self.slots.clear_list();
+        let mut available = self.parts.rx.available(BURST);
+        if available == 0 {
+            self.look_closer();
+            available = self.parts.rx.available(BURST);
+        }
+        let mut fault = self.fault.clone();
+        let (mut at, mut count, mut bytes) = (0u32, 0u64, 0u64);
+        while at < available {
+            let Some(frame) = frames.slot() else { break };
+            let (parts, len, outcome) = match self.take(at, frame) {
+                Taken::Frame(parts, len) => {
+                    let finished = !self.parts.unfinished || self.finish(frame);
+                    (parts, len, if finished { Ok(()) } else { Err(DropReason::BadOffload) })
+                }
+                Taken::Dropped(parts, len, reason) => (parts, len, Err(reason)),
+                Taken::Partial => break,
+                Taken::Bad(desc) => {
+                    fault = Some(bad(&self.parts.socket, desc));
+                    break;
+                }
+            };
+            at = at.wrapping_add(parts);
+            count = count.wrapping_add(1);
+            bytes = bytes.wrapping_add(u64::from(len));
+            match outcome {
+                Ok(()) => frames.keep(),
+                Err(reason) => self.parts.counters.ingress.dropped(reason, 1),
+            }
+        }
+        if count > 0 {
+            self.parts.rx.consume(at);
+            self.parts.counters.ingress.received(count, bytes);
+        }
+        frames.batch(self.slots.store(), fault)
+    }
+
+    fn release(&mut self) {
+        self.refill();
+    }
+
+    fn notify(&mut self) -> Notified {
+        if self.parts.fill.needs_wakeup() {
+            self.poke();
+        }
+        Notified::Nobody
+    }
+
+    fn arm(&mut self) -> bool {
+        // This tells of an interface that is gone, too.
+        self.poke();
+        // ORDERING: see `look_closer`.
+        let stuck = self.parts.socket.stuck.load(Ordering::Relaxed);
+        stuck || self.fault.is_some() || self.parts.rx.available(1) > 0
+    }
+
+    fn disarm(&mut self) {}
+
+    fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.parts.socket.fd())
+    }
+
+    fn counters(&self) -> &Arc<QueueCounters> {
+        &self.parts.counters
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any + Send> {
+        self
+    }
+}
+
+#[cold]
+fn bad(socket: &Socket, desc: Desc) -> QueueFault {
+    QueueFault::Host {
+        what: format!("receive from interface {}", socket.name()),
+        error: format!("{} bytes at {:#x} are not in a chunk of the queue", desc.len, desc.addr),
+    }
+}

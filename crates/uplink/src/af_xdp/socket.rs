@@ -1,0 +1,343 @@
+//! The sockets of an interface and the one UMEM that they share.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use port::QueueCounters;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::io::Errno;
+use rustix::net::addr::SocketAddrArg;
+use rustix::net::xdp::{
+    SocketAddrXdp, SocketAddrXdpFlags, SocketAddrXdpWithSharedUmem, XDP_PGOFF_RX_RING,
+    XDP_PGOFF_TX_RING, XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_PGOFF_FILL_RING, XdpOptionsFlags,
+    XdpUmemReg, XdpUmemRegFlags,
+};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, sockopt};
+use virtq::mem::SharedMap;
+
+use crate::interface::Link;
+use crate::sys::map::map_fd;
+use crate::sys::xdp::{self, Consumer, Desc, Producer};
+
+use super::attach::Hook;
+use super::egress::{AfXdpEgress, Outgoing};
+use super::ingress::{AfXdpIngress, Incoming};
+use super::layout::{CHUNK, RX_FRAMES, TX_FRAMES, umem_bytes};
+use super::{AfXdpError, AfXdpSettings, KernelDrops, Mode};
+
+/// Bytes of `struct xsk_tx_metadata`.
+pub(super) const METADATA: u32 = 24;
+/// Bytes of frames on their way out that the kernel keeps: more than the chunks to send can take.
+const SEND_BUFFER: usize = 32 << 20;
+/// Microseconds that one call polls the driver.
+const BUSY_POLL_US: u32 = 20;
+/// How long a queue that is in use is asked for: half a second.
+const BUSY_TRIES: u32 = 50;
+const BUSY_WAIT: Duration = Duration::from_millis(10);
+
+/// The memory of all frames of an interface.
+#[derive(Debug)]
+pub(super) struct Umem {
+    name: String,
+    fd: Arc<OwnedFd>,
+    map: SharedMap,
+}
+
+impl Umem {
+    pub(super) fn new(name: &str, queues: u16) -> Result<Self, AfXdpError> {
+        let failed = |error: io::Error| {
+            AfXdpError::raw(format!("make the memory for frames of interface {name}"), error)
+        };
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let fd = memfd_create("causeway-umem", flags).map_err(|e| failed(e.into()))?;
+        let bytes = umem_bytes(queues);
+        ftruncate(&fd, bytes).map_err(|e| failed(e.into()))?;
+        // Whoever gets the fd cannot take the memory away from under us.
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        fcntl_add_seals(&fd, seals).map_err(|e| failed(e.into()))?;
+        let len = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let map = map_fd(fd.as_fd(), len, 0, true).map_err(failed)?;
+        Ok(Self { name: name.to_owned(), fd: Arc::new(fd), map })
+    }
+
+    pub(super) fn fd(&self) -> &Arc<OwnedFd> {
+        &self.fd
+    }
+
+    pub(super) fn map(&self) -> &SharedMap {
+        &self.map
+    }
+
+    /// Makes `socket` the owner of the memory. Returns whether frames to send have metadata.
+    fn register(&self, socket: &OwnedFd) -> Result<bool, AfXdpError> {
+        let plain = XdpUmemReg {
+            addr: self.map.as_ptr().expose_provenance() as u64,
+            len: self.map.len() as u64,
+            chunk_size: CHUNK,
+            headroom: 0,
+            flags: XdpUmemRegFlags::empty(),
+            tx_metadata_len: 0,
+        };
+        let flags = XdpUmemRegFlags::from_bits_retain(libc::XDP_UMEM_TX_METADATA_LEN);
+        let with_metadata = XdpUmemReg { flags, tx_metadata_len: METADATA, ..plain };
+        // Before Linux 6.11 frames have no metadata.
+        let registered = match sockopt::set_xdp_umem_reg(socket, with_metadata) {
+            Ok(()) => Ok(true),
+            Err(Errno::INVAL) => sockopt::set_xdp_umem_reg(socket, plain).map(|()| false),
+            Err(error) => Err(error),
+        };
+        registered.map_err(|error| match error {
+            Errno::NOBUFS | Errno::NOMEM => {
+                AfXdpError::Locked { name: self.name.clone(), bytes: self.map.len() }
+            }
+            error => {
+                let what = format!("register the memory for frames of interface {}", self.name);
+                AfXdpError::raw(what, error.into())
+            }
+        })
+    }
+}
+
+/// One socket and its rings.
+#[derive(Debug)]
+struct Opened {
+    fd: Arc<OwnedFd>,
+    fill: Producer<u64>,
+    rx: Consumer<Desc>,
+    tx: Producer<Desc>,
+    completion: Consumer<u64>,
+}
+
+impl Opened {
+    fn new(first: Option<&Umem>, busy_poll: bool) -> Result<(Self, bool), AfXdpError> {
+        let open = |error: Errno| AfXdpError::raw("open an AF_XDP socket", error.into());
+        let flags = SocketFlags::CLOEXEC;
+        let fd = rustix::net::socket_with(AddressFamily::XDP, SocketType::RAW, flags, None)
+            .map_err(open)?;
+        let metadata = match first {
+            Some(umem) => umem.register(&fd)?,
+            None => false,
+        };
+        let failed = |e: io::Error| AfXdpError::raw("make the rings of an AF_XDP socket", e);
+        let rings = || -> io::Result<_> {
+            sockopt::set_xdp_umem_fill_ring_size(&fd, RX_FRAMES)?;
+            sockopt::set_xdp_umem_completion_ring_size(&fd, TX_FRAMES)?;
+            sockopt::set_xdp_rx_ring_size(&fd, RX_FRAMES)?;
+            sockopt::set_xdp_tx_ring_size(&fd, TX_FRAMES)?;
+            let at = sockopt::xdp_mmap_offsets(&fd)?;
+            let fd = fd.as_fd();
+            Ok((
+                Producer::map(fd, XDP_UMEM_PGOFF_FILL_RING, &at.fr, RX_FRAMES)?,
+                Consumer::map(fd, XDP_PGOFF_RX_RING, &at.rx, RX_FRAMES)?,
+                Producer::map(fd, XDP_PGOFF_TX_RING, &at.tx, TX_FRAMES)?,
+                Consumer::map(fd, XDP_UMEM_PGOFF_COMPLETION_RING, &at.cr, TX_FRAMES)?,
+            ))
+        };
+        let (fill, rx, tx, completion) = rings().map_err(failed)?;
+        // What the kernel cannot do here costs calls, not frames.
+        let _old_kernel = xdp::set_tx_budget(fd.as_fd(), TX_FRAMES);
+        if sockopt::set_socket_send_buffer_size_force(&fd, SEND_BUFFER).is_err() {
+            let _best = sockopt::set_socket_send_buffer_size(&fd, SEND_BUFFER);
+        }
+        if busy_poll {
+            let burst = u32::try_from(port::BURST_MAX).unwrap_or(64);
+            xdp::set_busy_poll(fd.as_fd(), BUSY_POLL_US, burst)
+                .map_err(|error| AfXdpError::admin("set busy polling", error))?;
+        }
+        Ok((Self { fd: Arc::new(fd), fill, rx, tx, completion }, metadata))
+    }
+}
+
+/// All sockets of an interface.
+#[derive(Debug)]
+pub(super) struct Queues {
+    opened: Vec<Opened>,
+    /// Frames to send can carry what is left to do on them.
+    metadata: bool,
+    /// Frames can have several chunks.
+    spread: bool,
+    busy_poll: bool,
+    /// The device writes into the UMEM.
+    pub(super) zero_copy: bool,
+}
+
+impl Queues {
+    /// Opens and binds one socket for each queue.
+    pub(super) fn open(
+        umem: &Umem,
+        link: &Link,
+        settings: &AfXdpSettings,
+        hook: Hook,
+    ) -> Result<Self, AfXdpError> {
+        let (first, metadata) = Opened::new(Some(umem), settings.busy_poll)?;
+        let mode = match (settings.mode, hook) {
+            (Mode::ZeroCopy, _) => SocketAddrXdpFlags::XDP_ZEROCOPY,
+            // The kernel takes zero-copy if the driver can.
+            (Mode::Auto, Hook::Native) => SocketAddrXdpFlags::empty(),
+            _ => SocketAddrXdpFlags::XDP_COPY,
+        };
+        let flags = mode | SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
+        let to = |flags| SocketAddrXdp::new(flags, link.index(), 0);
+        // Before Linux 6.6 a frame has one chunk.
+        let spread = match bind_to(&first, &to(flags | SocketAddrXdpFlags::XDP_USE_SG)) {
+            Ok(()) => Ok(true),
+            Err(Errno::INVAL) => bind_to(&first, &to(flags)).map(|()| false),
+            Err(error) => Err(error),
+        };
+        let spread = spread.map_err(|error| bind_error(link, 0, settings.mode, error))?;
+        let zero_copy = sockopt::xdp_options(&first.fd)
+            .is_ok_and(|options| options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY));
+        let mut opened = vec![first];
+        for queue in 1..u32::from(settings.queues) {
+            let (next, _) = Opened::new(None, settings.busy_poll)?;
+            let flags = SocketAddrXdpFlags::XDP_SHARED_UMEM;
+            let addr = SocketAddrXdp::new(flags, link.index(), queue);
+            let Some(first) = opened.first() else { break };
+            let addr = SocketAddrXdpWithSharedUmem { addr, shared_umem_fd: first.fd.as_fd() };
+            bind_to(&next, &addr).map_err(|e| bind_error(link, queue, settings.mode, e))?;
+            opened.push(next);
+        }
+        // A driver without metadata of its own would not look at it.
+        let metadata = metadata && !zero_copy;
+        Ok(Self { opened, metadata, spread, busy_poll: settings.busy_poll, zero_copy })
+    }
+
+    /// The sockets, by queue.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = &Arc<OwnedFd>> {
+        self.opened.iter().map(|opened| &opened.fd)
+    }
+
+    /// Divides the queues into their halves.
+    pub(super) fn into_halves(
+        self,
+        umem: &Umem,
+        link: &Link,
+        counters: &[Arc<QueueCounters>],
+    ) -> Result<Vec<(AfXdpIngress, AfXdpEgress)>, AfXdpError> {
+        let failed =
+            |error| AfXdpError::raw("divide the memory for frames", io::Error::other(error));
+        let name: Arc<str> = link.name().into();
+        let mut halves = Vec::with_capacity(self.opened.len());
+        let (metadata, spread) = (self.metadata, self.spread);
+        for ((queue, opened), counters) in (0u32..).zip(self.opened).zip(counters) {
+            let socket = Arc::new(Socket {
+                fd: opened.fd,
+                name: Arc::clone(&name),
+                stuck: AtomicBool::new(false),
+            });
+            let incoming = Incoming {
+                socket: Arc::clone(&socket),
+                counters: Arc::clone(counters),
+                rx: opened.rx,
+                fill: opened.fill,
+                busy_poll: self.busy_poll,
+                unfinished: !self.zero_copy,
+            };
+            let outgoing = Outgoing {
+                socket,
+                counters: Arc::clone(counters),
+                mtu: Arc::clone(link.mtu()),
+                tx: opened.tx,
+                completion: opened.completion,
+                metadata,
+                spread,
+            };
+            let ingress = AfXdpIngress::new(incoming, umem.map(), queue).map_err(failed)?;
+            let egress = AfXdpEgress::new(outgoing, umem.map(), queue).map_err(failed)?;
+            halves.push((ingress, egress));
+        }
+        Ok(halves)
+    }
+}
+
+/// Binds a socket. A queue whose last socket was closed a moment ago is not free yet: the kernel
+/// lets go of it behind our back.
+fn bind_to(socket: &Opened, addr: &impl SocketAddrArg) -> Result<(), Errno> {
+    let mut tries = BUSY_TRIES;
+    loop {
+        match bind(&socket.fd, addr) {
+            Err(Errno::BUSY) if tries > 0 => {
+                tries = tries.wrapping_sub(1);
+                std::thread::sleep(BUSY_WAIT);
+            }
+            result => return result,
+        }
+    }
+}
+
+fn bind_error(link: &Link, queue: u32, mode: Mode, error: Errno) -> AfXdpError {
+    let name = link.name();
+    match (error, mode) {
+        (Errno::BUSY, _) => AfXdpError::Busy { name, queue },
+        (Errno::OPNOTSUPP | Errno::INVAL, Mode::ZeroCopy) => {
+            let (what, instead) = ("zero-copy", "copy");
+            AfXdpError::Mode { name, driver: link.driver().0, what, instead }
+        }
+        _ => AfXdpError::raw(format!("bind to queue {queue} of interface {name}"), error.into()),
+    }
+}
+
+/// What the kernel dropped for a socket.
+pub(super) fn drops(socket: &Arc<OwnedFd>) -> io::Result<KernelDrops> {
+    let numbers = sockopt::xdp_statistics(socket)?;
+    Ok(KernelDrops {
+        ring_full: numbers.rx_ring_full.unwrap_or(0),
+        no_buffer: numbers.rx_dropped,
+        refused: numbers.rx_invalid_descs.saturating_add(numbers.tx_invalid_descs),
+    })
+}
+
+/// What both halves of a queue share.
+#[derive(Debug)]
+pub(super) struct Socket {
+    fd: Arc<OwnedFd>,
+    name: Arc<str>,
+    /// Frames to send are left in the ring, and nobody may come to send more.
+    pub(super) stuck: AtomicBool,
+}
+
+/// How a call to the kernel ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Poked {
+    /// It did what there was to do.
+    Done,
+    /// There is more to do, or something is in the way.
+    Again,
+    /// The interface is down.
+    Down,
+    /// The interface is gone.
+    Gone(Errno),
+}
+
+impl Socket {
+    pub(super) fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Lets the kernel look at the ring of frames to send.
+    pub(super) fn poke_tx(&self) -> Poked {
+        poked(rustix::net::send(&self.fd, &[], SendFlags::DONTWAIT).map(drop))
+    }
+
+    /// Lets the kernel look for frames, and at the fill ring.
+    pub(super) fn poke_rx(&self) -> Poked {
+        let nothing: &mut [u8] = &mut [];
+        poked(rustix::net::recv(&self.fd, nothing, RecvFlags::DONTWAIT).map(drop))
+    }
+}
+
+fn poked(result: Result<(), Errno>) -> Poked {
+    match result {
+        Ok(()) => Poked::Done,
+        Err(Errno::NETDOWN) => Poked::Down,
+        Err(error @ (Errno::NXIO | Errno::BADF | Errno::NODEV)) => Poked::Gone(error),
+        Err(_) => Poked::Again,
+    }
+}

@@ -1,0 +1,551 @@
+//! `AF_XDP` on real veth pairs, in namespaces of their own.
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "test code"
+)]
+
+mod namespace;
+
+use std::io::{Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use namespace::{Namespace, open_with};
+use packet::{Checksum, MacAddr};
+use port::{
+    Batch, DropReason, Egress, FrameBuf, Ingress, Offload, QueueCounters, QueueFault, QueueTotals,
+};
+use uplink::af_xdp::{AfXdp, AfXdpEgress, AfXdpIngress, AfXdpSettings, Mode, Obtained, Steer};
+use virtq::mem::{Pool, SegStore};
+
+fn totals(counters: &QueueCounters) -> QueueTotals {
+    let mut totals = counters.read_ends();
+    counters.read_rx(&mut totals);
+    totals
+}
+
+/// Sends the frames, head and body, as one burst.
+fn send(egress: &mut AfXdpEgress, wanted: &[Vec<u8>], offload: Offload) {
+    let mut pool = Pool::new(64, 16_384).unwrap();
+    let mut frames = FrameBuf::default();
+    for (slot, bytes) in (0..).zip(wanted) {
+        pool.slot_mut(slot).unwrap()[..bytes.len()].copy_from_slice(bytes);
+        let span = Pool::span(slot, 0, bytes.len() as u32);
+        let frame = frames.slot().unwrap();
+        assert!(frame.fill(pool.store().reader(span), span, offload));
+        frames.keep();
+    }
+    let picked: Vec<u16> = (0..wanted.len() as u16).collect();
+    egress.send(&frames.batch(pool.store(), None), &picked).unwrap();
+    let _ = egress.notify();
+}
+
+fn bytes_of(batch: &Batch<'_>, index: usize) -> Vec<u8> {
+    let frame = &batch.frames()[index];
+    let mut bytes = frame.head().to_vec();
+    let mut body = vec![0; frame.body.len as usize];
+    assert_eq!(batch.body(frame).read(&mut body), body.len());
+    bytes.extend(body);
+    bytes
+}
+
+/// Takes frames until there were `count`, or none came for a while.
+fn take(ingress: &mut AfXdpIngress, count: usize) -> Vec<Vec<u8>> {
+    let mut frames = FrameBuf::default();
+    let mut got = Vec::new();
+    let mut last = Instant::now();
+    while got.len() < count && last.elapsed() < Duration::from_secs(2) {
+        let batch = ingress.receive(&mut frames);
+        assert_eq!(batch.fault(), None);
+        got.extend((0..batch.len()).map(|index| bytes_of(&batch, index)));
+        if !batch.is_empty() {
+            last = Instant::now();
+        }
+        ingress.release();
+        let _ = ingress.notify();
+    }
+    got
+}
+
+/// A frame of a local experiment, whose bytes depend on its length and `seed`.
+fn frame(len: usize, seed: usize, tag: bool) -> Vec<u8> {
+    let mut bytes = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1];
+    if tag {
+        bytes.extend([0x81, 0, 0x20, 100]);
+    }
+    bytes.extend([0x88, 0xb5]);
+    let rest = len - bytes.len();
+    bytes.extend((0..rest).map(|i| (i * 7 + len + seed * 13) as u8));
+    bytes
+}
+
+/// Both ends of a pair, opened with the same settings.
+fn pair(queues: u16, mtu: u32, change: impl Fn(&mut AfXdpSettings)) -> (Namespace, [AfXdp; 2]) {
+    let namespace = Namespace::new();
+    namespace.veth("left0", (&namespace, "right0"), queues, mtu);
+    let open = |name| {
+        let mut settings = AfXdpSettings { queues, ..namespace.settings(name) };
+        change(&mut settings);
+        open_with(&settings).unwrap()
+    };
+    let ends = [open("left0"), open("right0")];
+    (namespace, ends)
+}
+
+#[test]
+fn frames_of_all_sizes_cross_unchanged_in_order_both_ways() {
+    for mode in [Mode::Auto, Mode::Copy, Mode::Generic] {
+        let (_namespace, [mut left, mut right]) = pair(1, 9000, |settings| settings.mode = mode);
+        let obtained = if mode == Mode::Generic { Obtained::Generic } else { Obtained::Copy };
+        assert_eq!((left.control.mode(), right.control.mode()), (obtained, obtained));
+        let sizes: Vec<usize> = (60..200)
+            .chain([1514, 1518, 1791, 1792, 1793, 1983, 1984, 1985, 2048, 3584, 4096, 9000, 9014])
+            .collect();
+        let wanted: Vec<_> =
+            sizes.iter().enumerate().map(|(i, len)| frame(*len, i, i % 3 == 0)).collect();
+        for _ in 0..2 {
+            for burst in wanted.chunks(32) {
+                send(&mut left.queues[0].1, burst, Offload::default());
+                let got = take(&mut right.queues[0].0, burst.len());
+                assert!(got == burst, "{mode:?}: {} of {} frames", got.len(), burst.len());
+            }
+            std::mem::swap(&mut left, &mut right);
+        }
+        for end in [&left, &right] {
+            let totals = totals(end.queues[0].0.counters());
+            let bytes = wanted.iter().map(|frame| frame.len() as u64).sum::<u64>();
+            assert_eq!((totals.rx_frames, totals.rx_bytes), (wanted.len() as u64, bytes));
+            assert_eq!((totals.tx_frames, totals.tx_bytes), (wanted.len() as u64, bytes));
+            assert_eq!(totals.dropped(), 0);
+            assert_eq!(
+                end.control.kernel_drops().unwrap(),
+                [uplink::af_xdp::KernelDrops::default()]
+            );
+        }
+    }
+}
+
+#[test]
+fn no_chunk_is_lost_in_a_hundred_rounds_of_the_ring() {
+    let (_namespace, [mut left, mut right]) = pair(1, 9000, |_| {});
+    for round in 0..1600 {
+        let large = round % 7 == 0;
+        let burst: Vec<_> =
+            (0..64).map(|i| frame(if large { 8000 } else { 60 + i }, round, false)).collect();
+        let parts = if large { 16 } else { 64 };
+        for burst in burst.chunks(parts) {
+            send(&mut left.queues[0].1, burst, Offload::default());
+            assert!(take(&mut right.queues[0].0, burst.len()) == burst, "round {round}");
+        }
+    }
+    // All chunks to send are free again: a full ring goes at once.
+    let burst: Vec<_> = (0..64).map(|i| frame(60 + i, 1, false)).collect();
+    for _ in 0..16 {
+        send(&mut left.queues[0].1, &burst, Offload::default());
+    }
+    assert_eq!(take(&mut right.queues[0].0, 1024).len(), 1024);
+    assert_eq!(totals(left.queues[0].1.counters()).dropped(), 0);
+}
+
+#[test]
+fn frames_that_nobody_takes_are_dropped_by_the_kernel_and_counted() {
+    let (_namespace, [mut left, mut right]) = pair(1, 1500, |_| {});
+    let burst: Vec<_> = (0..64).map(|i| frame(60, i, false)).collect();
+    for _ in 0..64 {
+        send(&mut left.queues[0].1, &burst, Offload::default());
+    }
+    assert_eq!(totals(left.queues[0].1.counters()).tx_frames, 4096);
+    let drops = right.control.kernel_drops().unwrap()[0];
+    let reasons = drops.by_reason().map(|(_, count)| count);
+    assert_eq!(reasons, [drops.ring_full, drops.no_buffer]);
+    assert_eq!(drops.ring_full + drops.no_buffer, 2048, "{drops:?}");
+    assert_eq!(take(&mut right.queues[0].0, 2048).len(), 2048);
+    send(&mut left.queues[0].1, &burst, Offload::default());
+    assert!(take(&mut right.queues[0].0, 64) == burst);
+}
+
+#[test]
+fn each_queue_has_its_own_way() {
+    for queues in [1, 2, 4] {
+        let (_namespace, [mut left, mut right]) = pair(queues, 1500, |_| {});
+        assert_eq!(left.queues.len(), usize::from(queues));
+        for queue in 0..usize::from(queues) {
+            let burst: Vec<_> = (0..64).map(|i| frame(60 + i, queue, false)).collect();
+            send(&mut left.queues[queue].1, &burst, Offload::default());
+            for other in 0..usize::from(queues) {
+                let ingress = &mut right.queues[other].0;
+                if other == queue {
+                    assert!(take(ingress, 64) == burst, "queue {queue} of {queues}");
+                } else {
+                    assert!(!ingress.arm(), "queue {other} got frames of {queue}");
+                    ingress.disarm();
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn zero_copy_is_refused_where_the_driver_has_none() {
+    let namespace = Namespace::new();
+    namespace.veth("left0", (&namespace, "right0"), 1, 1500);
+    let settings = AfXdpSettings { mode: Mode::ZeroCopy, ..namespace.settings("left0") };
+    let error = open_with(&settings).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "interface left0 (driver veth) has no zero-copy: use mode=copy or mode=auto"
+    );
+    assert!(!namespace.ip(&["link", "show", "left0"]).contains("xdp"));
+}
+
+/// Carries what is there from one uplink to another.
+fn carry(from: &mut AfXdp, to: &mut AfXdp, frames: &mut FrameBuf) {
+    let (ingress, egress) = (&mut from.queues[0].0, &mut to.queues[0].1);
+    let batch = ingress.receive(frames);
+    assert_eq!(batch.fault(), None);
+    let picked: Vec<u16> = (0..batch.len() as u16).collect();
+    egress.send(&batch, &picked).unwrap();
+    drop(batch);
+    ingress.release();
+    let _ = ingress.notify();
+    let _ = egress.notify();
+}
+
+const LEFT_MAC: &str = "02:00:00:00:00:01";
+const RIGHT_MAC: &str = "02:00:00:00:00:02";
+
+/// Two hosts, each behind a veth whose other end is ours.
+struct Hosts {
+    left: Namespace,
+    right: Namespace,
+    _middle: Namespace,
+    ends: [AfXdp; 2],
+}
+
+fn hosts(mtu: u32, mode: Mode) -> Hosts {
+    let [left, middle, right] = std::array::from_fn(|_| Namespace::new());
+    left.veth("host0", (&middle, "left0"), 1, mtu);
+    right.veth("host0", (&middle, "right0"), 1, mtu);
+    left.address("host0", LEFT_MAC, "10.9.0.1/24");
+    right.address("host0", RIGHT_MAC, "10.9.0.2/24");
+    left.neighbour("host0", "10.9.0.2", RIGHT_MAC);
+    right.neighbour("host0", "10.9.0.1", LEFT_MAC);
+    if mode == Mode::Generic {
+        for host in [&left, &right] {
+            let _ = host.exec("ethtool", &["-K", "host0", "tso", "off", "gso", "off"]);
+        }
+    }
+    let ends = ["left0", "right0"]
+        .map(|name| open_with(&AfXdpSettings { mode, ..middle.settings(name) }).unwrap());
+    Hosts { left, right, _middle: middle, ends }
+}
+
+#[test]
+fn tcp_with_unfinished_checksums_crosses_whole() {
+    const BYTES: usize = 4 << 20;
+    for mode in [Mode::Copy, Mode::Generic] {
+        for mtu in [1500, 9000] {
+            let Hosts { left, right, ends: [near, far], .. } = &mut hosts(mtu, mode);
+            let shown = left.exec("ethtool", &["-k", "host0"]);
+            assert!(shown.contains("tx-checksumming: on"), "{shown}");
+            let listener = right.tcp("10.9.0.2:7");
+            let sent: Vec<u8> = (0..BYTES).map(|i| (i * 7 + i / 251) as u8).collect();
+            let stop = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                let _carrier = scope.spawn(|| {
+                    let mut frames = FrameBuf::default();
+                    while !stop.load(Ordering::Relaxed) {
+                        carry(near, far, &mut frames);
+                        carry(far, near, &mut frames);
+                    }
+                });
+                let receiver = scope.spawn(move || {
+                    let mut got = Vec::new();
+                    let (mut stream, _) = listener.accept().unwrap();
+                    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+                    let _ = stream.read_to_end(&mut got).unwrap();
+                    got
+                });
+                let address = "10.9.0.2:7".parse().unwrap();
+                let connected = left.inside(|| {
+                    std::net::TcpStream::connect_timeout(&address, Duration::from_secs(5))
+                });
+                let written = connected.and_then(|mut stream| stream.write_all(&sent));
+                let got = receiver.join();
+                stop.store(true, Ordering::Relaxed);
+                written.unwrap();
+                assert!(got.unwrap() == sent, "{mode:?}, MTU {mtu}");
+            });
+            for host in [left, right] {
+                assert_eq!(host.snmp("Tcp", "InCsumErrors"), 0, "{mode:?}, MTU {mtu}");
+            }
+        }
+    }
+}
+
+#[test]
+fn datagrams_of_all_sizes_reach_a_host_with_right_checksums() {
+    let Hosts { left, right, ends: [near, far], .. } = &mut hosts(9000, Mode::Auto);
+    let (sender, receiver) = (left.udp("10.9.0.1:7"), right.udp("10.9.0.2:7"));
+    let mut frames = FrameBuf::default();
+    for len in (0..200u32).chain([1458, 1472, 1473, 4000, 8972]) {
+        let sent: Vec<u8> = (0..len).map(|i| (i * 7 + len) as u8).collect();
+        let mut got = [0; 9000];
+        let _ = sender.send_to(&sent, "10.9.0.2:7").unwrap();
+        let mut tries = 0;
+        let count = loop {
+            carry(near, far, &mut frames);
+            match receiver.recv(&mut got) {
+                Ok(count) => break count,
+                Err(_) => tries += 1,
+            }
+            assert!(tries < 20, "a datagram of {len} bytes is lost");
+        };
+        assert_eq!(&got[..count], &sent[..], "{len} bytes");
+    }
+    assert_eq!(right.snmp("Udp", "InCsumErrors"), 0);
+    let (rx, tx) = (totals(near.queues[0].0.counters()), totals(far.queues[0].1.counters()));
+    assert_eq!((rx.rx_frames, rx.rx_bytes), (tx.tx_frames, tx.tx_bytes));
+    assert_eq!(rx.dropped() + tx.dropped(), 0);
+}
+
+/// A UDP datagram over IPv4 whose checksum is left undone, and its pseudo header.
+fn undone(payload: usize) -> (Vec<u8>, Vec<u8>) {
+    let len = (8 + payload) as u16;
+    let mut pseudo = vec![10, 0, 0, 1, 10, 0, 0, 2, 0, 17];
+    pseudo.extend(len.to_be_bytes());
+    let mut frame = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0, 0x45, 0];
+    frame.extend((20 + len).to_be_bytes());
+    frame.extend([0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 0x12, 0x34, 0, 53]);
+    frame.extend(len.to_be_bytes());
+    frame.extend((!packet::checksum(&pseudo)).to_be_bytes());
+    frame.extend((0..payload).map(|i| (i * 7 + payload) as u8));
+    (frame, pseudo)
+}
+
+#[test]
+fn what_a_guest_left_undone_is_finished() {
+    let (_namespace, [mut left, mut right]) = pair(1, 9000, |_| {});
+    let offload =
+        Offload { needs_csum: true, csum_start: 34, csum_offset: 6, ..Offload::default() };
+    for payload in [20, 60, 100, 1400, 1942, 1943, 4000, 8900] {
+        let (sent, mut pseudo) = undone(payload);
+        send(&mut left.queues[0].1, std::slice::from_ref(&sent), offload);
+        let got = take(&mut right.queues[0].0, 1).remove(0);
+        assert_ne!(got[40..42], [0, 0]);
+        pseudo.extend(&got[34..]);
+        let mut sum = Checksum::default();
+        sum.add(&pseudo);
+        assert_eq!(sum.finish(), 0, "{payload} bytes");
+        assert_eq!((&got[..40], &got[42..]), (&sent[..40], &sent[42..]));
+    }
+    assert_eq!(totals(left.queues[0].1.counters()).dropped(), 0);
+}
+
+#[test]
+fn a_frame_above_the_mtu_is_dropped() {
+    let (namespace, [mut left, mut right]) = pair(1, 1500, |_| {});
+    let frames = [frame(1514, 1, false), frame(1515, 2, false), frame(1518, 3, true)];
+    send(&mut left.queues[0].1, &frames, Offload::default());
+    let got = take(&mut right.queues[0].0, 2);
+    assert!(got == [frames[0].clone(), frames[2].clone()]);
+    assert_eq!(totals(left.queues[0].1.counters()).drops[DropReason::Oversize as usize], 1);
+    let _ = namespace.ip(&["link", "set", "left0", "mtu", "1600"]);
+    let _ = namespace.ip(&["link", "set", "right0", "mtu", "1600"]);
+    let _ = left.link.check();
+    send(&mut left.queues[0].1, &frames[1..2], Offload::default());
+    assert!(take(&mut right.queues[0].0, 1) == frames[1..2]);
+}
+
+#[test]
+fn an_interface_that_is_down_drops_and_recovers() {
+    let (namespace, [mut left, mut right]) = pair(1, 1500, |_| {});
+    let burst: Vec<_> = (0..8).map(|i| frame(60, i, false)).collect();
+    let _ = namespace.ip(&["link", "set", "left0", "down"]);
+    for _ in 0..3 {
+        send(&mut left.queues[0].1, &burst, Offload::default());
+    }
+    let drops = totals(left.queues[0].1.counters()).drops;
+    assert_eq!(drops[DropReason::UplinkError as usize], 16, "all but the first burst");
+    let _ = namespace.ip(&["link", "set", "left0", "up"]);
+    send(&mut left.queues[0].1, &burst, Offload::default());
+    // The first burst waited in the ring.
+    let got = take(&mut right.queues[0].0, 16);
+    assert!(got == [burst.clone(), burst].concat(), "{} frames", got.len());
+}
+
+#[test]
+fn a_deleted_interface_is_a_host_fault_on_both_ways() {
+    let (namespace, [mut left, _right]) = pair(1, 1500, |_| {});
+    let _ = namespace.ip(&["link", "del", "left0"]);
+    let (ingress, egress) = &mut left.queues[0];
+    assert!(ingress.arm(), "there is a fault to be told");
+    let mut frames = FrameBuf::default();
+    let fault = ingress.receive(&mut frames).fault().cloned().unwrap();
+    let QueueFault::Host { what, error } = fault else { panic!("{fault}") };
+    assert_eq!(what, "receive from interface left0");
+    assert!(error.starts_with("No such device or address"), "{error}");
+    let mut result = Ok(());
+    for _ in 0..2 {
+        frames.clear();
+        frames.slot().unwrap().fill_private(&[2; 60]);
+        frames.keep();
+        result = egress.send(&frames.batch(SegStore::empty(), None), &[0]);
+        let _ = egress.notify();
+    }
+    let QueueFault::Host { what, .. } = result.unwrap_err() else { panic!("not a host fault") };
+    assert_eq!(what, "send to interface left0");
+}
+
+#[test]
+fn the_wake_up_says_whether_frames_are_there() {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    for busy_poll in [false, true] {
+        let (_namespace, [mut left, mut right]) =
+            pair(1, 1500, |settings| settings.busy_poll = busy_poll);
+        let ingress = &mut right.queues[0].0;
+        let readable = |ingress: &AfXdpIngress| {
+            let fd = ingress.wake_fd().unwrap();
+            let wait = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+            poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&wait)).unwrap() > 0
+        };
+        assert!(!ingress.arm());
+        assert!(!readable(ingress));
+        let burst: Vec<_> = (0..40).map(|i| frame(60 + i, i, false)).collect();
+        send(&mut left.queues[0].1, &burst, Offload::default());
+        send(&mut left.queues[0].1, &burst, Offload::default());
+        assert!(readable(ingress) && ingress.arm());
+        ingress.disarm();
+        let mut frames = FrameBuf::default();
+        assert_eq!(ingress.receive(&mut frames).len(), 64);
+        ingress.release();
+        assert!(ingress.arm());
+        assert_eq!(ingress.receive(&mut frames).len(), 16);
+        ingress.release();
+        assert!(!ingress.arm() && !readable(ingress));
+    }
+}
+
+#[test]
+fn with_steer_mac_the_kernel_keeps_what_is_not_ours() {
+    const OURS: [u8; 6] = [2, 0, 0, 0, 0, 9];
+    let (left, middle) = (Namespace::new(), Namespace::new());
+    left.veth("host0", (&middle, "left0"), 1, 1500);
+    left.address("host0", LEFT_MAC, "10.9.0.1/24");
+    middle.address("left0", RIGHT_MAC, "10.9.0.2/24");
+    left.neighbour("host0", "10.9.0.2", RIGHT_MAC);
+    left.neighbour("host0", "10.9.0.9", "02:00:00:00:00:09");
+    left.neighbour("host0", "10.9.0.8", "02:00:00:00:00:08");
+    let settings = AfXdpSettings { steer: Steer::Mac, ..middle.settings("left0") };
+    let mut end = open_with(&settings).unwrap();
+    let kernel = middle.udp("10.9.0.2:7");
+    let sender = left.udp("10.9.0.1:7");
+    sender.set_broadcast(true).unwrap();
+    let seen = |end: &mut AfXdp| {
+        for to in ["10.9.0.2:7", "10.9.0.9:7", "10.9.0.8:7", "10.9.0.255:7"] {
+            let _ = sender.send_to(to.as_bytes(), to).unwrap();
+        }
+        let mut got = [0; 100];
+        let count = kernel.recv(&mut got).unwrap();
+        assert_eq!(&got[..count], b"10.9.0.2:7");
+        assert!(kernel.recv(&mut got).is_err(), "one datagram was for the kernel");
+        let mut frames = FrameBuf::default();
+        let batch = end.queues[0].0.receive(&mut frames);
+        let got: Vec<[u8; 6]> =
+            batch.frames().iter().map(|frame| *frame.head().first_chunk().unwrap()).collect();
+        drop(batch);
+        end.queues[0].0.release();
+        got
+    };
+    assert_eq!(seen(&mut end), [[0xff; 6]]);
+    end.control.set_macs(&[MacAddr(OURS), MacAddr([2, 0, 0, 0, 0, 7])]).unwrap();
+    assert_eq!(seen(&mut end), [OURS, [0xff; 6]]);
+    end.control.set_macs(&[MacAddr([2, 0, 0, 0, 0, 8])]).unwrap();
+    assert_eq!(seen(&mut end), [[2, 0, 0, 0, 0, 8], [0xff; 6]]);
+}
+
+#[test]
+fn what_was_changed_is_undone() {
+    let namespace = Namespace::new();
+    namespace.veth("left0", (&namespace, "right0"), 1, 1500);
+    let _ = namespace.ip(&["link", "set", "left0", "down"]);
+    let shown = || namespace.ip(&["-d", "link", "show", "left0"]);
+    for mode in [Mode::Copy, Mode::Generic] {
+        let settings = AfXdpSettings { mode, ..namespace.settings("left0") };
+        let end = open_with(&settings).unwrap();
+        let text = shown();
+        let how = if mode == Mode::Copy { " xdp " } else { " xdpgeneric " };
+        assert!(text.contains(how) && text.contains("promiscuity 1"), "{text}");
+        assert!(text.contains(",UP"), "{text}");
+        assert!(end.control.program_link().is_some());
+        assert_eq!(end.control.sockets().count(), 1);
+        drop(end);
+        let text = shown();
+        assert!(!text.contains("xdp") && !text.contains(",UP"), "{text}");
+        assert!(text.contains("promiscuity 0"), "{text}");
+    }
+}
+
+#[test]
+fn another_program_is_named_and_replaced_only_if_asked() {
+    let namespace = Namespace::new();
+    namespace.veth("left0", (&namespace, "right0"), 1, 1500);
+    // Another uplink's program stands for somebody else's: it is held by a link.
+    let held = namespace.open("left0").unwrap();
+    for replace in [false, true] {
+        let settings = AfXdpSettings { replace, ..namespace.settings("left0") };
+        let text = open_with(&settings).unwrap_err().to_string();
+        let rest = text.strip_prefix("interface left0 has an XDP program already: program ");
+        let rest = rest.unwrap_or_else(|| panic!("{text}"));
+        assert!(rest.contains(" (causeway), which BPF link "), "{text}");
+        assert!(rest.ends_with("it cannot be replaced: end that process"), "{text}");
+    }
+    drop(held);
+    drop(namespace.open("left0").unwrap());
+}
+
+#[test]
+fn what_cannot_be_opened_is_named() {
+    let namespace = Namespace::new();
+    namespace.veth("left0", (&namespace, "right0"), 2, 1500);
+    let error = |name: &str, queues, mode| {
+        let settings = AfXdpSettings { queues, mode, ..namespace.settings(name) };
+        open_with(&settings).unwrap_err().to_string()
+    };
+    let place = format!("in network namespace {}", namespace.0);
+    assert_eq!(error("none0", 1, Mode::Auto), format!("interface none0 does not exist {place}"));
+    assert_eq!(
+        error("left0", 3, Mode::Auto),
+        "interface left0 has 2 receive and 2 transmit queues, 3 of each were asked for: use \
+         queues=2 or change the device with `ethtool -L`"
+    );
+    assert_eq!(error("left0", 0, Mode::Auto), "queues 0 must be 1 to 64");
+    assert_eq!(error("left0", 65, Mode::Auto), "queues 65 must be 1 to 64");
+    let _ = namespace.ip(&["link", "add", "br0", "type", "bridge"]);
+    assert_eq!(
+        error("br0", 1, Mode::Copy),
+        "interface br0 (driver bridge) has no XDP of its own: use mode=generic or mode=auto"
+    );
+}
+
+#[test]
+fn a_missing_right_is_named() {
+    let namespace = Namespace::new();
+    namespace.veth("left0", (&namespace, "right0"), 1, 1500);
+    let settings = AfXdpSettings { netns: None, ..namespace.settings("left0") };
+    let error = namespace.inside(move || {
+        use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+        let none = CapabilitySet::empty();
+        let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
+        set_capabilities(None, sets).unwrap();
+        open_with(&settings).unwrap_err().to_string()
+    });
+    assert_eq!(
+        error,
+        "no permission to make a BPF map: CAP_BPF (with CAP_NET_ADMIN) is needed (root has it)"
+    );
+}
