@@ -7,6 +7,7 @@
 //!                      └─► noted, and handled between two rounds, when ports can come and go
 //! ```
 
+mod capture;
 mod device;
 mod metrics;
 mod ports;
@@ -33,6 +34,7 @@ use switch::{Switch, SwitchEvent};
 use vhost_user_net::VhostUserPort;
 
 use crate::signals::Signals;
+use capture::Captures;
 pub(crate) use ports::Origin;
 use ports::Port;
 pub(crate) use reload::Source;
@@ -56,6 +58,7 @@ pub(crate) struct App {
     link_events: Arc<LinkEvents>,
     steering: Steering,
     ports: Vec<Port>,
+    captures: Captures,
     source: Option<Source>,
     /// How often a full receiveq is tried again.
     retries: u32,
@@ -128,6 +131,7 @@ impl App {
             link_events: Arc::new(link_events),
             steering,
             ports: Vec::new(),
+            captures: Captures::default(),
             source: None,
             retries: virtio_net::DEFAULT_RETRIES,
             began: Instant::now(),
@@ -159,6 +163,7 @@ impl App {
         while let Some(port) = self.ports.pop() {
             drop(self.remove(port));
         }
+        self.captures.join();
         Ok(())
     }
 
@@ -257,6 +262,11 @@ impl App {
         let mut kept = self.server.ready(id);
         for (from, request) in self.server.take_requests() {
             let reply = match request {
+                Ok(Request::Capture(request)) => match self.capture(from, request) {
+                    Some(refused) => refused,
+                    // The client is the capture's now.
+                    None => return,
+                },
                 Ok(request) => self.answer(request),
                 Err(text) => Reply::Usage(format!("not a request: {text}")),
             };
@@ -289,6 +299,8 @@ impl App {
             Request::PortDel { name } => self.port_del(&name),
             Request::PortReset { name } => self.port_reset(&name),
             Request::Reload => self.reload(),
+            // It was dealt with before: it has no single answer.
+            Request::Capture(_) => Reply::Usage("a capture is no question".to_owned()),
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::bed::{Bed, eventually, ledger};
 use crate::namespace::Namespace;
 
 /// Two namespaces with a tap each on one switch: 10.9.0.1 and 10.9.0.2.
-fn pair(bed: &mut Bed, more: &[&str]) -> (Namespace, Namespace) {
+pub(crate) fn pair(bed: &mut Bed, more: &[&str]) -> (Namespace, Namespace) {
     let (left, right) = (Namespace::new(), Namespace::new());
     let (a, b) = (left.tap("left"), right.tap("right"));
     let mut arguments = vec!["--port", &a, "--port", &b];
