@@ -21,7 +21,7 @@ impl Namespace {
         format!("cw-run-{}-{number}", std::process::id())
     }
 
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::named(Self::name())
     }
 
@@ -40,7 +40,7 @@ impl Namespace {
         self.ip(&["-o", "link"]).contains(&format!(" {ifname}:"))
     }
 
-    fn tap(&self, name: &str) -> String {
+    pub(crate) fn tap(&self, name: &str) -> String {
         format!("tap:name={name},ifname={name},netns={}", self.0)
     }
 
