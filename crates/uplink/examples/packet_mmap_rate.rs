@@ -1,4 +1,4 @@
-//! How many frames a second an interface takes from, or gives to, one `packet_mmap` thread.
+//! How many frames a second one thread sends to, or receives from, an interface by `packet_mmap`.
 //!
 //! `packet_mmap_rate send|receive INTERFACE [FRAME_BYTES [SECONDS]]`
 #![expect(clippy::unwrap_used, reason = "a measurement")]
