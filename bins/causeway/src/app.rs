@@ -7,6 +7,7 @@
 //!                      └─► noted, and handled between two rounds, when ports can come and go
 //! ```
 
+mod capture;
 mod metrics;
 mod ports;
 mod reload;
@@ -31,6 +32,7 @@ use switch::{Switch, SwitchEvent};
 use vhost_user_net::VhostUserPort;
 
 use crate::signals::Signals;
+use capture::Captures;
 pub(crate) use ports::Origin;
 use ports::Port;
 pub(crate) use reload::Source;
@@ -49,6 +51,7 @@ pub(crate) struct App {
     signals: Signals,
     timer: OwnedFd,
     ports: Vec<Port>,
+    captures: Captures,
     source: Option<Source>,
     /// How often a full receiveq is tried again.
     retries: u32,
@@ -107,6 +110,7 @@ impl App {
             signals,
             timer,
             ports: Vec::new(),
+            captures: Captures::default(),
             source: None,
             retries: virtio_net::DEFAULT_RETRIES,
             began: Instant::now(),
@@ -138,6 +142,7 @@ impl App {
         while let Some(port) = self.ports.pop() {
             drop(self.remove(port));
         }
+        self.captures.join();
         Ok(())
     }
 
@@ -234,6 +239,11 @@ impl App {
         let mut kept = self.server.ready(id);
         for (from, request) in self.server.take_requests() {
             let reply = match request {
+                Ok(Request::Capture(request)) => match self.capture(from, request) {
+                    Some(refused) => refused,
+                    // The client is the capture's now.
+                    None => return,
+                },
                 Ok(request) => self.answer(request),
                 Err(text) => Reply::Usage(format!("not a request: {text}")),
             };
@@ -266,6 +276,8 @@ impl App {
             Request::PortDel { name } => self.port_del(&name),
             Request::PortReset { name } => self.port_reset(&name),
             Request::Reload => self.reload(),
+            // It was dealt with before: it has no single answer.
+            Request::Capture(_) => Reply::Usage("a capture is no question".to_owned()),
         }
     }
 }

@@ -125,6 +125,30 @@ pub(crate) enum CtlCommand {
     },
     /// Read the configuration file again and apply the difference
     Reload,
+    /// See what passes a port, as lines or as a pcapng file
+    Capture(CaptureArgs),
+}
+
+/// Options of `causeway ctl capture`.
+#[derive(Debug, Args)]
+pub(crate) struct CaptureArgs {
+    /// The port
+    pub(crate) port: String,
+    /// Write pcapng to this file, or - for standard output; without it, a line for each frame
+    #[arg(short, long, value_name = "FILE|-")]
+    pub(crate) write: Option<PathBuf>,
+    /// End after so many frames
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// Only these frames, for example "arp or (ip and host 10.0.0.1)"
+    #[arg(long, value_name = "EXPRESSION")]
+    pub(crate) filter: Vec<String>,
+    /// Frames that were dropped at this port too, with the reason
+    #[arg(long)]
+    pub(crate) drops: bool,
+    /// At most so many bytes of each frame
+    #[arg(short, long, value_name = "BYTES")]
+    pub(crate) snaplen: Option<u32>,
 }
 
 /// Options of `causeway ctl top`.

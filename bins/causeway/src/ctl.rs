@@ -1,5 +1,6 @@
 //! `causeway ctl`: one question to a running switch.
 
+mod capture;
 mod top;
 
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use control::{PortKind, Reply, Request, client, server, table};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::cli::{CtlArgs, CtlCommand, FdbCommand, PortCommand, TopArgs};
+use crate::cli::{CaptureArgs, CtlArgs, CtlCommand, FdbCommand, PortCommand, TopArgs};
 use crate::{Failure, print};
 
 pub(crate) fn ctl(arguments: CtlArgs) -> Result<(), Failure> {
@@ -19,6 +20,7 @@ pub(crate) fn ctl(arguments: CtlArgs) -> Result<(), Failure> {
     };
     let (request, show) = match job(arguments.command)? {
         Job::Ask(request, show) => (request, show),
+        Job::Capture(options) => return capture::capture(&path, arguments.json, options),
         Job::Top(options) => return top::top(&path, arguments.json, &options),
     };
     let answer = ask(&path, &request)?;
@@ -52,10 +54,12 @@ type Show = fn(Value) -> Result<String, serde_json::Error>;
 enum Job {
     Ask(Request, Show),
     Top(TopArgs),
+    Capture(CaptureArgs),
 }
 
 fn job(command: CtlCommand) -> Result<Job, Failure> {
     let (request, show): (Request, Show) = match command {
+        CtlCommand::Capture(options) => return Ok(Job::Capture(options)),
         CtlCommand::Top(options) => return Ok(Job::Top(options)),
         CtlCommand::Ports => (Request::Ports, |v| Ok(table::ports(&read::<PortsView>(v)?))),
         CtlCommand::Stats => (Request::Stats, |v| Ok(table::stats(&read::<StatsView>(v)?))),

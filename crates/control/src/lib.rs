@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+pub mod capture;
 pub mod client;
 pub mod config;
 mod keys;

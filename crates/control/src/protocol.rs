@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::capture::CaptureRequest;
 use serde::{Deserialize, Serialize};
 
 /// A request.
@@ -39,6 +40,8 @@ pub enum Request {
     },
     /// Reads the configuration file again and applies the difference: replies [`Done`].
     Reload,
+    /// Captures what passes a port: replies [`Done`], and then what [`crate::capture`] says.
+    Capture(CaptureRequest),
 }
 
 /// An answer.

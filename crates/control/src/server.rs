@@ -155,6 +155,13 @@ impl Server {
         self.requests.retain(|(from, _)| *from != id);
     }
 
+    /// Gives a client's connection away. None if it is gone, or has answers to take still.
+    pub fn release(&mut self, id: ClientId) -> Option<UnixStream> {
+        let client = self.clients.remove(&id)?;
+        self.requests.retain(|(from, _)| *from != id);
+        client.output.is_empty().then_some(client.stream)
+    }
+
     /// Number of connected clients.
     pub fn client_count(&self) -> usize {
         self.clients.len()

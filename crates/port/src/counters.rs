@@ -160,6 +160,11 @@ impl EgressCounters {
         self.drops.add(reason, frames);
     }
 
+    /// Drops so far, in the order of [`DropReason::ALL`]; exact under the egress's lock only.
+    pub fn dropped_by_reason(&self) -> [u64; DropReason::COUNT] {
+        std::array::from_fn(|at| self.drops.0.get(at).map_or(0, Counter::get))
+    }
+
     /// Frames that ended here, sent or dropped; exact under the egress's lock only.
     pub fn ended(&self) -> u64 {
         self.frames.get().wrapping_add(self.drops.sum())

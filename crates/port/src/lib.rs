@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod batch;
+pub mod capture;
 mod counters;
 mod drop_reason;
 mod frame;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_utils::CachePadded;
 use packet::MacAddr;
+use port::capture::{EgressTap, IngressTap, Tap};
 use port::{Egress, Fabric, Ingress, PortId, QueueCounters, QueueId, StatusCell};
 
 use crate::event::{Events, events};
@@ -49,6 +50,11 @@ impl PortHandle {
     /// The counters of a pair: its ingress and egress must use them.
     pub fn counters(&self, pair: u16) -> Option<Arc<QueueCounters>> {
         self.counters.counters.get(usize::from(pair)).cloned()
+    }
+
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.counters.name
     }
 
     /// The most pairs that may be attached.
@@ -152,6 +158,7 @@ impl Switch {
             attached: BTreeSet::new(),
             pairs_seen: 0,
             quarantined: false,
+            taps: Vec::new(),
         };
         let _ = self.shared.tables.edit(|records| {
             let index = usize::from(id);
@@ -194,6 +201,9 @@ impl Switch {
         self.wait_for_table(&admin, generation);
         let _ = self.shared.fdb.forget(id);
         if let Some(gone) = gone {
+            for tap in &gone.taps {
+                tap.end(&format!("port {} was removed", gone.port.name));
+            }
             for counters in &gone.port.counters {
                 let mut totals = counters.read_ends();
                 counters.read_rx(&mut totals);
@@ -213,6 +223,45 @@ impl Switch {
         });
         self.shared.wake_all();
         status.inspect(|status| status.reset("after a reset")).is_some()
+    }
+
+    /// Begins a capture on all pairs of a port, those that come later too. When this returns,
+    /// every frame is seen. Returns whether there is such a port.
+    pub fn add_tap(&self, port: PortId, tap: &Tap) -> bool {
+        self.change_taps(port, |taps| taps.push(tap.clone()))
+    }
+
+    /// Ends a capture. When this returns, nothing more comes. Returns whether there is such a port.
+    pub fn remove_tap(&self, port: PortId, tap: &Tap) -> bool {
+        self.change_taps(port, |taps| taps.retain(|one| !one.is(tap)))
+    }
+
+    /// Changes the captures of a port, and then the taps around its halves.
+    fn change_taps(&self, port: PortId, change: impl FnOnce(&mut Vec<Tap>)) -> bool {
+        let admin = self.admin();
+        let (changed, _) = self.shared.tables.edit(|records| {
+            let record = record_mut(records, port)?;
+            change(&mut record.taps);
+            for pair in 0..record.pairs_seen {
+                let slot = record.port.lock(pair);
+                if let Some(mut slot) = slot.filter(|slot| slot.egress.is_some()) {
+                    slot.tap(EgressTap::new(&record.taps, pair));
+                }
+            }
+            Some((record.taps.clone(), record.pairs_seen))
+        });
+        let Some((taps, pairs)) = changed else { return false };
+        for pair in 0..pairs {
+            let at = QueueId { port, pair };
+            let Some(worker) = admin.worker_of(at) else { continue };
+            let (reply, answer) = std::sync::mpsc::sync_channel(1);
+            let tap = IngressTap::new(&taps, pair);
+            if worker.mailbox.send(Message::Tap(at, tap, reply)).is_ok() {
+                worker.see_to_mail();
+                let _ = answer.recv();
+            }
+        }
+        true
     }
 
     /// The port of a name.
@@ -343,6 +392,9 @@ impl Drop for Switch {
         // Handles may outlive the switch, the guests' memory must not.
         self.shared.tables.read(|records| {
             for record in records.iter().flatten() {
+                for tap in &record.taps {
+                    tap.end("the switch stopped");
+                }
                 for pair in 0..record.pairs_seen {
                     drop(record.port.lock(pair).map(|mut slot| slot.egress.take()));
                 }
@@ -355,8 +407,8 @@ impl Fabric for Switch {
     fn attach_ingress(&self, at: QueueId, ingress: Box<dyn Ingress>) {
         drop(self.detach_ingress(at));
         let mut admin = self.admin();
-        let _: Option<()> = self.note_pair(at, |_| None);
-        if let Err(error) = admin.place(&self.shared, at, ingress) {
+        let tap = self.note_pair(at, |record| IngressTap::new(&record.taps, at.pair));
+        if let Err(error) = admin.place(&self.shared, at, ingress, tap) {
             tracing::error!(port = at.port.0, pair = at.pair, %error, "cannot serve a queue");
             if let Some(port) = self.port_of(at) {
                 port.status.error(format!("cannot serve pair {}: {error}", at.pair));
@@ -392,16 +444,17 @@ impl Fabric for Switch {
             let mut slot = record.port.lock(at.pair)?;
             let counters = Arc::clone(egress.counters());
             let expected = counters.egress.ended();
-            let new = EgressSlot {
+            let old = slot.take();
+            *slot = EgressSlot {
                 egress: Some(egress),
-                broken: false,
                 counters: Some(counters),
                 expected,
+                ..EgressSlot::default()
             };
-            let old = std::mem::replace(&mut *slot, new);
+            slot.tap(EgressTap::new(&record.taps, at.pair));
             drop(slot);
             let _ = record.attached.insert(at.pair);
-            old.egress
+            old
         });
         drop(old);
     }
@@ -411,7 +464,7 @@ impl Fabric for Switch {
             let record = record_mut(records, at.port)?;
             let _ = record.attached.remove(&at.pair);
             let mut slot = record.port.lock(at.pair)?;
-            std::mem::take(&mut *slot).egress
+            slot.take()
         });
         self.shared.wake_all();
         egress
@@ -463,6 +516,7 @@ mod tests {
             attached: BTreeSet::new(),
             pairs_seen: 0,
             quarantined: false,
+            taps: Vec::new(),
         };
         (0..count).map(|id| taken(id).then(|| new(id))).collect()
     }

@@ -17,6 +17,7 @@ mod deliver;
 
 use std::sync::Arc;
 
+use port::capture::Fates;
 use port::{
     BURST_MAX, Batch, Counter, DropReason, Notified, PortId, QueueCounters, QueueFault, QueueId,
 };
@@ -48,12 +49,14 @@ pub(crate) struct Origin {
     pub(crate) cache: PairCache,
     /// What `counters.ingress.passed()` should be: frames handed to egresses, less flood copies.
     pub(crate) handed: u64,
+    /// Where a capture wants to know which frames were dropped.
+    pub(crate) fates: Option<Arc<Fates>>,
 }
 
 impl Origin {
     pub(crate) fn new(port: PortId, counters: Arc<QueueCounters>) -> Self {
         let handed = counters.ingress.passed();
-        Self { port, counters, cache: PairCache::default(), handed }
+        Self { port, counters, cache: PairCache::default(), handed, fates: None }
     }
 
     #[inline]
@@ -61,6 +64,22 @@ impl Origin {
         if count > 0 {
             self.counters.ingress.dropped(reason, count as u64);
         }
+    }
+
+    /// Tells captures which frames were dropped.
+    #[cold]
+    fn note_drops(&self, drops: impl Iterator<Item = (usize, DropReason)>) {
+        if let Some(fates) = &self.fates {
+            drops.for_each(|(index, reason)| fates.dropped(index, reason));
+        }
+    }
+
+    /// Drops frames whose way out is not there.
+    #[cold]
+    fn drop_picked(&self, picked: &[u16]) {
+        let reason = DropReason::PortDown;
+        self.drop_frames(reason, picked.len());
+        self.note_drops(picked.iter().map(|index| (usize::from(*index), reason)));
     }
 
     /// Counts what a panic took with it.
@@ -141,6 +160,7 @@ impl Pipeline {
     ) {
         let Some(from) = env.table.entry(origin.port) else {
             origin.drop_frames(DropReason::PortDown, batch.len());
+            origin.note_drops((0..batch.len()).map(|index| (index, DropReason::PortDown)));
             return;
         };
         if !origin.cache.is_valid(env, generation) {
@@ -148,6 +168,9 @@ impl Pipeline {
         }
         self.classifier.classify(env, from, origin, batch.frames());
         let last = self.classifier.decide(env, origin, batch.len());
+        if origin.fates.is_some() {
+            origin.note_drops(self.classifier.drops(batch.len()));
+        }
         self.bucket(env, origin, batch);
         self.delivery.send_buckets(env, origin, batch);
         match last {
@@ -167,7 +190,11 @@ impl Pipeline {
                     let vlan = self.classifier.tagging(index).vlan();
                     let copies = self.delivery.flood(env.table, origin.port, vlan, (index, frame));
                     match copies.checked_sub(1) {
-                        None => no_destination = no_destination.saturating_add(1),
+                        None => {
+                            no_destination = no_destination.saturating_add(1);
+                            let drop = (usize::from(index), DropReason::NoDestination);
+                            origin.note_drops(std::iter::once(drop));
+                        }
                         Some(0) => {}
                         Some(extra) => {
                             env.flood_copies.add(extra);

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use port::capture::IngressTap;
 use port::{Ingress, QueueId, QueueTotals};
 
 use crate::Workers;
@@ -107,6 +108,7 @@ impl Admin {
         shared: &Arc<Shared>,
         at: QueueId,
         ingress: Box<dyn Ingress>,
+        tap: Option<IngressTap>,
     ) -> std::io::Result<()> {
         let placed = if self.per_queue {
             Placed::Own(self.start_worker(shared, None)?)
@@ -118,12 +120,20 @@ impl Admin {
             Placed::Shared(number) => self.workers.get(*number),
         };
         if let Some(worker) = worker
-            && worker.mailbox.send(Message::Attach(at, ingress)).is_err()
+            && worker.mailbox.send(Message::Attach(at, ingress, tap)).is_err()
         {
             return Err(std::io::Error::other("the worker has ended"));
         }
         let _ = self.placed.insert(at, placed);
         Ok(())
+    }
+
+    /// The worker that serves a pair.
+    pub(crate) fn worker_of(&self, at: QueueId) -> Option<&WorkerHandle> {
+        match self.placed.get(&at)? {
+            Placed::Own(worker) => Some(worker),
+            Placed::Shared(number) => self.workers.get(*number),
+        }
     }
 
     pub(crate) fn stop(&mut self, shared: &Shared) {

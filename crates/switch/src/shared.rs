@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 use crossbeam_utils::CachePadded;
+use port::capture::IngressTap;
 use port::{BURST_MAX, CallCounters, Counter, Ingress, PortId, PortState, QueueId};
 
 use crate::event::{EventSender, SwitchEvent, Way, signal};
@@ -144,8 +145,10 @@ impl Shared {
 /// What control asks of a worker.
 #[derive(Debug)]
 pub(crate) enum Message {
-    /// Serve this.
-    Attach(QueueId, Box<dyn Ingress>),
+    /// Serve this, with a tap around it.
+    Attach(QueueId, Box<dyn Ingress>, Option<IngressTap>),
+    /// Put this tap around it, instead of another if there is one, and say so.
+    Tap(QueueId, Option<IngressTap>, SyncSender<()>),
     /// Give it back, and touch it no more.
     Detach(QueueId, SyncSender<Option<Box<dyn Ingress>>>),
     /// End.

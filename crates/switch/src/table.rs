@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_utils::CachePadded;
+use port::capture::{EgressTap, Tap};
 use port::{Egress, PortId, QueueCounters, StatusCell};
 
 use crate::VlanRule;
@@ -25,6 +26,27 @@ pub(crate) struct EgressSlot {
     pub(crate) counters: Option<Arc<QueueCounters>>,
     /// What `counters.egress.ended()` should be after all that was handed over.
     pub(crate) expected: u64,
+    /// Whether a tap is around the egress.
+    pub(crate) has_tap: bool,
+}
+
+impl EgressSlot {
+    /// Puts this tap around the egress, and takes another off if there is one.
+    pub(crate) fn tap(&mut self, tap: Option<EgressTap>) {
+        let tapped = self.egress.take();
+        let bare = if self.has_tap { tapped.map(EgressTap::unwrap) } else { tapped };
+        self.has_tap = tap.is_some() && bare.is_some();
+        self.egress = match (bare, tap) {
+            (Some(bare), Some(tap)) => Some(tap.wrap(bare)),
+            (bare, _) => bare,
+        };
+    }
+
+    /// Takes the egress out, for who attached it.
+    pub(crate) fn take(&mut self) -> Option<Box<dyn Egress>> {
+        self.tap(None);
+        std::mem::take(self).egress
+    }
 }
 
 /// A port, as long as it exists.
@@ -106,6 +128,8 @@ pub(crate) struct Record {
     /// The pairs that ever were attached are below this.
     pub(crate) pairs_seen: u16,
     pub(crate) quarantined: bool,
+    /// Captures that run.
+    pub(crate) taps: Vec<Tap>,
 }
 
 /// Ports by id.

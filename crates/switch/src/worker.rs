@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
 
+use port::capture::IngressTap;
 use port::{FrameBuf, QueueId};
 
 use crate::pipeline::Pipeline;
@@ -211,7 +212,13 @@ impl Worker {
     fn read_mail(&mut self) {
         while let Ok(message) = self.receiver.try_recv() {
             match message {
-                Message::Attach(id, ingress) => self.attach(Queue::new(id, ingress)),
+                Message::Attach(id, ingress, tap) => {
+                    self.attach(Queue::new(id, ingress).tapped(tap));
+                }
+                Message::Tap(id, tap, reply) => {
+                    self.tap(id, tap);
+                    let _ = reply.send(());
+                }
                 Message::Detach(id, reply) => {
                     let _ = reply.send(self.detach(id).and_then(Queue::into_ingress));
                 }
@@ -265,9 +272,21 @@ impl Worker {
     }
 
     fn detach(&mut self, id: QueueId) -> Option<Queue> {
-        let found = |queue: &Option<Queue>| queue.as_ref().is_some_and(|queue| queue.id == id);
-        let number = self.queues.iter().position(found)?;
+        let number = self.number_of(id)?;
         self.remove(number)
+    }
+
+    fn number_of(&self, id: QueueId) -> Option<usize> {
+        let found = |queue: &Option<Queue>| queue.as_ref().is_some_and(|queue| queue.id == id);
+        self.queues.iter().position(found)
+    }
+
+    /// The wake-up is not touched: a tap has the fd of what it is around.
+    fn tap(&mut self, id: QueueId, tap: Option<IngressTap>) {
+        let place = self.number_of(id).and_then(|number| self.queues.get_mut(number));
+        if let Some(place) = place {
+            *place = place.take().map(|queue| queue.tapped(tap));
+        }
     }
 
     fn remove(&mut self, number: usize) -> Option<Queue> {

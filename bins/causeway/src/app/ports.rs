@@ -248,7 +248,7 @@ impl App {
         self.ports.iter().map(|port| &port.spec)
     }
 
-    fn no_port(&self, name: &str) -> Reply {
+    pub(super) fn no_port(&self, name: &str) -> Reply {
         let names: Vec<&str> = self.specs().map(|spec| spec.name.as_str()).collect();
         let known = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
         Reply::Failed(format!("there is no port {name:?}; ports are: {known}"))

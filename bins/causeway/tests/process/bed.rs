@@ -96,6 +96,19 @@ impl Bed {
         causeway(self.folder.path(), &all)
     }
 
+    /// Starts `causeway ctl` with pipes for its outputs.
+    pub(crate) fn spawn_ctl(&self, arguments: &[&str]) -> Child {
+        Command::new(PROGRAM)
+            .args(["ctl", "--control", self.control().to_str().unwrap()])
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+
     /// Runs `causeway ctl`, which has to succeed, and returns what it prints.
     pub(crate) fn ctl(&self, arguments: &[&str]) -> String {
         let (code, out, error) = self.ctl_full(arguments);

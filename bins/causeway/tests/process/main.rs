@@ -9,6 +9,7 @@
 
 mod bed;
 mod broken;
+mod capture;
 mod counts;
 mod guest;
 mod life;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::bed::{Bed, eventually};
 
 /// A namespace that is deleted in the end.
-struct Namespace(String);
+pub(crate) struct Namespace(String);
 
 impl Namespace {
     fn name() -> String {
@@ -30,7 +30,7 @@ impl Namespace {
         Self(name)
     }
 
-    fn ip(&self, arguments: &[&str]) -> String {
+    pub(crate) fn ip(&self, arguments: &[&str]) -> String {
         let mut all = vec!["-n", &self.0];
         all.extend_from_slice(arguments);
         ip(&all)
@@ -44,7 +44,7 @@ impl Namespace {
         format!("tap:name={name},ifname={name},netns={}", self.0)
     }
 
-    fn udp(&self, address: &str) -> UdpSocket {
+    pub(crate) fn udp(&self, address: &str) -> UdpSocket {
         let namespace = File::open(format!("/run/netns/{}", self.0)).unwrap();
         std::thread::scope(|scope| {
             let inside = || {
@@ -70,7 +70,7 @@ fn ip(arguments: &[&str]) -> String {
 }
 
 /// Two namespaces with a tap each on one switch: 10.9.0.1 and 10.9.0.2.
-fn pair(bed: &mut Bed, more: &[&str]) -> (Namespace, Namespace) {
+pub(crate) fn pair(bed: &mut Bed, more: &[&str]) -> (Namespace, Namespace) {
     let (left, right) = (Namespace::new(), Namespace::new());
     let (a, b) = (left.tap("left"), right.tap("right"));
     let mut arguments = vec!["--port", &a, "--port", &b];

@@ -171,6 +171,14 @@ impl Classifier {
         self.verdicts.get(..count).unwrap_or_default()
     }
 
+    /// Frames that are dropped, and why.
+    pub(super) fn drops(&self, count: usize) -> impl Iterator<Item = (usize, DropReason)> {
+        self.verdicts(count).iter().enumerate().filter_map(|(index, verdict)| match verdict {
+            Verdict::Drop(reason) => Some((index, *reason)),
+            Verdict::To(_) | Verdict::Flood | Verdict::Same | Verdict::LookUp(_) => None,
+        })
+    }
+
     pub(super) fn tagging(&self, index: u16) -> Tagging {
         self.taggings.get(usize::from(index)).copied().unwrap_or_default()
     }

@@ -205,7 +205,7 @@ impl Delivery {
                         self.failures.push(failure);
                     }
                 }
-                None => origin.drop_frames(DropReason::PortDown, bucket.picked.len()),
+                None => origin.drop_picked(&bucket.picked),
             }
             if let Some(number) = self.bucket_of.get_mut(egress) {
                 *number = NONE;
@@ -255,11 +255,11 @@ fn send(
     picked: &[u16],
 ) -> Result<(), Failure> {
     let Some(mut slot) = entry.port.lock(at.pair) else {
-        origin.drop_frames(DropReason::PortDown, picked.len());
+        origin.drop_picked(picked);
         return Ok(());
     };
     let (false, Some(egress)) = (slot.broken, slot.egress.as_mut()) else {
-        origin.drop_frames(DropReason::PortDown, picked.len());
+        origin.drop_picked(picked);
         return Ok(());
     };
     let outcome = catch_unwind(AssertUnwindSafe(|| egress.send(batch, picked)));

@@ -83,6 +83,7 @@ impl Bench {
                     attached: BTreeSet::from([0]),
                     pairs_seen: 1,
                     quarantined: false,
+                    taps: Vec::new(),
                 }));
                 outs.push(out);
                 origins.push(Origin::new(PortId(id), counters));

@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use port::capture::IngressTap;
 use port::{Ingress, QueueId};
 
 use crate::panics::drop_quietly;
@@ -34,13 +35,36 @@ pub(super) struct Queue {
     pub(super) wakes: bool,
     /// Whether the ingress was armed and not disarmed since.
     armed: bool,
+    /// Whether a tap is around the ingress.
+    has_tap: bool,
 }
 
 impl Queue {
     pub(super) fn new(id: QueueId, ingress: Box<dyn Ingress>) -> Self {
         let origin = Origin::new(id.port, Arc::clone(ingress.counters()));
         let state = State::Hot;
-        Self { id, ingress, origin, state, idle_since_ns: None, wakes: false, armed: false }
+        Self {
+            id,
+            ingress,
+            origin,
+            state,
+            idle_since_ns: None,
+            wakes: false,
+            armed: false,
+            has_tap: false,
+        }
+    }
+
+    /// The same queue with this tap around its ingress, and no other.
+    pub(super) fn tapped(mut self, tap: Option<IngressTap>) -> Self {
+        let bare = if self.has_tap { IngressTap::unwrap(self.ingress) } else { self.ingress };
+        self.has_tap = tap.is_some();
+        self.origin.fates = tap.as_ref().map(IngressTap::fates);
+        self.ingress = match tap {
+            Some(tap) => tap.wrap(bare),
+            None => bare,
+        };
+        self
     }
 
     /// Arms the notification. Returns true if there are frames already.
@@ -58,12 +82,13 @@ impl Queue {
     }
 
     /// The ingress, disarmed, for who attached it. None if that panics.
-    pub(super) fn into_ingress(mut self) -> Option<Box<dyn Ingress>> {
-        let disarmed = catch_unwind(AssertUnwindSafe(|| self.disarm()));
+    pub(super) fn into_ingress(self) -> Option<Box<dyn Ingress>> {
+        let mut this = self.tapped(None);
+        let disarmed = catch_unwind(AssertUnwindSafe(|| this.disarm()));
         match disarmed {
-            Ok(()) => Some(self.ingress),
+            Ok(()) => Some(this.ingress),
             Err(_) => {
-                drop_quietly(self.ingress);
+                drop_quietly(this.ingress);
                 None
             }
         }

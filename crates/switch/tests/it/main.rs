@@ -10,6 +10,7 @@
 )]
 
 mod by_hand;
+mod capture;
 mod faults;
 mod forwarding;
 mod life;
