@@ -142,7 +142,7 @@ pub(crate) struct CaptureArgs {
     pub(crate) count: Option<u64>,
     /// Only these frames, for example "arp or (ip and host 10.0.0.1)"
     #[arg(long, value_name = "EXPRESSION")]
-    pub(crate) filter: Vec<String>,
+    pub(crate) filter: Option<String>,
     /// Frames that were dropped at this port too, with the reason
     #[arg(long)]
     pub(crate) drops: bool,

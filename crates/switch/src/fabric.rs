@@ -280,6 +280,21 @@ impl Switch {
         entries
     }
 
+    /// What becomes readable when the forwarding database changed, once after each
+    /// [`Self::watch_fdb`].
+    ///
+    /// # Errors
+    ///
+    /// There is no fd left.
+    pub fn fdb_changes(&self) -> std::io::Result<BorrowedFd<'_>> {
+        self.shared.fdb.changes()
+    }
+
+    /// Waits for the next change of the forwarding database; look at [`Self::fdb`] after this.
+    pub fn watch_fdb(&self) {
+        self.shared.fdb.watch();
+    }
+
     /// Forgets learned stations, of one port or all. Returns how many.
     pub fn fdb_flush(&self, port: Option<PortId>) -> usize {
         self.shared.fdb.flush(port)

@@ -1,7 +1,7 @@
-//! How many frames a second an interface takes from, or gives to, one thread through packet_mmap.
+//! How many frames a second one thread sends to, or receives from, an interface by `packet_mmap`.
 //!
 //! `packet_mmap_rate send|receive INTERFACE [FRAME_BYTES [SECONDS]]`
-#![expect(clippy::unwrap_used, clippy::arithmetic_side_effects, reason = "a measurement")]
+#![expect(clippy::unwrap_used, reason = "a measurement")]
 #![expect(clippy::cast_possible_truncation, clippy::print_stdout, reason = "a measurement")]
 
 use std::sync::Arc;

@@ -38,6 +38,24 @@ pub use error::PacketMmapError;
 pub use ingress::PacketMmapIngress;
 use socket::Queue;
 
+/// Walks `block` as if the kernel had written it, for the fuzzer. How many frames it has.
+#[cfg(fuzzing)]
+pub fn walk_any(block: &[u8]) -> usize {
+    let bytes = u32::try_from(block.len()).unwrap_or(u32::MAX);
+    let Some(description) = block.first_chunk() else { return 0 };
+    let Ok(mut walk) = block::Walk::new(description, bytes) else { return 0 };
+    let mut frames = 0_usize;
+    while let Some(at) = walk.header_at() {
+        let header = block.get(at as usize..).and_then(<[u8]>::first_chunk);
+        let header = header.expect("a header within the block");
+        let Ok(packet) = walk.take(header) else { break };
+        let frame = block.get(packet.start as usize..packet.end() as usize);
+        assert_eq!(frame.map(<[u8]>::len), Some(packet.len as usize), "a frame within the block");
+        frames = frames.saturating_add(1);
+    }
+    frames
+}
+
 /// The most queues of an interface: the kernel's limit of sockets in a fan-out group.
 pub const QUEUES_MAX: u16 = 256;
 

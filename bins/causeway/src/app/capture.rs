@@ -69,7 +69,12 @@ impl App {
             return None;
         };
         let thread = std::thread::Builder::new().name("capture".to_owned());
-        match thread.spawn(move || pump.run(detach)) {
+        let ended = name.clone();
+        let run = move || {
+            pump.run(detach);
+            tracing::info!(port = ended, "capture ended");
+        };
+        match thread.spawn(run) {
             Ok(thread) => {
                 tracing::info!(port = name, "capture began");
                 self.captures.0.push(thread);

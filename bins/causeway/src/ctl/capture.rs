@@ -17,7 +17,7 @@ use crate::signals::Signals;
 pub(super) fn capture(control: &Path, json: bool, given: CaptureArgs) -> Result<(), Failure> {
     let request = CaptureRequest {
         port: given.port,
-        filter: given.filter.join(" "),
+        filter: given.filter.unwrap_or_default(),
         snaplen: given.snaplen,
         count: given.count,
         drops: given.drops,
