@@ -3,15 +3,17 @@
 //! ```text
 //!  event manager ─┬─ VhostUserPort (one per guest): handled where they arrive
 //!                 └─ Hub: control socket and scrapers, their clients, signals, switch events,
-//!                      │  a timer
+//!                      │  a timer, events of interfaces
 //!                      └─► noted, and handled between two rounds, when ports can come and go
 //! ```
 
 mod capture;
+mod device;
 mod metrics;
 mod ports;
 mod reload;
-mod tap;
+mod steering;
+mod uplink;
 pub(crate) mod view;
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -36,6 +38,8 @@ use capture::Captures;
 pub(crate) use ports::Origin;
 use ports::Port;
 pub(crate) use reload::Source;
+use steering::Steering;
+use uplink::LinkEvents;
 
 /// How often ports are looked after and addresses age.
 const TICK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
@@ -50,6 +54,9 @@ pub(crate) struct App {
     scrape: Option<Scrape>,
     signals: Signals,
     timer: OwnedFd,
+    /// Readable when something happened to an interface.
+    link_events: Arc<LinkEvents>,
+    steering: Steering,
     ports: Vec<Port>,
     captures: Captures,
     source: Option<Source>,
@@ -96,8 +103,20 @@ impl App {
         let mut manager = EventManager::new().map_err(failed)?;
         let hub = manager.add_subscriber(Subscriber::Hub(Hub::default()));
         let timer = ticking().map_err(|error| format!("cannot make a timer: {error}"))?;
+        let link_events =
+            LinkEvents::new().map_err(|error| format!("cannot make a set of events: {error}"))?;
+        let steering = Steering::new().map_err(|error| format!("cannot make a timer: {error}"))?;
+        let changes = switch.fdb_changes().map_err(|e| format!("cannot make an eventfd: {e}"))?;
         let mut ops = manager.event_ops(hub).map_err(failed)?;
-        let fds = [server.listener(), signals.as_fd(), timer.as_fd(), switch.events().as_fd()];
+        let fds = [
+            changes,
+            steering.timer().as_fd(),
+            server.listener(),
+            signals.as_fd(),
+            timer.as_fd(),
+            link_events.as_fd(),
+            switch.events().as_fd(),
+        ];
         for fd in fds {
             ops.add(Events::new(&fd, EventSet::IN)).map_err(failed)?;
         }
@@ -109,6 +128,8 @@ impl App {
             scrape: None,
             signals,
             timer,
+            link_events: Arc::new(link_events),
+            steering,
             ports: Vec::new(),
             captures: Captures::default(),
             source: None,
@@ -166,9 +187,11 @@ impl App {
             }
             self.look_after_ports();
             self.look_after_scrapers();
+        } else if fd == self.link_events.as_fd().as_raw_fd() {
+            self.follow_uplinks();
         } else if fd == self.switch.events().as_fd().as_raw_fd() {
             self.switch_events();
-        } else if !self.scraper_woke(fd) {
+        } else if !self.scraper_woke(fd) && !self.stations_woke(fd) {
             self.client(fd);
         }
     }

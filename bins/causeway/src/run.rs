@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use control::config::{check_stations, check_unique};
 use control::scrape::Scrape;
 use control::server::Server;
-use control::{Config, Poll, PortKind, PortSpec, SwitchSettings, Workers};
+use control::{Config, Poll, PortSpec, SwitchSettings, Workers};
 use switch::{FdbLimits, PollMode, Switch, SwitchConfig};
 use tracing_subscriber::filter::LevelFilter;
 
@@ -128,19 +128,13 @@ fn workers<'a>(
             }
         }
         None => {
-            let pairs: usize = ports.map(pairs).fold(0, usize::saturating_add);
+            let pairs: usize =
+                ports.map(|port| usize::from(port.kind.pairs())).fold(0, usize::saturating_add);
             // Ports that are added later are to find more than one worker.
             let most = if pairs == 0 { usable.len() } else { pairs };
             Ok(switch::Workers::Cpus(usable.into_iter().take(most).collect()))
         }
     }
-}
-
-fn pairs(spec: &PortSpec) -> usize {
-    usize::from(match &spec.kind {
-        PortKind::VhostUser(guest) => guest.queues,
-        PortKind::Tap(tap) => tap.queues,
-    })
 }
 
 fn usable_cpus() -> Result<Vec<usize>, Failure> {

@@ -17,5 +17,7 @@ mod values;
 
 pub use config::{Config, ConfigError, Difference, StaticEntry, SwitchSettings};
 pub use protocol::{Reply, Request};
-pub use spec::{PortKind, PortSpec, SpecError, TapSpec, VhostUserSpec};
-pub use values::{MacAddress, Poll, SocketMode, SocketRole, VlanId, Workers};
+pub use spec::{
+    AfXdpSpec, InterfaceSpec, PacketMmapSpec, PortKind, PortSpec, SpecError, VhostUserSpec,
+};
+pub use values::{MacAddress, Poll, SocketMode, SocketRole, Steer, VlanId, Workers, XdpMode};

@@ -122,8 +122,26 @@ pub struct PortView {
     pub queues: usize,
     /// Which worker serves which pair.
     pub placement: Vec<Placement>,
+    /// The interface, if it is an uplink and open.
+    #[serde(default)]
+    pub interface: Option<InterfaceView>,
     /// The SPEC that gives this port.
     pub spec: String,
+}
+
+/// The interface behind an uplink.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceView {
+    /// Its name now.
+    pub name: String,
+    /// Its index in its namespace.
+    pub index: u32,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// The driver; empty if it does not tell.
+    pub driver: String,
+    /// How it is used, as far as there was a choice; else empty.
+    pub mode: String,
 }
 
 /// An error that happened once.

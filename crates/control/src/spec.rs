@@ -1,27 +1,26 @@
 //! A port as it is asked for: `KIND:key=value,key=value`, or a `[[port]]` table.
 //!
 //! **Limits.** Names have at most 64 characters, socket paths 107 bytes (the kernel's limit).
-//! **Not supported.** The kinds `af-xdp` and `packet-mmap`.
 
+mod kinds;
 mod table;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::keys::{self, KeyError};
 use crate::suggest::did_you_mean;
-use crate::values::{MacAddress, SocketMode, SocketRole, VlanId};
+use crate::values::VlanId;
 
 pub use crate::keys::KeyError as SpecKeyError;
+pub use kinds::{AfXdpSpec, InterfaceSpec, PacketMmapSpec, VhostUserSpec};
 pub(crate) use table::is_name;
 
-/// The kinds of ports, and those that later versions will have.
-const KINDS: [&str; 2] = ["tap", "vhost-user"];
-const KINDS_TO_COME: [&str; 2] = ["af-xdp", "packet-mmap"];
+/// The kinds of ports.
+const KINDS: [&str; 4] = ["tap", "vhost-user", "af-xdp", "packet-mmap"];
 
 /// A port as it is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,64 +42,12 @@ pub struct PortSpec {
 pub enum PortKind {
     /// A guest behind a vhost-user socket.
     VhostUser(VhostUserSpec),
-    /// A tap interface of the host.
-    Tap(TapSpec),
-}
-
-/// The keys of `vhost-user`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VhostUserSpec {
-    /// The socket.
-    pub socket: PathBuf,
-    /// Who opens it.
-    pub mode: SocketRole,
-    /// The most queue pairs.
-    pub queues: u16,
-    /// The largest ring.
-    pub queue_size: u16,
-    /// The largest frame without its Ethernet header.
-    pub mtu: Option<u16>,
-    /// The guest's address, as a static entry.
-    pub mac: Option<MacAddress>,
-    /// Permission bits of the socket file.
-    pub socket_mode: SocketMode,
-    /// Group of the socket file.
-    pub socket_group: Option<String>,
-    /// Offer `VIRTIO_F_RING_RESET`: for front ends that forward it, which QEMU does not.
-    pub ring_reset: bool,
-}
-
-impl Default for VhostUserSpec {
-    fn default() -> Self {
-        Self {
-            socket: PathBuf::new(),
-            mode: SocketRole::default(),
-            queues: 128,
-            queue_size: 32768,
-            mtu: None,
-            mac: None,
-            socket_mode: SocketMode::default(),
-            socket_group: None,
-            ring_reset: false,
-        }
-    }
-}
-
-/// The keys of `tap`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TapSpec {
-    /// The interface.
-    pub ifname: String,
-    /// Queue pairs.
-    pub queues: u16,
-    /// The network namespace it is in.
-    pub netns: Option<String>,
-}
-
-impl Default for TapSpec {
-    fn default() -> Self {
-        Self { ifname: String::new(), queues: 1, netns: None }
-    }
+    /// A tap or macvtap interface of the host.
+    Tap(InterfaceSpec),
+    /// An interface of the host by `AF_XDP`.
+    AfXdp(AfXdpSpec),
+    /// An interface of the host by `packet_mmap`.
+    PacketMmap(PacketMmapSpec),
 }
 
 impl PortSpec {
@@ -109,11 +56,7 @@ impl PortSpec {
         kind: &str,
         settings: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Result<Self, SpecError> {
-        let kind = match kind {
-            "vhost-user" => PortKind::VhostUser(VhostUserSpec::default()),
-            "tap" => PortKind::Tap(TapSpec::default()),
-            other => return Err(SpecError::unknown_kind(other)),
-        };
+        let kind = PortKind::named(kind).ok_or_else(|| SpecError::unknown_kind(kind))?;
         let mut spec =
             Self { name: String::new(), vlan: None, trunk: BTreeSet::new(), wait: false, kind };
         let mut seen = BTreeSet::new();
@@ -133,7 +76,13 @@ impl PortSpec {
         }
         let done = match &mut self.kind {
             PortKind::VhostUser(port) => keys::set(table::VHOST_USER, port, key, value),
-            PortKind::Tap(port) => keys::set(table::TAP, port, key, value),
+            PortKind::Tap(port) => keys::set(table::INTERFACE, port, key, value),
+            PortKind::AfXdp(port) => keys::set(table::INTERFACE, &mut port.interface, key, value)
+                .or_else(|| keys::set(table::AF_XDP, port, key, value)),
+            PortKind::PacketMmap(port) => {
+                keys::set(table::INTERFACE, &mut port.interface, key, value)
+                    .or_else(|| keys::set(table::PACKET_MMAP, port, key, value))
+            }
         };
         done.unwrap_or_else(|| {
             Err(KeyError::unknown(key, self.kind.name(), &self.kind.known_keys()))
@@ -146,12 +95,12 @@ impl PortSpec {
         if self.name.is_empty() {
             return missing("name", "NAME");
         }
-        match &self.kind {
-            PortKind::VhostUser(port) if port.socket.as_os_str().is_empty() => {
+        match (&self.kind, self.kind.interface()) {
+            (PortKind::VhostUser(port), _) if port.socket.as_os_str().is_empty() => {
                 missing("socket", "PATH")
             }
-            PortKind::Tap(port) if port.ifname.is_empty() => missing("ifname", "INTERFACE"),
-            PortKind::VhostUser(_) | PortKind::Tap(_) => Ok(()),
+            (_, Some(interface)) if interface.ifname.is_empty() => missing("ifname", "INTERFACE"),
+            _ => Ok(()),
         }
     }
 
@@ -159,10 +108,9 @@ impl PortSpec {
     pub fn resource(&self) -> String {
         match &self.kind {
             PortKind::VhostUser(port) => format!("socket {}", port.socket.display()),
-            PortKind::Tap(TapSpec { ifname, netns: None, .. }) => format!("interface {ifname}"),
-            PortKind::Tap(TapSpec { ifname, netns: Some(netns), .. }) => {
-                format!("interface {ifname} in namespace {netns}")
-            }
+            PortKind::Tap(interface)
+            | PortKind::AfXdp(AfXdpSpec { interface, .. })
+            | PortKind::PacketMmap(PacketMmapSpec { interface, .. }) => interface.to_string(),
         }
     }
 
@@ -180,19 +128,71 @@ impl PortSpec {
 }
 
 impl PortKind {
+    /// A kind with its defaults.
+    fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "vhost-user" => Self::VhostUser(VhostUserSpec::default()),
+            "tap" => Self::Tap(InterfaceSpec::default()),
+            "af-xdp" => Self::AfXdp(AfXdpSpec::default()),
+            "packet-mmap" => Self::PacketMmap(PacketMmapSpec::default()),
+            _ => return None,
+        })
+    }
+
     /// The kind's name.
     pub fn name(&self) -> &'static str {
         match self {
             Self::VhostUser(_) => "vhost-user",
             Self::Tap(_) => "tap",
+            Self::AfXdp(_) => "af-xdp",
+            Self::PacketMmap(_) => "packet-mmap",
+        }
+    }
+
+    /// The interface that it is made of, if it is an uplink.
+    pub fn interface(&self) -> Option<&InterfaceSpec> {
+        match self {
+            Self::VhostUser(_) => None,
+            Self::Tap(interface) => Some(interface),
+            Self::AfXdp(port) => Some(&port.interface),
+            Self::PacketMmap(port) => Some(&port.interface),
+        }
+    }
+
+    /// Queue pairs: of a guest the most that it may have.
+    pub fn pairs(&self) -> u16 {
+        match self {
+            Self::VhostUser(guest) => guest.queues,
+            Self::Tap(interface)
+            | Self::AfXdp(AfXdpSpec { interface, .. })
+            | Self::PacketMmap(PacketMmapSpec { interface, .. }) => interface.queues,
         }
     }
 
     fn known_keys(&self) -> Vec<&'static str> {
         let common = keys::names(table::COMMON);
+        let interface = keys::names(table::INTERFACE);
         match self {
             Self::VhostUser(_) => common.chain(keys::names(table::VHOST_USER)).collect(),
-            Self::Tap(_) => common.chain(keys::names(table::TAP)).collect(),
+            Self::Tap(_) => common.chain(interface).collect(),
+            Self::AfXdp(_) => common.chain(interface).chain(keys::names(table::AF_XDP)).collect(),
+            Self::PacketMmap(_) => {
+                common.chain(interface).chain(keys::names(table::PACKET_MMAP)).collect()
+            }
+        }
+    }
+
+    /// The keys of the kind that do not have their default.
+    fn shown(&self) -> Vec<(&'static str, String)> {
+        let interface = self.interface().map(|port| keys::shown(table::INTERFACE, port));
+        let interface = interface.into_iter().flatten();
+        match self {
+            Self::VhostUser(port) => keys::shown(table::VHOST_USER, port).collect(),
+            Self::Tap(_) => interface.collect(),
+            Self::AfXdp(port) => interface.chain(keys::shown(table::AF_XDP, port)).collect(),
+            Self::PacketMmap(port) => {
+                interface.chain(keys::shown(table::PACKET_MMAP, port)).collect()
+            }
         }
     }
 }
@@ -217,12 +217,8 @@ impl fmt::Display for PortSpec {
     /// The SPEC that gives this port again, without defaults.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:", self.kind.name())?;
-        let own: Vec<_> = match &self.kind {
-            PortKind::VhostUser(port) => keys::shown(table::VHOST_USER, port).collect(),
-            PortKind::Tap(port) => keys::shown(table::TAP, port).collect(),
-        };
         let mut comma = "";
-        for (key, value) in keys::shown(table::COMMON, self).chain(own) {
+        for (key, value) in keys::shown(table::COMMON, self).chain(self.kind.shown()) {
             write!(f, "{comma}{key}={value}")?;
             comma = ",";
         }
@@ -253,12 +249,6 @@ pub enum SpecError {
         /// A suggestion, or nothing.
         hint: String,
     },
-    /// A later version will have it.
-    #[error("kind {kind} is not supported in this version; use {}", KINDS.join(" or "))]
-    NotYet {
-        /// The kind.
-        kind: String,
-    },
     /// A key or its value.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -271,14 +261,11 @@ impl SpecError {
             Self::Key(KeyError::Unknown { key, .. } | KeyError::Type { key, .. }) => Some(key),
             Self::Key(KeyError::Twice(key)) => Some(key),
             Self::Key(KeyError::Value { key, .. } | KeyError::Missing { key, .. }) => Some(key),
-            Self::Form | Self::UnknownKind { .. } | Self::NotYet { .. } => None,
+            Self::Form | Self::UnknownKind { .. } => None,
         }
     }
 
     fn unknown_kind(kind: &str) -> Self {
-        if KINDS_TO_COME.contains(&kind) {
-            return Self::NotYet { kind: kind.to_owned() };
-        }
         Self::UnknownKind { kind: kind.to_owned(), hint: did_you_mean(kind, KINDS.into_iter()) }
     }
 }

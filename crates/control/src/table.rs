@@ -23,6 +23,7 @@ pub fn ports(view: &PortsView) -> String {
         ("SINCE", Right),
         ("QUEUES", Right),
         ("CPUS", Left),
+        ("INTERFACE", Left),
         ("REASON", Left),
     ];
     let rows = view.ports.iter().map(|port| {
@@ -39,6 +40,9 @@ pub fn ports(view: &PortsView) -> String {
             .collect();
         cpus.sort_unstable();
         cpus.dedup();
+        let interface = port.interface.as_ref().map_or_else(String::new, |interface| {
+            format!("{} {}", interface.name, interface.mode).trim_end().to_owned()
+        });
         vec![
             port.name.clone(),
             port.kind.clone(),
@@ -46,6 +50,7 @@ pub fn ports(view: &PortsView) -> String {
             duration(port.since_ms),
             port.queues.to_string(),
             cpus.join(","),
+            interface,
             reason,
         ]
     });
@@ -209,6 +214,7 @@ mod tests {
             last_error: Some(LastError { text: "bad message".to_owned(), age_ms: 61_000 }),
             queues: 0,
             placement: Vec::new(),
+            interface: None,
             spec: String::new(),
         };
         let text = ports(&PortsView { ports: vec![port] });

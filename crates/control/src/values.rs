@@ -107,6 +107,70 @@ impl fmt::Display for SocketRole {
     }
 }
 
+/// How frames get from a driver to an `AF_XDP` socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum XdpMode {
+    /// The fastest that the driver has.
+    #[default]
+    Auto,
+    /// The device writes into our memory.
+    ZeroCopy,
+    /// The driver copies.
+    Copy,
+    /// The kernel's stack copies: any driver.
+    Generic,
+}
+
+impl FromStr for XdpMode {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let all = [Self::Auto, Self::ZeroCopy, Self::Copy, Self::Generic];
+        all.into_iter().find(|mode| mode.name() == text).ok_or(())
+    }
+}
+
+impl XdpMode {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::ZeroCopy => "zero-copy",
+            Self::Copy => "copy",
+            Self::Generic => "generic",
+        }
+    }
+}
+
+impl fmt::Display for XdpMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Which frames an uplink takes from the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Steer {
+    /// All of them.
+    #[default]
+    All,
+    /// Those for stations behind other ports, and those for groups.
+    Mac,
+}
+
+impl FromStr for Steer {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        either(text, "all", "mac").map(|mac| if mac { Self::Mac } else { Self::All }).ok_or(())
+    }
+}
+
+impl fmt::Display for Steer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if *self == Self::Mac { "mac" } else { "all" })
+    }
+}
+
 /// Permission bits of a socket file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SocketMode(pub u32);
@@ -224,11 +288,12 @@ pub(crate) fn between<T: FromStr + PartialOrd + Copy>(text: &str, low: T, high: 
 
 /// `on` or `off`.
 pub(crate) fn switch(text: &str) -> Option<bool> {
-    match text {
-        "on" => Some(true),
-        "off" => Some(false),
-        _ => None,
-    }
+    either(text, "off", "on")
+}
+
+/// Whether `text` is the second of two words; none if it is neither.
+pub(crate) fn either(text: &str, no: &str, yes: &str) -> Option<bool> {
+    (text == no || text == yes).then_some(text == yes)
 }
 
 /// An address with a TCP port; a port alone is one of this host only.

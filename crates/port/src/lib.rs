@@ -12,7 +12,8 @@ mod traits;
 
 pub use batch::{Batch, FrameBuf};
 pub use counters::{
-    CallCounters, CallTotals, Counter, EgressCounters, IngressCounters, QueueCounters, QueueTotals,
+    CallCounters, CallTotals, Counter, EgressCounters, IngressCounters, KernelCounters,
+    QueueCounters, QueueTotals,
 };
 pub use drop_reason::DropReason;
 pub use frame::{Alike, BURST_MAX, Frame, HEAD_MAX, HEAD_ROOM};

@@ -15,7 +15,7 @@ use crate::own::Own;
 use crate::placement::{Admin, Placed};
 use crate::shared::{Message, Shared};
 use crate::stats::{add_totals, read_ends, read_rx};
-use crate::table::{EgressSlot, Port, Record, Records, record, record_mut};
+use crate::table::{EgressSlot, Port, Record, Records, ShortLock, record, record_mut};
 use crate::worker::{ByHand, Turn, WorkerHandle};
 use crate::{FdbEntry, PortConfig, STATIC_MAX, SwitchConfig, SwitchStats, WorkerStats};
 
@@ -280,6 +280,21 @@ impl Switch {
         entries
     }
 
+    /// What becomes readable when the forwarding database changed, once after each
+    /// [`Self::watch_fdb`].
+    ///
+    /// # Errors
+    ///
+    /// There is no fd left.
+    pub fn fdb_changes(&self) -> std::io::Result<BorrowedFd<'_>> {
+        self.shared.fdb.changes()
+    }
+
+    /// Waits for the next change of the forwarding database; look at [`Self::fdb`] after this.
+    pub fn watch_fdb(&self) {
+        self.shared.fdb.watch();
+    }
+
     /// Forgets learned stations, of one port or all. Returns how many.
     pub fn fdb_flush(&self, port: Option<PortId>) -> usize {
         self.shared.fdb.flush(port)
@@ -375,7 +390,7 @@ fn free_id(records: &Records, next: u16) -> Option<u16> {
 }
 
 fn new_port(id: PortId, config: &PortConfig) -> Port {
-    let slot = || CachePadded::new(Mutex::new(EgressSlot::default()));
+    let slot = || CachePadded::new(ShortLock::new(EgressSlot::default()));
     Port {
         id,
         name: config.name.clone(),

@@ -14,12 +14,16 @@
 //! entries have a bound of their own: what was learned never keeps one out, nor they the learning.
 //! **Units.** Time is in seconds since the switch began, and comes in as an argument.
 
+mod notice;
+
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use crossbeam_utils::CachePadded;
 use packet::{MacAddr, VlanId};
 use port::PortId;
+
+use notice::Notice;
 
 /// The most static entries.
 pub const STATIC_MAX: u32 = 4096;
@@ -159,6 +163,7 @@ pub(crate) struct Fdb {
     /// Copies for readers that must not hold writers up.
     used: AtomicU32,
     refused: AtomicU64,
+    notice: Notice,
 }
 
 /// What is known of a source address.
@@ -190,6 +195,7 @@ impl Fdb {
             writer: CachePadded::new(Mutex::new(writer)),
             used: AtomicU32::new(0),
             refused: AtomicU64::new(0),
+            notice: Notice::default(),
         }
     }
 
@@ -282,6 +288,16 @@ impl Fdb {
             })
         };
         self.slots.iter().filter_map(entry).collect()
+    }
+
+    /// What becomes readable when the database changed, once after each [`Self::watch`].
+    pub(crate) fn changes(&self) -> std::io::Result<std::os::fd::BorrowedFd<'_>> {
+        self.notice.fd()
+    }
+
+    /// Waits for the next change; look at the entries after this, not before.
+    pub(crate) fn watch(&self) {
+        self.notice.arm();
     }
 
     /// Number of entries, and of addresses that were refused for want of room.
@@ -435,6 +451,7 @@ impl Fdb {
         // ORDERING: Release pairs with the Acquire in `generation`; one writer at a time.
         let next = self.generation.load(Ordering::Relaxed).wrapping_add(1);
         self.generation.store(next, Ordering::Release);
+        self.notice.changed();
     }
 }
 

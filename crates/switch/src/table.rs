@@ -57,17 +57,22 @@ pub(crate) struct Port {
     pub(crate) rule: VlanRule,
     pub(crate) status: StatusCell,
     pub(crate) counters: Box<[Arc<QueueCounters>]>,
-    pub(crate) egress: Box<[CachePadded<Mutex<EgressSlot>>]>,
+    pub(crate) egress: Box<[CachePadded<ShortLock<EgressSlot>>]>,
 }
+
+/// A lock that is held for one burst. It is let go with a plain store, which waits for nothing: a
+/// futex would wait until every store into the guest's memory is done. Who finds it taken lets
+/// other threads run.
+pub(crate) type ShortLock<T> = spin::mutex::SpinMutex<T, spin::Yield>;
+type ShortGuard<'a, T> = spin::mutex::SpinMutexGuard<'a, T>;
 
 impl Port {
     /// The way out at `pair`, locked.
     ///
     /// A panic while it was locked was caught and dealt with by who caused it.
     #[inline(always)]
-    pub(crate) fn lock(&self, pair: u16) -> Option<MutexGuard<'_, EgressSlot>> {
-        let slot = self.egress.get(usize::from(pair))?;
-        Some(slot.lock().unwrap_or_else(PoisonError::into_inner))
+    pub(crate) fn lock(&self, pair: u16) -> Option<ShortGuard<'_, EgressSlot>> {
+        self.egress.get(usize::from(pair)).map(|slot| slot.lock())
     }
 }
 

@@ -11,7 +11,9 @@
 //! **Limits.** An interface name has at most 15 bytes (the kernel's limit).
 
 mod error;
+mod finder;
 mod namespace;
+mod query;
 mod watch;
 
 use std::io;
@@ -22,7 +24,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::sys::{InterfaceSocket, Promiscuous};
 
 pub use error::InterfaceError;
+pub use finder::Finder;
 pub(crate) use namespace::Namespace;
+use query::{Facts, Query};
 use watch::Watch;
 
 /// What an interface is able to do now.
@@ -58,6 +62,7 @@ pub struct Link {
     index: u32,
     socket: InterfaceSocket,
     watch: Watch,
+    query: Query,
     promiscuous: Option<Promiscuous>,
     /// It was down, and is to be down again.
     restore_down: bool,
@@ -74,6 +79,7 @@ impl Link {
         let watch = Watch::open().map_err(|e| InterfaceError::system("watch interfaces", e))?;
         let socket =
             InterfaceSocket::new().map_err(|e| InterfaceError::system("open a socket", e))?;
+        let query = Query::open().map_err(|e| InterfaceError::system("ask for interfaces", e))?;
         let index = socket
             .index(ifname)
             .map_err(|e| InterfaceError::system(format!("look for interface {ifname}"), e))?
@@ -87,6 +93,7 @@ impl Link {
             index,
             socket,
             watch,
+            query,
             promiscuous: None,
             restore_down: false,
             made: false,
@@ -164,11 +171,6 @@ impl Link {
         }
     }
 
-    /// Whether an interface of the name that this one was opened by exists now.
-    pub fn exists(&self) -> bool {
-        matches!(self.socket.index(&self.ifname), Ok(Some(_)))
-    }
-
     /// The interface's name now; the one that it was opened by if it is gone.
     pub fn name(&self) -> String {
         let name = self.socket.name_of(self.index).ok().flatten();
@@ -178,6 +180,11 @@ impl Link {
     /// The interface's index in its namespace.
     pub fn index(&self) -> u32 {
         self.index
+    }
+
+    /// Whether the interface is in the namespace of this process.
+    pub(crate) fn is_here(&self) -> bool {
+        self.namespace.name().is_none()
     }
 
     /// Whether opening the uplink made the interface.
@@ -190,9 +197,29 @@ impl Link {
         &self.mtu
     }
 
+    /// The MTU in bytes, as it was when it was looked at last.
+    pub fn current_mtu(&self) -> u32 {
+        // ORDERING: a number of its own.
+        self.mtu.load(Ordering::Relaxed)
+    }
+
     /// The driver's name, and what it says about its bus; empty if it does not tell.
     pub fn driver(&self) -> (String, String) {
         self.socket.driver(&self.name()).unwrap_or_default()
+    }
+
+    /// Frames that the host's stack sent to the interface and that were lost there, since the
+    /// interface was made: of a tap, those that found its queues full. None if it is unknown.
+    pub fn tx_dropped(&self) -> Option<u64> {
+        self.facts().tx_dropped
+    }
+
+    /// What rtnetlink says; nothing if it does not answer.
+    pub(crate) fn facts(&self) -> Facts {
+        self.query.ask(self.index).unwrap_or_else(|error| {
+            tracing::debug!(interface = self.ifname, %error, "cannot ask for the interface");
+            Facts::default()
+        })
     }
 
     /// How many queues receive and how many transmit now; one each if the driver does not tell.

@@ -65,6 +65,22 @@ pub(crate) fn in_namespace<T: Send>(
     })
 }
 
+/// Runs `work` in a thread of its own, whose mounts nobody else sees.
+pub(crate) fn in_private_mounts<T: Send>(work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    use rustix::mount::{MountPropagationFlags, mount_change};
+    use rustix::thread::{UnshareFlags, unshare_unsafe};
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            // SAFETY: only what is mounted and where the thread stands becomes its own; its file
+            // descriptors stay those of the process.
+            unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }?;
+            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+            Ok(work())
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
 /// The pieces of one frame, in order, for `writev`.
 pub(crate) struct Pieces<'a> {
     vectors: [libc::iovec; PIECES_MAX],

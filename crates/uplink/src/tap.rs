@@ -1,13 +1,14 @@
-//! A tap interface as a port: how guests reach the host.
+//! A tap or macvtap interface as a port: how guests reach the host, or its network.
 //!
 //! **Limits.** At most [`QUEUES_MAX`] queues (the kernel's own limit).
 //! **Not supported.** Offloads are not offered to the kernel yet: it segments and checksums what
 //! it gives us. What guests leave undone is passed on to the kernel, which takes all of it.
 
 mod error;
+mod macvtap;
 mod queue;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use port::QueueCounters;
@@ -92,6 +93,9 @@ fn open_here(
         .index(name)
         .map_err(|e| TapError::system(format!("look for interface {name}"), e))?
         .is_some();
+    if existed && let Some(opened) = open_macvtap(settings, namespace)? {
+        return Ok(opened);
+    }
     let mut fds = Vec::with_capacity(usize::from(settings.queues));
     for _ in 0..settings.queues {
         fds.push(open_queue(settings, &socket)?);
@@ -102,6 +106,27 @@ fn open_here(
     }
     link.bring_up()?;
     Ok((fds, link))
+}
+
+/// Opens the queues of a macvtap; none if the interface is none.
+fn open_macvtap(
+    settings: &TapSettings,
+    namespace: &Namespace,
+) -> Result<Option<(Vec<OwnedFd>, Link)>, TapError> {
+    let name = settings.ifname.as_str();
+    let mut link = Link::find(namespace, name)?;
+    if !link.facts().is_macvtap {
+        return Ok(None);
+    }
+    let failed = |e| TapError::system(format!("open the device file of macvtap {name}"), e);
+    let fds = macvtap::open_queues(&link, settings.queues).map_err(failed)?;
+    for fd in &fds {
+        sys::tun_attach(fd.as_fd(), name, SINGLE_QUEUE)
+            .map_err(|e| TapError::system(format!("attach to macvtap {name}"), e))?;
+        set_header(fd.as_fd(), name)?;
+    }
+    link.bring_up()?;
+    Ok(Some((fds, link)))
 }
 
 fn open_queue(settings: &TapSettings, socket: &InterfaceSocket) -> Result<OwnedFd, TapError> {
@@ -119,11 +144,15 @@ fn open_queue(settings: &TapSettings, socket: &InterfaceSocket) -> Result<OwnedF
         })
     };
     attached.map_err(|error| TapError::attach(settings, socket, error))?;
+    set_header(fd.as_fd(), name)?;
+    Ok(fd)
+}
+
+fn set_header(fd: BorrowedFd<'_>, name: &str) -> Result<(), TapError> {
     #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "12 fits")]
     const HEADER_BYTES: i32 = HEADER as i32;
-    sys::tun_set_header(fd.as_fd(), HEADER_BYTES, 0)
-        .map_err(|e| TapError::system(format!("set the frame header of interface {name}"), e))?;
-    Ok(fd)
+    sys::tun_set_header(fd, HEADER_BYTES, 0)
+        .map_err(|e| TapError::system(format!("set the frame header of interface {name}"), e))
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the kernel's field has 16 bits")]

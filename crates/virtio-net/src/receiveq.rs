@@ -152,6 +152,7 @@ impl Receiveq {
         if let Some(average) = self.turn.chains_per_frame() {
             self.chains_per_frame = average;
             self.starved = false;
+            self.parts.queue.prefetch(want);
         }
         result
     }

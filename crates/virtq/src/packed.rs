@@ -94,6 +94,8 @@ pub struct Packed {
     used: Place,
     /// Slots from `used` to `avail`; at most the size.
     fetched: u16,
+    /// Chains of the last burst that had any: as many are asked for when there is one.
+    expected: u16,
     /// The first descriptor of the unpublished batch: its flags are what publishes all of it.
     first: Option<(Place, u64)>,
     /// Slots completed and not published.
@@ -121,6 +123,7 @@ impl Packed {
             fault: None,
             avail: Place { index: avail, wrap: avail_wrap },
             used: Place { index: used, wrap: used_wrap },
+            expected: 0,
             first: None,
             unpublished: 0,
             unlooked: 0,
@@ -135,6 +138,13 @@ impl Packed {
             self.fault = pop::burst(self, buf, max).err();
         }
         self.fault
+    }
+
+    #[inline(always)]
+    pub(crate) fn prefetch(&mut self, count: usize) {
+        let room = self.config.size.wrapping_sub(self.fetched);
+        let count = u16::try_from(count).unwrap_or(u16::MAX);
+        self.areas.prefetch(self.avail.index, count.min(room));
     }
 
     pub(crate) fn unpop(&mut self, tokens: &[Token]) {

@@ -61,6 +61,13 @@ impl Virtq {
         either!(self, queue => queue.unpop(tokens));
     }
 
+    /// Asks the CPU for what the next burst of `count` chains needs. For queues whose driver keeps
+    /// many chains available (receiveqs): asked for too early, their lines would have to go back.
+    #[inline]
+    pub fn prefetch(&mut self, count: usize) {
+        either!(self, queue => queue.prefetch(count));
+    }
+
     /// Writes the used entry of one chain; the driver sees it after [`Self::publish`].
     #[inline]
     pub fn complete(&mut self, token: Token, written: u32) {

@@ -34,6 +34,12 @@ pub struct Split {
     fault: Option<ChainError>,
     /// The next available entry to read.
     next_avail: u16,
+    /// `avail.idx` as it was when it was looked at last.
+    seen_avail: u16,
+    /// The next head, if they came in order: what may be asked for before it is known.
+    next_head: Option<u16>,
+    /// Descriptors of the next burst were asked for.
+    asked: bool,
     /// The next used entry to write.
     next_used: u16,
     /// `used.idx` as the driver sees it.
@@ -58,6 +64,9 @@ impl Split {
             config,
             fault: None,
             next_avail: avail,
+            seen_avail: avail,
+            next_head: None,
+            asked: false,
             next_used: used,
             published: used,
             unlooked: 0,
@@ -72,6 +81,11 @@ impl Split {
             self.fault = pop::burst(self, buf, max).err();
         }
         self.fault
+    }
+
+    #[inline(always)]
+    pub(crate) fn prefetch(&mut self, count: usize) {
+        pop::prefetch(self, count);
     }
 
     pub(crate) fn unpop(&mut self, tokens: &[Token]) {

@@ -207,6 +207,22 @@ impl Environment {
         Ok(Ovs { root })
     }
 
+    /// A command that runs `iperf3` or `dnsmasq` on this machine; the first call fetches them.
+    ///
+    /// # Errors
+    /// They cannot be fetched.
+    pub fn server_program(&self, name: &str) -> Result<Command> {
+        let root = self.part("servers", |root| {
+            say("fetching dnsmasq and iperf3 (unpacked into the cache, not installed)");
+            apt::unpack_closure(&self.cache, &["bookworm"], &["dnsmasq-base", "iperf3"], root)
+        })?;
+        let places = ["usr/bin", "usr/sbin"].map(|folder| root.join(folder).join(name));
+        let found = places.iter().find(|file| file.is_file());
+        let mut command = Command::new(found.with_context(|| format!("no {name}"))?);
+        let _ = command.env("LD_LIBRARY_PATH", root.join(LIBRARIES));
+        Ok(command)
+    }
+
     /// The linker and the emulator for 64-bit Arm; the first call fetches them.
     ///
     /// # Errors

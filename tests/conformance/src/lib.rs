@@ -7,6 +7,7 @@
 //!       ├──► VirtioUser   dpdk-testpmd, a vhost-user front end without a VM
 //!       ├──► Forwarder    dpdk-testpmd as the back end, which decides nothing
 //!       ├──► OvsDpdk      the switch that is built on the same library
+//!       ├──► Netns        a network namespace with veth pairs, as a container has one
 //!       └──► Switch       `causeway run`, asked through `causeway ctl --json`
 //! ```
 //!
@@ -17,6 +18,7 @@
 pub mod environment;
 pub mod forwarder;
 pub mod guest;
+pub mod netns;
 pub mod ovs;
 pub mod pairwise;
 pub mod process;
@@ -29,6 +31,7 @@ pub mod virtio_user;
 pub use environment::{Environment, QemuVersion};
 pub use forwarder::Forwarder;
 pub use guest::{Guest, GuestSpec, Side};
+pub use netns::Netns;
 pub use ovs::OvsDpdk;
 pub use process::Process;
 pub use scratch::Scratch;
@@ -37,10 +40,10 @@ pub use tap::HostTap;
 pub use testpmd::{Cycles, Forwarded};
 pub use virtio_user::{Topology, VirtioUser, VirtioUserSpec};
 
-/// Whether a conformance test configures the machine (hugepages, taps) and so needs root.
+/// Whether a conformance test configures the machine (hugepages, taps, namespaces): needs root.
 #[must_use]
 pub fn needs_root(test: &str) -> bool {
     let hugepages = ["runners/", "virtio-user/", "configs/hugepages"];
-    let taps = ["switch/guest-reaches-host", "switch/ports-come-and-go"];
+    let taps = ["switch/guest-reaches-host", "switch/ports-come-and-go", "uplinks/"];
     hugepages.iter().chain(&taps).any(|prefix| test.starts_with(prefix))
 }

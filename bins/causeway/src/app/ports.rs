@@ -10,7 +10,7 @@ use port::{Fabric, PortState, QueueFault, QueueId};
 use switch::{PortConfig, PortHandle, VlanRule, Way};
 use vhost_user_net::{CountersOf, PortLinks, PortSettings, RingIndex, SocketMode, VhostUserPort};
 
-use super::tap::TapSide;
+use super::uplink::UplinkSide;
 use super::{App, Subscriber};
 
 /// A port of the switch and what is behind it.
@@ -42,8 +42,8 @@ pub(super) enum Side {
     Absent,
     /// A subscriber of the event manager.
     Guest(SubscriberId),
-    /// An open interface.
-    Tap(TapSide),
+    /// An interface of the host.
+    Uplink(Box<UplinkSide>),
 }
 
 impl App {
@@ -93,6 +93,7 @@ impl App {
             }
         }
         self.ports.push(port);
+        self.steer();
         Ok(reason)
     }
 
@@ -108,7 +109,11 @@ impl App {
     pub(super) fn open(&mut self, port: &Port) -> Result<Side, String> {
         match &port.spec.kind {
             PortKind::VhostUser(spec) => self.open_guest(port, spec).map(Side::Guest),
-            PortKind::Tap(spec) => TapSide::open(&self.switch, &port.handle, spec).map(Side::Tap),
+            PortKind::Tap(_) | PortKind::AfXdp(_) | PortKind::PacketMmap(_) => {
+                let events = Arc::clone(&self.link_events);
+                UplinkSide::open(events, &self.switch, &port.handle, &port.spec.kind)
+                    .map(|uplink| Side::Uplink(Box::new(uplink)))
+            }
         }
     }
 
@@ -145,7 +150,7 @@ impl App {
         match std::mem::replace(&mut port.side, Side::Absent) {
             Side::Absent => {}
             Side::Guest(id) => drop(self.manager.remove_subscriber(id)),
-            Side::Tap(tap) => tap.close(&self.switch, port.handle.id),
+            Side::Uplink(uplink) => uplink.close(&self.switch, port.handle.id),
         }
     }
 
@@ -162,10 +167,21 @@ impl App {
                     }
                     Err(error) => port.handle.status.set(PortState::Waiting, error),
                 },
-                Side::Tap(tap) => tap.look_after(&self.switch, &port.handle),
+                Side::Uplink(uplink) => uplink.look_after(&self.switch, &port.handle),
             }
         }
         self.ports = ports;
+        self.steer();
+    }
+
+    /// Something happened to an interface.
+    pub(super) fn follow_uplinks(&mut self) {
+        for port in &mut self.ports {
+            if let Side::Uplink(uplink) = &mut port.side {
+                uplink.look_after(&self.switch, &port.handle);
+            }
+        }
+        self.steer();
     }
 
     /// A worker took a queue out of service.
@@ -183,7 +199,7 @@ impl App {
                     guest.ring_fault(RingIndex(ring), fault);
                 }
             }
-            Side::Tap(tap) => tap.lost(&self.switch, &port.handle, &fault.to_string()),
+            Side::Uplink(uplink) => uplink.lost(&self.switch, &port.handle, &fault.to_string()),
         }
     }
 
@@ -236,6 +252,7 @@ impl App {
             Reply::Failed(format!("port {name} is {}: there is nothing to reset", state.name()))
         };
         self.ports.push(port);
+        self.steer();
         reply
     }
 
@@ -264,9 +281,6 @@ fn config(spec: &PortSpec, statics: &[StaticEntry]) -> Result<PortConfig, String
         let vlan = vlan.and_then(|vlan| VlanId::new(vlan.number())).unwrap_or(VlanId::NONE);
         (vlan, MacAddr(mac.bytes()))
     });
-    let pairs = match &spec.kind {
-        PortKind::VhostUser(guest) => guest.queues,
-        PortKind::Tap(tap) => tap.queues,
-    };
+    let pairs = spec.kind.pairs();
     Ok(PortConfig { name: spec.name.clone(), vlan: rule, stations: known.collect(), pairs })
 }

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use control::protocol::{
-    FdbEntry, FdbView, LastError, Placement, PortStats, PortView, PortsView, QueueStats, StatsView,
-    SwitchStats, VersionView, WorkerStats,
+    FdbEntry, FdbView, InterfaceView, LastError, Placement, PortStats, PortView, PortsView,
+    QueueStats, StatsView, SwitchStats, VersionView, WorkerStats,
 };
 use port::{DropReason, PortId, PortStatus, QueueTotals};
 
 use super::App;
+use super::ports::{Port, Side};
 
 impl App {
     pub(super) fn ports_view(&self) -> PortsView {
@@ -27,6 +28,7 @@ impl App {
                 reason: status.reason,
                 queues: of_port.map_or(0, |stats| stats.queues.len()),
                 placement: placed(&placement, id),
+                interface: interface(port),
                 spec: port.spec.to_string(),
             }
         });
@@ -134,6 +136,19 @@ fn queue(index: u16, totals: &QueueTotals) -> QueueStats {
         tx_calls: totals.tx_calls.sent,
         tx_calls_suppressed: totals.tx_calls.suppressed,
     }
+}
+
+fn interface(port: &Port) -> Option<InterfaceView> {
+    let Side::Uplink(uplink) = &port.side else { return None };
+    let device = uplink.device()?;
+    let link = device.link();
+    Some(InterfaceView {
+        name: link.name(),
+        index: link.index(),
+        mtu: link.current_mtu(),
+        driver: link.driver().0,
+        mode: device.mode().to_owned(),
+    })
 }
 
 fn placed(placement: &[switch::Placement], id: PortId) -> Vec<Placement> {

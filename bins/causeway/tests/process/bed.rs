@@ -8,7 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_causeway");
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_causeway");
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A folder with a control socket, a log, and perhaps a running switch.
@@ -164,4 +164,22 @@ pub(crate) fn eventually(what: &str, mut done: impl FnMut() -> bool) {
         assert!(start.elapsed() < PATIENCE, "not so after {PATIENCE:?}: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// What came, what went and what is on its way. What is on its way is itself the difference of
+/// two sums, so only a ledger without it says that no frame was lost.
+pub(crate) fn ledger(bed: &Bed) -> (u64, u64, u64) {
+    let stats = bed.json(&["stats"]);
+    let switch = |key: &str| stats["switch"][key].as_u64().unwrap();
+    let mut came = switch("flood_copies") + switch("segments_added") + switch("originated");
+    let mut went = switch("merged");
+    for port in stats["ports"].as_array().unwrap() {
+        for queue in port["queues"].as_array().unwrap() {
+            came += queue["rx_frames"].as_u64().unwrap();
+            went += queue["tx_frames"].as_u64().unwrap();
+            let drops = queue["drops"].as_object().unwrap().values();
+            went += drops.map(|count| count.as_u64().unwrap()).sum::<u64>();
+        }
+    }
+    (came, went, switch("held"))
 }

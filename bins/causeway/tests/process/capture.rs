@@ -8,7 +8,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::bed::{Bed, eventually};
-use crate::taps::{Namespace, pair};
+use crate::namespace::Namespace;
+use crate::taps::pair;
 
 /// A capture that has begun: it is running when the switch says so.
 fn begun(bed: &Bed, arguments: &[&str]) -> Child {

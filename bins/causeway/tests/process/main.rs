@@ -13,6 +13,8 @@ mod capture;
 mod counts;
 mod guest;
 mod life;
+mod namespace;
 mod ports;
 mod taps;
+mod uplinks;
 mod usage;

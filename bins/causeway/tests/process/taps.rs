@@ -1,73 +1,10 @@
 //! Interfaces behind ports, with traffic. Needs root; says so if it is missing.
 
-use std::fs::File;
-use std::net::UdpSocket;
-use std::os::fd::AsFd;
-use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::bed::{Bed, eventually};
-
-/// A namespace that is deleted in the end.
-pub(crate) struct Namespace(String);
-
-impl Namespace {
-    fn name() -> String {
-        let root = rustix::process::geteuid().is_root();
-        assert!(root, "this test makes network interfaces: run it as root");
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        format!("cw-run-{}-{number}", std::process::id())
-    }
-
-    pub(crate) fn new() -> Self {
-        Self::named(Self::name())
-    }
-
-    fn named(name: String) -> Self {
-        let _ = ip(&["netns", "add", &name]);
-        Self(name)
-    }
-
-    pub(crate) fn ip(&self, arguments: &[&str]) -> String {
-        let mut all = vec!["-n", &self.0];
-        all.extend_from_slice(arguments);
-        ip(&all)
-    }
-
-    fn has(&self, ifname: &str) -> bool {
-        self.ip(&["-o", "link"]).contains(&format!(" {ifname}:"))
-    }
-
-    pub(crate) fn tap(&self, name: &str) -> String {
-        format!("tap:name={name},ifname={name},netns={}", self.0)
-    }
-
-    pub(crate) fn udp(&self, address: &str) -> UdpSocket {
-        let namespace = File::open(format!("/run/netns/{}", self.0)).unwrap();
-        std::thread::scope(|scope| {
-            let inside = || {
-                rustix::thread::move_into_link_name_space(namespace.as_fd(), None).unwrap();
-                UdpSocket::bind(address).unwrap()
-            };
-            scope.spawn(inside).join().unwrap()
-        })
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
-    }
-}
-
-fn ip(arguments: &[&str]) -> String {
-    let output = Command::new("ip").args(arguments).output().unwrap();
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "ip {arguments:?}: {error}");
-    String::from_utf8(output.stdout).unwrap()
-}
+use crate::bed::{Bed, eventually, ledger};
+use crate::namespace::Namespace;
 
 /// Two namespaces with a tap each on one switch: 10.9.0.1 and 10.9.0.2.
 pub(crate) fn pair(bed: &mut Bed, more: &[&str]) -> (Namespace, Namespace) {
@@ -79,24 +16,6 @@ pub(crate) fn pair(bed: &mut Bed, more: &[&str]) -> (Namespace, Namespace) {
     let _ = left.ip(&["address", "add", "10.9.0.1/24", "dev", "left"]);
     let _ = right.ip(&["address", "add", "10.9.0.2/24", "dev", "right"]);
     (left, right)
-}
-
-/// What came, what went and what is on its way. What is on its way is itself the difference of
-/// two sums, so only a ledger without it says that no frame was lost.
-fn ledger(bed: &Bed) -> (u64, u64, u64) {
-    let stats = bed.json(&["stats"]);
-    let switch = |key: &str| stats["switch"][key].as_u64().unwrap();
-    let mut came = switch("flood_copies") + switch("segments_added") + switch("originated");
-    let mut went = switch("merged");
-    for port in stats["ports"].as_array().unwrap() {
-        for queue in port["queues"].as_array().unwrap() {
-            came += queue["rx_frames"].as_u64().unwrap();
-            went += queue["tx_frames"].as_u64().unwrap();
-            let drops = queue["drops"].as_object().unwrap().values();
-            went += drops.map(|count| count.as_u64().unwrap()).sum::<u64>();
-        }
-    }
-    (came, went, switch("held"))
 }
 
 #[test]
@@ -136,7 +55,7 @@ fn ports_that_stay_lose_no_frame_while_others_come_and_go() {
             );
             std::fs::write(bed.path("c.toml"), text).unwrap();
             let _ = bed.ctl(&["reload"]);
-            let tap = format!("tap:name=more,ifname=more,netns={}", left.0);
+            let tap = format!("tap:name=more,ifname=more,netns={}", left.name());
             let _ = bed.ctl(&["port", "add", &tap]);
             std::thread::sleep(Duration::from_millis(50));
             let _ = bed.ctl(&["port", "del", "more"]);
@@ -222,7 +141,7 @@ fn an_interface_that_goes_takes_its_port_down_until_it_returns() {
 
 #[test]
 fn a_port_that_may_wait_comes_when_its_namespace_does() {
-    let name = Namespace::name();
+    let name = Namespace::unused_name();
     let spec = format!("tap:name=t0,ifname=t0,netns={name},wait=on");
     let bed = Bed::started(&["--port", &spec]);
     let port = bed.port("t0");

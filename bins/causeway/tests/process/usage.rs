@@ -20,9 +20,9 @@ fn wrong_specs_and_options_end_with_2() {
              is not allowed: queues is a number of pairs from 1 to 256",
         ),
         (
-            &["run", "--port", "af-xdp:name=a,ifname=t"],
-            "causeway: invalid value 'af-xdp:name=a,ifname=t' for '--port <SPEC>': kind af-xdp is \
-             not supported in this version; use tap or vhost-user",
+            &["run", "--port", "af-xdp:name=a,ifname=t,mode=fast"],
+            "causeway: invalid value 'af-xdp:name=a,ifname=t,mode=fast' for '--port <SPEC>': \
+             mode=fast is not allowed: mode is auto, zero-copy, copy or generic",
         ),
         (
             &["run", "--workers", "x"],

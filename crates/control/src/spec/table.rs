@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::{PortSpec, TapSpec, VhostUserSpec};
+use super::{AfXdpSpec, InterfaceSpec, PacketMmapSpec, PortSpec, VhostUserSpec};
 use crate::keys::Key;
 use crate::values::{self, VlanId, between};
 
 /// The most queue pairs of a guest (virtio's limit is higher, QEMU's is this).
 const GUEST_QUEUES_MAX: u16 = 128;
-/// The kernel's limit for queues of a tap.
-const TAP_QUEUES_MAX: u16 = 256;
+/// The kernel's limit for queues of a tap, and enough for every device.
+const UPLINK_QUEUES_MAX: u16 = 256;
 /// The longest path of a unix socket.
 const SOCKET_PATH_MAX: usize = 107;
 const NAME_MAX: usize = 64;
@@ -144,7 +144,7 @@ pub(super) const VHOST_USER: &[Key<VhostUserSpec>] = &[
     },
 ];
 
-pub(super) const TAP: &[Key<TapSpec>] = &[
+pub(super) const INTERFACE: &[Key<InterfaceSpec>] = &[
     Key {
         name: "ifname",
         allowed: "1 to 15 bytes without '/', ':' and white space",
@@ -158,7 +158,7 @@ pub(super) const TAP: &[Key<TapSpec>] = &[
         name: "queues",
         allowed: "a number of pairs from 1 to 256",
         set: |port, text| {
-            port.queues = between(text, 1, TAP_QUEUES_MAX)?;
+            port.queues = between(text, 1, UPLINK_QUEUES_MAX)?;
             Some(())
         },
         show: |port| (port.queues != 1).then(|| port.queues.to_string()),
@@ -172,6 +172,75 @@ pub(super) const TAP: &[Key<TapSpec>] = &[
             Some(())
         },
         show: |port| port.netns.clone(),
+    },
+];
+
+pub(super) const AF_XDP: &[Key<AfXdpSpec>] = &[
+    Key {
+        name: "mode",
+        allowed: "auto, zero-copy, copy or generic",
+        set: |port, text| {
+            port.mode = text.parse().ok()?;
+            Some(())
+        },
+        show: |port| (port.mode != Default::default()).then(|| port.mode.to_string()),
+    },
+    Key {
+        name: "xdp",
+        allowed: "refuse or replace, when another XDP program is there",
+        set: |port, text| {
+            port.replace = values::either(text, "refuse", "replace")?;
+            Some(())
+        },
+        show: |port| port.replace.then(|| "replace".to_owned()),
+    },
+    Key {
+        name: "steer",
+        allowed: "all, or mac to leave frames for other stations to the kernel",
+        set: |port, text| {
+            port.steer = text.parse().ok()?;
+            Some(())
+        },
+        show: |port| (port.steer != Default::default()).then(|| port.steer.to_string()),
+    },
+    Key {
+        name: "busy-poll",
+        allowed: "on or off",
+        set: |port, text| {
+            port.busy_poll = values::switch(text)?;
+            Some(())
+        },
+        show: |port| port.busy_poll.then(|| "on".to_owned()),
+    },
+];
+
+pub(super) const PACKET_MMAP: &[Key<PacketMmapSpec>] = &[
+    Key {
+        name: "block-size",
+        allowed: "a number of bytes from 4096 to 16777216, a multiple of the page size",
+        set: |port, text| {
+            port.block_size = Some(between(text, 4096, 16 << 20)?).filter(|n| n % 4096 == 0);
+            port.block_size.map(drop)
+        },
+        show: |port| port.block_size.map(|bytes| bytes.to_string()),
+    },
+    Key {
+        name: "blocks",
+        allowed: "a number of blocks from 2 to 4096",
+        set: |port, text| {
+            port.blocks = Some(between(text, 2, 4096)?);
+            Some(())
+        },
+        show: |port| port.blocks.map(|blocks| blocks.to_string()),
+    },
+    Key {
+        name: "retire-ms",
+        allowed: "a number of milliseconds from 1 to 10000",
+        set: |port, text| {
+            port.retire_ms = Some(between(text, 1, 10_000)?);
+            Some(())
+        },
+        show: |port| port.retire_ms.map(|ms| ms.to_string()),
     },
 ];
 

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::{PortKind, PortSpec};
+use crate::values::{Steer, XdpMode};
 
 fn error(spec: &str) -> String {
     spec.parse::<PortSpec>().unwrap_err().to_string()
@@ -19,19 +20,21 @@ fn defaults_are_those_of_the_design() {
 
 #[test]
 fn wrong_shapes_and_kinds_say_what_is_right() {
-    let form = "a port is KIND:key=value,key=value; KIND is tap or vhost-user";
+    let form =
+        "a port is KIND:key=value,key=value; KIND is tap or vhost-user or af-xdp or packet-mmap";
     for spec in ["", ":", "=", "name=g0", "tap:name", "tap:name=a,", "tap:,"] {
         assert_eq!(error(spec), form, "{spec}");
     }
     assert_eq!(
         error("vhost:name=a"),
-        "unknown kind \"vhost\" (did you mean vhost-user?); known kinds are tap, vhost-user"
+        "unknown kind \"vhost\" (did you mean vhost-user?); known kinds are tap, vhost-user, \
+         af-xdp, packet-mmap"
     );
-    assert_eq!(error("bridge:name=a"), "unknown kind \"bridge\"; known kinds are tap, vhost-user");
-    for kind in ["af-xdp", "packet-mmap"] {
-        let text = format!("kind {kind} is not supported in this version; use tap or vhost-user");
-        assert_eq!(error(&format!("{kind}:name=a,ifname=eth0")), text);
-    }
+    assert_eq!(
+        error("bridge:name=a"),
+        "unknown kind \"bridge\"; known kinds are tap, vhost-user, \
+         af-xdp, packet-mmap"
+    );
 }
 
 #[test]
@@ -95,6 +98,46 @@ fn wrong_keys_and_values_say_what_is_right() {
 }
 
 #[test]
+fn uplinks_take_their_keys_and_no_others() {
+    let spec = "af-xdp:name=u,ifname=eth0,queues=4,netns=blue,mode=zero-copy,xdp=replace,\
+                steer=mac,busy-poll=on";
+    let port: PortSpec = spec.parse().unwrap();
+    let PortKind::AfXdp(xdp) = &port.kind else { panic!("{port:?}") };
+    assert_eq!((xdp.mode, xdp.replace, xdp.steer), (XdpMode::ZeroCopy, true, Steer::Mac));
+    assert_eq!((xdp.busy_poll, port.kind.pairs(), port.to_string().as_str()), (true, 4, spec));
+    let port: PortSpec = "af-xdp:name=u,ifname=eth0,mode=auto,xdp=refuse".parse().unwrap();
+    assert_eq!(port.to_string(), "af-xdp:name=u,ifname=eth0");
+    let spec = "packet-mmap:name=u,ifname=eth0,block-size=65536,blocks=8,retire-ms=2";
+    let port: PortSpec = spec.parse().unwrap();
+    let PortKind::PacketMmap(ring) = &port.kind else { panic!("{port:?}") };
+    let sizes = (ring.block_size, ring.blocks, ring.retire_ms);
+    assert_eq!((sizes, port.to_string().as_str()), ((Some(65536), Some(8), Some(2)), spec));
+    assert_eq!(port.resource(), "interface eth0");
+    assert_eq!(
+        error("af-xdp:name=u,ifname=e,blocks=1"),
+        "unknown key \"blocks\"; af-xdp has name, vlan, trunk, wait, ifname, queues, netns, mode, \
+         xdp, steer, busy-poll"
+    );
+    assert_eq!(
+        error("packet-mmap:name=u,ifname=e,mod=x"),
+        "unknown key \"mod\"; packet-mmap has name, vlan, trunk, wait, ifname, queues, netns, \
+         block-size, blocks, retire-ms"
+    );
+    assert_eq!(error("packet-mmap:name=u"), "packet-mmap needs ifname=INTERFACE");
+    for (setting, rule) in [
+        ("block-size=4097", "a number of bytes from 4096 to 16777216, a multiple of the page size"),
+        ("blocks=1", "a number of blocks from 2 to 4096"),
+        ("retire-ms=0", "a number of milliseconds from 1 to 10000"),
+    ] {
+        let key = setting.split('=').next().unwrap();
+        assert_eq!(
+            error(&format!("packet-mmap:name=u,ifname=e,{setting}")),
+            format!("{setting} is not allowed: {key} is {rule}")
+        );
+    }
+}
+
+#[test]
 fn errors_are_one_line() {
     for spec in ["tap:name=a\nb,ifname=t", "tap:na\nme=a", "ta\np:name=a", "tap:ifname=\n\n"] {
         assert!(!crate::spec::one_line(&error(spec)).contains('\n'), "{spec:?}");
@@ -128,7 +171,21 @@ fn spec() -> impl Strategy<Value = String> {
             )
         },
     );
-    prop_oneof![tap, guest]
+    let modes = prop_oneof![Just("auto"), Just("zero-copy"), Just("copy"), Just("generic")];
+    let xdp = (common(), modes, any::<[bool; 3]>()).prop_map(|(c, mode, [xdp, steer, poll])| {
+        let pick = |yes: bool, a: &'static str, b: &'static str| if yes { a } else { b };
+        format!(
+            "af-xdp:{c},ifname=e0,mode={mode},xdp={},steer={},busy-poll={}",
+            pick(xdp, "replace", "refuse"),
+            pick(steer, "mac", "all"),
+            pick(poll, "on", "off")
+        )
+    });
+    let ring = (common(), 1..=4096u32, 2..=4096u32, 1..=10_000u32).prop_map(|(c, pages, n, ms)| {
+        let bytes = pages << 12;
+        format!("packet-mmap:{c},ifname=e0,block-size={bytes},blocks={n},retire-ms={ms}")
+    });
+    prop_oneof![tap, guest, xdp, ring]
 }
 
 proptest! {

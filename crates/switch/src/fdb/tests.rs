@@ -24,6 +24,29 @@ fn key(station: u64) -> Key {
 }
 
 #[test]
+fn a_change_is_told_once_each_time_it_is_waited_for() {
+    let fdb = fdb(1000, 1000);
+    let readable = || {
+        let fd = fdb.changes().unwrap();
+        rustix::io::read(fd, &mut [0; 8]).is_ok()
+    };
+    assert!(!readable());
+    fdb.learn(&[key(1)], A, 0);
+    assert!(!readable(), "nobody waits");
+    fdb.watch();
+    assert!(!readable());
+    let _ = fdb.touch(key(1), A, 1);
+    assert!(!readable(), "seen again is no change");
+    fdb.learn(&[key(2), key(3)], A, 1);
+    assert!(readable());
+    fdb.learn(&[key(4)], A, 1);
+    assert!(!readable(), "told once");
+    fdb.watch();
+    assert_eq!(fdb.flush(None), 4);
+    assert!(readable());
+}
+
+#[test]
 fn a_station_is_learned_refreshed_moved_and_aged() {
     let fdb = fdb(1000, 1000);
     assert_eq!(fdb.lookup(key(1)), None);

@@ -15,7 +15,7 @@ use virtq::mem::SegStore;
 
 use super::{Env, Origin, Pipeline};
 use crate::fdb::{Fdb, FdbLimits};
-use crate::table::{EgressSlot, Port, Record, Table, Tables};
+use crate::table::{EgressSlot, Port, Record, ShortLock, Table, Tables};
 use crate::vlan::VlanRule;
 
 type Out = Arc<Mutex<Vec<Vec<u8>>>>;
@@ -76,7 +76,7 @@ impl Bench {
                     rule: rule.clone(),
                     status: StatusCell::waiting(""),
                     counters: Box::new([Arc::clone(&counters)]),
-                    egress: Box::new([Mutex::new(slot).into()]),
+                    egress: Box::new([ShortLock::new(slot).into()]),
                 };
                 records.push(Some(Record {
                     port: Arc::new(port),

@@ -203,3 +203,6 @@ fn ask(
         _ => Ok(None),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use port::QueueCounters;
@@ -32,6 +32,8 @@ use super::{AfXdpError, AfXdpSettings, KernelDrops, Mode};
 pub(super) const METADATA: u32 = 24;
 /// Bytes of frames on their way out that the kernel keeps: more than the chunks to send can take.
 const SEND_BUFFER: usize = 32 << 20;
+/// The largest MTU whose frames, with a tag, fit into a chunk behind the kernel's headroom.
+const MTU_OF_ONE_CHUNK: u32 = CHUNK - 256 - 18;
 /// Microseconds that one call polls the driver.
 const BUSY_POLL_US: u32 = 20;
 /// How long a queue that is in use is asked for: half a second.
@@ -188,6 +190,11 @@ impl Queues {
             Err(error) => Err(error),
         };
         let spread = spread.map_err(|error| bind_error(link, 0, settings.mode, error))?;
+        // ORDERING: a number of its own.
+        let mtu = link.mtu().load(Ordering::Relaxed);
+        if !spread && mtu > MTU_OF_ONE_CHUNK {
+            return Err(AfXdpError::Mtu { name: link.name(), mtu });
+        }
         let zero_copy = sockopt::xdp_options(&first.fd)
             .is_ok_and(|options| options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY));
         let mut opened = vec![first];

@@ -491,7 +491,41 @@ fn what_was_changed_is_undone() {
 }
 
 #[test]
-fn another_program_is_named_and_replaced_only_if_asked() {
+fn a_killed_process_leaves_nothing_on_the_interface() {
+    const HOLD: &str = "CW_TEST_HOLD";
+    if let Ok(netns) = std::env::var(HOLD) {
+        // The namespace belongs to the test that started this.
+        let place = std::mem::ManuallyDrop::new(Namespace(netns));
+        let _held = place.open("left0").unwrap();
+        std::thread::sleep(Duration::from_secs(20));
+        return;
+    }
+    let namespace = Namespace::new();
+    namespace.veth("left0", (&namespace, "right0"), 1, 1500);
+    let shown = || namespace.ip(&["-d", "link", "show", "left0"]);
+    let until = |there: bool| {
+        let start = Instant::now();
+        while shown().contains("prog/xdp") != there || there != shown().contains("promiscuity 1") {
+            assert!(start.elapsed() < Duration::from_secs(5), "there {there}: {}", shown());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_killed_process_leaves_nothing_on_the_interface"])
+        .env(HOLD, &namespace.0)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    until(true);
+    child.kill().unwrap();
+    let _killed = child.wait().unwrap();
+    until(false);
+    drop(namespace.open("left0").unwrap());
+}
+
+#[test]
+fn a_program_that_a_link_holds_is_named_and_stays() {
     let namespace = Namespace::new();
     namespace.veth("left0", (&namespace, "right0"), 1, 1500);
     // Another uplink's program stands for somebody else's: it is held by a link.

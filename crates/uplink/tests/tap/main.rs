@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use namespace::Namespace;
 use port::{DropReason, Egress, FrameBuf, Ingress, QueueCounters, QueueFault, QueueTotals};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use uplink::interface::{Link, LinkState};
+use uplink::interface::{Finder, Link, LinkState};
 use uplink::tap::{Tap, TapSettings, open};
 
 const HOST_MAC: &str = "02:00:00:00:00:01";
@@ -84,7 +84,8 @@ fn an_interface_is_followed_through_names_and_states() {
     let _ = namespace.ip(&["link", "set", "old0", "name", "new0"]);
     let _ = namespace.ip(&["link", "set", "new0", "up", "mtu", "4000"]);
     wait_state(link, LinkState::Up);
-    assert_eq!((link.name(), link.exists()), ("new0".to_owned(), false));
+    let finder = Finder::new("old0", Some(namespace.name())).unwrap();
+    assert_eq!((link.name(), finder.found()), ("new0".to_owned(), false));
     assert_eq!(link.mtu().load(Ordering::Relaxed), 4000);
     assert_eq!(link.driver(), ("tun".to_owned(), "tap".to_owned()));
     // The same index does not make it the same interface.
@@ -93,16 +94,59 @@ fn an_interface_is_followed_through_names_and_states() {
     let _ = namespace.ip(&["link", "del", "new0"]);
     let _ = namespace.ip(&["link", "add", "old0", "index", &index, "type", "bridge"]);
     assert!(link.follow());
-    assert_eq!((link.check(), link.exists()), (LinkState::Gone, true));
+    assert_eq!((link.check(), finder.found()), (LinkState::Gone, true));
+}
+
+/// A macvtap `mv0` on `below0`, whose other end `peer0` is in `peer`.
+fn macvtap(namespace: &Namespace, peer: &Namespace, address: &str) {
+    let pair = ["link", "add", "below0", "type", "veth", "peer", "name", "peer0", "netns"];
+    let _ = namespace.ip(&[&pair[..], &[peer.name()]].concat());
+    let _ = namespace.ip(&["link", "set", "below0", "up"]);
+    let _ = namespace
+        .ip(&["link", "add", "mv0", "link", "below0", "type", "macvtap", "mode", "passthru"]);
+    peer.quiet();
+    peer.address("peer0", PEER_MAC, address, 1500);
+    let _ = peer.ip(&["link", "set", "peer0", "up"]);
+}
+
+#[test]
+fn macvtaps_of_one_index_in_two_namespaces_are_told_apart() {
+    let (left, right) = (Namespace::new(), Namespace::new());
+    let (a, b) = (Namespace::new(), Namespace::new());
+    macvtap(&left, &a, "10.9.0.1/24");
+    macvtap(&right, &b, "10.9.0.2/24");
+    let (mut from, mut to) = (left.open("mv0", 1).unwrap(), right.open("mv0", 2).unwrap());
+    assert_eq!(from.link.index(), to.link.index());
+    assert_eq!((from.link.check(), to.queues.len()), (LinkState::Up, 2));
+    // From the stack beyond one to the stack beyond the other.
+    a.neighbour("peer0", "10.9.0.2", PEER_MAC);
+    let (sender, receiver) = (a.udp("10.9.0.1:7"), b.udp("10.9.0.2:7"));
+    let mut got = [0; 2000];
+    for len in [0usize, 1, 700, 1472] {
+        let sent = vec![len.to_le_bytes()[0]; len];
+        let _ = sender.send_to(&sent, "10.9.0.2:7").unwrap();
+        loop {
+            let _ = carry(&mut from, &mut to);
+            if let Ok(count) = receiver.recv(&mut got) {
+                assert_eq!(&got[..count], &sent[..]);
+                break;
+            }
+        }
+    }
+    drop(from);
+    let shown = left.ip(&["link", "show", "mv0"]);
+    assert!(!shown.contains(",UP"), "{shown}");
 }
 
 #[test]
 fn a_namespace_that_was_removed_is_noticed() {
     let namespace = Namespace::new();
     let tap = namespace.open("t0", 1).unwrap();
-    assert_eq!(tap.link.check(), LinkState::Up);
+    let finder = Finder::new("t0", Some(namespace.name())).unwrap();
+    assert_eq!((tap.link.check(), finder.is_current()), (LinkState::Up, true));
     let name = namespace.name().to_owned();
     drop(namespace);
+    assert!(!finder.is_current());
     assert_eq!(tap.link.check(), LinkState::NamespaceGone);
     // Another one of the same name is not the same.
     let _other = Namespace::named(&name);
@@ -267,7 +311,6 @@ fn a_deleted_interface_is_a_host_fault_on_both_ways() {
     let mut tap = namespace.open("lost0", 1).unwrap();
     let _ = namespace.ip(&["link", "del", "lost0"]);
     assert_eq!(tap.link.check(), LinkState::Gone);
-    assert!(!tap.link.exists());
     let mut frames = FrameBuf::default();
     let (ingress, egress) = &mut tap.queues[0];
     let fault = ingress.receive(&mut frames).fault().cloned().unwrap();

@@ -48,7 +48,8 @@ impl Namespace {
     }
 
     pub(crate) fn has(&self, ifname: &str) -> bool {
-        self.ip(&["-o", "link"]).contains(&format!(" {ifname}:"))
+        let links = self.ip(&["-o", "link"]);
+        [':', '@'].iter().any(|end| links.contains(&format!(" {ifname}{end}")))
     }
 
     pub(crate) fn settings(&self, ifname: &str, queues: u16) -> TapSettings {

@@ -8,9 +8,9 @@ use crate::OffloadSet;
 use crate::header::{self, V1_LEN};
 
 /// Frames whose bodies are asked for ahead of the one that is copied.
-const BODY_AHEAD: usize = 2;
+const BODY_AHEAD: usize = virtq::swept!("BODY_AHEAD", 2);
 /// Lines of a body that are asked for; the hardware goes on from there.
-const BODY_LINES: usize = 4;
+const BODY_LINES: usize = virtq::swept!("BODY_LINES", 4);
 
 /// Bytes of the header before a frame that may take several buffers.
 const V1: u32 = header::len_u32(V1_LEN);

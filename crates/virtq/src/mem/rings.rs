@@ -8,12 +8,9 @@ use std::marker::PhantomData;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use super::word::RingMem;
-use super::{GuestMap, RawSeg, Reader, Simple, Word, prefetch_read};
+use super::{GuestMap, RawSeg, Reader, Simple, Word, prefetch_read, prefetch_write};
 use crate::config::{QueueConfig, QueueError, RingArea};
 use crate::shared::Shared;
-
-/// How far ahead descriptors are asked for: two lines. Beyond the ring's end it costs nothing.
-const PREFETCH: usize = 128;
 
 /// A descriptor's two words, as they were at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,6 +175,41 @@ impl SplitAreas {
         RawDesc { addr: addr.load(Relaxed), meta: meta.load(Relaxed) }
     }
 
+    /// Asks the CPU for the available entries of a burst of `count` from `index` on.
+    #[inline(always)]
+    pub(crate) fn prefetch_avail(&self, index: u16, count: usize) {
+        let size = self.mask.wrapping_add(1).wrapping_mul(2);
+        let at = (usize::from(index) & self.mask).wrapping_mul(2);
+        let entries = RingMem { ptr: self.avail.ptr.wrapping_add(4) };
+        entries.ask(prefetch_read, at, (count.wrapping_mul(2), size));
+    }
+
+    /// Asks the CPU for the `count` descriptors from `head` on. Lines beyond are left alone: the
+    /// driver may be writing there.
+    #[inline(always)]
+    pub(crate) fn prefetch_descs(&self, head: u16, count: usize) {
+        let size = self.mask.wrapping_add(1).wrapping_mul(16);
+        let at = (usize::from(head) & self.mask).wrapping_mul(16);
+        self.desc.ask(prefetch_read, at, (count.wrapping_mul(16), size));
+    }
+
+    /// Asks for the word that says whether the driver wants a call: read after the fence that
+    /// follows publication, it is there by then.
+    #[inline(always)]
+    pub(crate) fn prefetch_wish(&self) {
+        let behind = if self.event_idx { self.behind(2) } else { 0 };
+        prefetch_read(self.avail.ptr.wrapping_add(behind));
+    }
+
+    /// The head in available entry `index`, as the driver wrote it.
+    #[inline(always)]
+    pub(crate) fn head(&self, index: u16) -> u16 {
+        let entry = self.slot(index).wrapping_mul(2).wrapping_add(4);
+        // SAFETY: the entry is masked to those that `new` checked.
+        let head: Word<'_, u16> = unsafe { self.avail.word(entry) };
+        head.load(Relaxed)
+    }
+
     /// The entries from `index` on, one after the other, whether available or not: it is the
     /// caller who knows how many are.
     #[inline(always)]
@@ -227,8 +259,6 @@ impl Heads<'_> {
         // SAFETY: as above, the second half of the same descriptor.
         let meta: Word<'_, u64> = unsafe { self.desc.word(offset.wrapping_add(8)) };
         let desc = RawDesc { addr: addr.load(Relaxed), meta: meta.load(Relaxed) };
-        // Drivers hand descriptors out in order.
-        prefetch_read(self.desc.ptr.wrapping_add(offset.wrapping_add(PREFETCH)));
         (head, Some(desc))
     }
 
@@ -357,6 +387,21 @@ impl PackedAreas {
         Metas { at, left, _areas }
     }
 
+    /// Asks for the word that says whether the driver wants a call.
+    #[inline(always)]
+    pub(crate) fn prefetch_wish(&self) {
+        prefetch_read(self.driver.ptr);
+    }
+
+    /// Asks the CPU for the `count` descriptors from `index` on, which will be read and then
+    /// marked used.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, index: u16, count: u16) {
+        let size = usize::from(self.size).wrapping_mul(16);
+        let bytes = usize::from(count.min(self.size)).wrapping_mul(16);
+        self.desc.ask(prefetch_write, self.offset(index), (bytes, size));
+    }
+
     /// What the driver wants to be told: offset and wrap in the low half, flags in the high one.
     #[inline(always)]
     pub(crate) fn driver_event(&self) -> Word<'_, u32> {
@@ -396,7 +441,6 @@ impl Descs<'_> {
             // SAFETY: as above.
             let addr: Word<'_, u64> = unsafe { at.word(0) };
             let desc = RawDesc { addr: addr.load(Relaxed), meta };
-            prefetch_read(at.ptr.wrapping_add(PREFETCH));
             let Some(found) = simple.resolve(desc) else { break };
             *chain = found.tagged(u32::from(desc.third()));
             at.ptr = at.ptr.wrapping_add(16);

@@ -36,6 +36,32 @@ impl RingMem {
         }
     }
 
+    /// Asks the CPU for the lines of the `bytes` bytes (at most `size`) from `at` on, in a ring of
+    /// `size` bytes. Never faults.
+    #[inline(always)]
+    pub(super) fn ask(
+        self,
+        prefetch: impl Fn(*const u8),
+        at: usize,
+        (bytes, size): (usize, usize),
+    ) {
+        let end = at.wrapping_add(bytes);
+        self.ask_lines(&prefetch, at, end.min(size));
+        if end > size {
+            self.ask_lines(&prefetch, 0, end.wrapping_sub(size));
+        }
+    }
+
+    #[inline(always)]
+    fn ask_lines(self, prefetch: &impl Fn(*const u8), start: usize, end: usize) {
+        let end = self.ptr.wrapping_add(end);
+        let mut line = self.ptr.wrapping_add(start).map_addr(|addr| addr & !63);
+        while line < end {
+            prefetch(line);
+            line = line.wrapping_add(64);
+        }
+    }
+
     /// The integer at `offset`.
     ///
     /// # Safety

@@ -105,6 +105,7 @@ impl Packed {
     #[inline(always)]
     pub(crate) fn publish(&mut self) {
         if let Some((place, meta)) = self.first.take() {
+            self.areas.prefetch_wish();
             notify::publish(&self.areas.meta(place.index), meta);
             self.unlooked = self.unlooked.saturating_add(self.unpublished);
             self.unpublished = 0;

@@ -9,6 +9,21 @@ use crate::walk::{INDIRECT, NEXT, Sink, WRITE, Walk, check_indirect};
 /// Reads up to `max` chains: runs of simple chains, each within one lap, with a careful look at
 /// each descriptor that ends a run.
 pub(super) fn burst(q: &mut Packed, buf: &mut ChainBuf, max: usize) -> Result<(), ChainError> {
+    let room = q.room(buf, max);
+    if room == 0 || !q.check_state(q.areas.desc(q.avail.index))? {
+        return Ok(());
+    }
+    let room = u16::try_from(room).unwrap_or(u16::MAX);
+    q.areas.prefetch(q.avail.index, q.expected.min(room));
+    let result = runs(q, buf, max);
+    if buf.chains.len() > 0 {
+        q.expected = u16::try_from(buf.chains.len()).unwrap_or(u16::MAX);
+    }
+    result
+}
+
+#[inline(always)]
+fn runs(q: &mut Packed, buf: &mut ChainBuf, max: usize) -> Result<(), ChainError> {
     let mut turned = false;
     loop {
         let run = q.room(buf, max).min(RUN);

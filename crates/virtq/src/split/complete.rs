@@ -67,6 +67,7 @@ impl Split {
     pub(crate) fn publish(&mut self) {
         let count = self.next_used.wrapping_sub(self.published);
         if count > 0 {
+            self.areas.prefetch_wish();
             notify::publish(&self.areas.used_idx(), self.next_used);
             self.published = self.next_used;
             self.unlooked = self.unlooked.saturating_add(u32::from(count));

@@ -13,7 +13,46 @@ use crate::walk::{INDIRECT, NEXT, Sink, WRITE, Walk, check_indirect};
 /// Reads up to `max` chains: one look at the available index, then runs of simple chains, with a
 /// careful look at each that ends a run.
 pub(super) fn burst(q: &mut Split, buf: &mut ChainBuf, max: usize) -> Result<(), ChainError> {
-    let mut left = ready(q)?.min(max);
+    let left = ready(q, max)?;
+    if left == 0 {
+        return Ok(());
+    }
+    let first = q.next_avail;
+    match q.next_head {
+        Some(head) if !q.asked => q.areas.prefetch_descs(head, left),
+        Some(_) | None => q.asked = false,
+    }
+    let result = runs(q, buf, left);
+    q.next_head = in_order(q, first);
+    result
+}
+
+/// Asks for what the next burst of `count` chains will need, if they are available by now.
+#[inline(always)]
+pub(super) fn prefetch(q: &mut Split, count: usize) {
+    if let Some(head) = q.next_head
+        && usize::from(q.seen_avail.wrapping_sub(q.next_avail)) >= count
+    {
+        q.areas.prefetch_avail(q.next_avail, count);
+        q.areas.prefetch_descs(head, count);
+        q.asked = true;
+    }
+}
+
+/// The next head, if the driver handed descriptors out in their order from entry `first` on: most
+/// do.
+#[inline(always)]
+fn in_order(q: &Split, first: u16) -> Option<u16> {
+    let last = q.next_avail.wrapping_sub(1);
+    let (first_head, last_head) = (q.areas.head(first), q.areas.head(last));
+    let mask = q.config.size.wrapping_sub(1);
+    let step = last.wrapping_sub(first);
+    let ordered = first_head.wrapping_add(step) & mask == last_head;
+    ordered.then_some(last_head.wrapping_add(1) & mask)
+}
+
+#[inline(always)]
+fn runs(q: &mut Split, buf: &mut ChainBuf, mut left: usize) -> Result<(), ChainError> {
     let mut turned = false;
     while left > 0 && buf.segs.len() <= BURST_SEGS {
         let run = buf.chains.spare(left.min(RUN));
@@ -71,16 +110,25 @@ fn simple(hit: Hit, writable: bool) -> Simple {
     hit.simple(u64::from(NEXT | INDIRECT | WRITE) << 32, u64::from(want) << 32)
 }
 
-/// The number of available entries.
+/// The number of available entries, or `max` if there are more. Looks at the driver's index only
+/// if what it was last does not do: its line is in the driver's cache, where it is written.
 #[inline(always)]
-fn ready(q: &Split) -> Result<usize, ChainError> {
+fn ready(q: &mut Split, max: usize) -> Result<usize, ChainError> {
+    let known = usize::from(q.seen_avail.wrapping_sub(q.next_avail));
+    if known >= max {
+        return Ok(max);
+    }
     // ORDERING: acquire pairs with the driver's release of `avail.idx`: the entries before it, and
     // the descriptors that they name, are written.
     let avail = q.areas.avail_idx().load(Acquire);
     let ahead = avail.wrapping_sub(q.next_avail);
     let fetched = q.next_avail.wrapping_sub(q.published);
     let room = q.config.size.saturating_sub(fetched);
-    if ahead > room { Err(ChainError::AvailIndex { ahead, room }) } else { Ok(usize::from(ahead)) }
+    if ahead > room {
+        return Err(ChainError::AvailIndex { ahead, room });
+    }
+    q.seen_avail = avail;
+    Ok(usize::from(ahead).min(max))
 }
 
 #[inline(always)]

@@ -9,6 +9,7 @@ mod promises;
 mod qemu;
 mod runners;
 mod switch;
+mod uplinks;
 mod virtio_user;
 
 use std::process::ExitCode;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         runners::trials(),
         promises::trials(),
         switch::trials(),
+        uplinks::trials(),
         configs::trials(),
         virtio_user::trials(),
     ];
