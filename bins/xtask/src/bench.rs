@@ -75,9 +75,9 @@ pub(crate) enum Kind {
     Sweep(sweep::Options),
     /// Frames per second between a guest and each kind of uplink, both ways, beside DPDK's drivers
     ///
-    /// The guest is DPDK's testpmd on CPU 1; the back end, the switch or testpmd between `net_vhost`
-    /// and the driver of the same kind, has CPU 0. Writes uplinks.json and uplinks.svg. Needs root,
-    /// for hugepages and interfaces.
+    /// The guest is DPDK's testpmd on CPU 1; the back end has CPU 0: the switch, or testpmd between
+    /// `net_vhost` and the driver of the same kind. Writes uplinks.json and uplinks.svg. Needs
+    /// root, for hugepages and interfaces.
     Uplinks(uplinks::Options),
     /// Write the saved results into the README, or check that they are there
     Readme(readme::Options),
