@@ -29,6 +29,7 @@ mod scale;
 mod summary;
 mod sweep;
 mod turn;
+mod uplinks;
 mod watch;
 
 use anyhow::{Result, ensure};
@@ -72,6 +73,12 @@ pub(crate) enum Kind {
     /// Builds the switch with each value, and lets the builds take turns. Writes sweep.json and
     /// sweep.md. Needs root, for hugepages.
     Sweep(sweep::Options),
+    /// Frames per second between a guest and each kind of uplink, both ways, beside DPDK's drivers
+    ///
+    /// The guest is DPDK's testpmd on CPU 1; the back end has CPU 0: the switch, or testpmd between
+    /// `net_vhost` and the driver of the same kind. Writes uplinks.json and uplinks.svg. Needs
+    /// root, for hugepages and interfaces.
+    Uplinks(uplinks::Options),
     /// Write the saved results into the README, or check that they are there
     Readme(readme::Options),
 }
@@ -86,6 +93,7 @@ pub(crate) fn run(steps: &mut Steps, kind: &Kind) -> Result<()> {
         Kind::Idle(options) => idle::run(steps, options),
         Kind::Scale(options) => scale::run(steps, options),
         Kind::Sweep(options) => sweep::run(steps, options),
+        Kind::Uplinks(options) => uplinks::run(steps, options),
         Kind::Readme(options) => readme::run(steps, options),
     }
 }

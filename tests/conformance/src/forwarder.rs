@@ -10,7 +10,7 @@ use anyhow::Result;
 
 use crate::environment::Environment;
 use crate::process::Process;
-use crate::testpmd::{Forwarded, command, parse_forwarded, wait_prompt};
+use crate::testpmd::{Forwarded, command, drivers, parse_forwarded, wait_prompt};
 
 const END_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -43,6 +43,7 @@ impl Forwarder {
     /// As [`Forwarder::between_sockets`].
     pub fn start(environment: &Environment, devices: [String; 2], folder: &Path) -> Result<Self> {
         let mut testpmd = environment.testpmd()?;
+        let _ = testpmd.args(drivers(&devices));
         let prefix = format!("--file-prefix=cwpeer{}", std::process::id());
         let _ = testpmd.args(["--lcores", "0@0,1@0", "-m", "512", "--no-pci", &prefix]);
         for device in devices {

@@ -40,7 +40,7 @@ pub use tap::HostTap;
 pub use testpmd::{Cycles, Forwarded};
 pub use virtio_user::{Topology, VirtioUser, VirtioUserSpec};
 
-/// Whether a conformance test configures the machine (hugepages, taps, namespaces) and so needs root.
+/// Whether a conformance test configures the machine (hugepages, taps, namespaces): needs root.
 #[must_use]
 pub fn needs_root(test: &str) -> bool {
     let hugepages = ["runners/", "virtio-user/", "configs/hugepages"];

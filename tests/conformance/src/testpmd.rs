@@ -29,13 +29,28 @@ pub struct Forwarded {
     pub dropped: u64,
 }
 
+/// The `-d` options that load what `devices` need (each as `--vdev` takes it) besides the drivers
+/// that [`crate::Environment::testpmd`] loads.
+#[must_use]
+pub fn drivers(devices: &[String]) -> Vec<String> {
+    let more = ["net_af_packet", "net_af_xdp"].iter();
+    let needed = more.filter(|driver| devices.iter().any(|device| device.starts_with(**driver)));
+    needed.flat_map(|driver| ["-d".to_owned(), format!("librte_{driver}.so.23")]).collect()
+}
+
 /// Waits for the first prompt and returns what came before it.
-pub(crate) fn wait_prompt(process: &mut Process) -> Result<String> {
+///
+/// # Errors
+/// testpmd ends, or is not ready in time.
+pub fn wait_prompt(process: &mut Process) -> Result<String> {
     process.wait_for("the prompt", 0, START_TIMEOUT, up_to_prompt)
 }
 
 /// Runs one command and returns what it prints.
-pub(crate) fn command(process: &mut Process, line: &str) -> Result<String> {
+///
+/// # Errors
+/// The prompt does not come back.
+pub fn command(process: &mut Process, line: &str) -> Result<String> {
     let from = process.log_end()?;
     process.send(line)?;
     let what = format!("the prompt after `{line}`");
@@ -47,7 +62,8 @@ fn up_to_prompt(text: &str) -> Option<String> {
 }
 
 /// Reads what `stop` says.
-pub(crate) fn parse_forwarded(shown: &str) -> Forwarded {
+#[must_use]
+pub fn parse_forwarded(shown: &str) -> Forwarded {
     // The last line is the sum of all ports.
     let dropped = shown.lines().rev().find_map(|line| number(line, "TX-dropped:"));
     Forwarded { cycles: parse_cycles(shown), dropped: dropped.unwrap_or_default() }
@@ -64,7 +80,8 @@ fn parse_cycles(shown: &str) -> Option<Cycles> {
 }
 
 /// Reads the received frames per second of each port from `show port stats all`.
-pub(crate) fn parse_rates(shown: &str) -> Vec<u64> {
+#[must_use]
+pub fn parse_rates(shown: &str) -> Vec<u64> {
     shown.lines().filter_map(|line| number(line, "Rx-pps:")).collect()
 }
 
@@ -75,7 +92,8 @@ pub(crate) fn number(line: &str, name: &str) -> Option<u64> {
 }
 
 /// Reads DPDK's version from the log of a testpmd that was started with `-v`.
-pub(crate) fn parse_version(log: &str) -> Option<String> {
+#[must_use]
+pub fn parse_version(log: &str) -> Option<String> {
     let (_, rest) = log.split_once("RTE Version: '")?;
     Some(rest.split_once('\'')?.0.to_owned())
 }
@@ -102,6 +120,13 @@ mod tests {
                      total RX packets=100) at 2300 MHz Clock\n\nDone.\n";
         assert_eq!(parse_cycles(shown), Some(Cycles { per_frame: 85.12, mhz: 2300.0 }));
         assert_eq!(parse_cycles("Packet forwarding not started\n"), None);
+    }
+
+    #[test]
+    fn only_the_drivers_of_uplinks_are_named() {
+        let devices = ["net_vhost0,iface=v0", "net_af_xdp1,iface=u"].map(str::to_owned);
+        assert_eq!(drivers(&devices), ["-d", "librte_net_af_xdp.so.23"]);
+        assert!(drivers(&devices[..1]).is_empty());
     }
 
     #[test]

@@ -386,38 +386,37 @@ fn what_the_kernel_drops_while_nobody_reads_is_counted() {
 
 #[test]
 fn a_missing_right_is_named() {
-    for (kind, right, needed) in [
-        (Tap, "net_admin", "CAP_NET_ADMIN"),
-        (AfXdp, "net_raw", "CAP_NET_RAW"),
-        (PacketMmap, "net_raw", "CAP_NET_RAW"),
+    for (kind, without, needed, elsewhere) in [
+        (Tap, "-net_admin", "CAP_NET_ADMIN", false),
+        (AfXdp, "-net_raw", "CAP_NET_RAW", false),
+        (AfXdp, "-net_admin", "CAP_NET_ADMIN", false),
+        (AfXdp, "-bpf,-sys_admin", "CAP_BPF", false),
+        (PacketMmap, "-net_raw", "CAP_NET_RAW", false),
+        (PacketMmap, "-net_admin", "CAP_NET_ADMIN", false),
+        (PacketMmap, "-sys_admin", "CAP_SYS_ADMIN", true),
     ] {
         let (outer, peer) = (Namespace::new(), Namespace::new());
         kind.wire(&outer, &peer);
-        if kind != Tap {
-            // Anybody may attach to a tap without owner; setting it up is what needs the right.
-            let _ = outer.ip(&["link", "set", "u0", "up"]);
-        }
         let bed = Bed::new();
-        let spec = format!("{}:name=u,ifname=u0,netns={}", kind.name(), outer.name());
+        let mut spec = format!("{}:name=u,ifname=u0", kind.name());
+        let here = if elsewhere { &peer } else { &outer };
+        if elsewhere {
+            spec += &format!(",netns={}", outer.name());
+        }
+        let control = bed.control();
         let output = Command::new("timeout")
-            .args([
-                "10",
-                "setpriv",
-                "--bounding-set",
-                &format!("-{right}"),
-                PROGRAM,
-                "run",
-                "--control",
-            ])
-            .arg(bed.control())
-            .args(["--port", &spec])
+            .args(["10", "ip", "netns", "exec", here.name(), "setpriv", "--bounding-set", without])
+            .args([PROGRAM, "run", "--port", &spec, "--control", control.to_str().unwrap()])
             .stdin(Stdio::null())
             .output()
             .unwrap();
         let error = String::from_utf8(output.stderr).unwrap();
         let last = error.lines().last().unwrap_or_default();
-        assert_eq!(output.status.code(), Some(1), "{error}");
-        assert!(last.starts_with("causeway: port u: ") && last.contains(needed), "{error}");
+        assert_eq!(output.status.code(), Some(1), "{kind:?} {without}: {error}");
+        let named = last.starts_with("causeway: port u: ") && last.contains(needed);
+        assert!(named, "{kind:?} {without}: {error}");
+        let shown = outer.ip(&["-d", "link", "show", "u0"]);
+        assert!(!shown.contains(",UP") && !shown.contains("prog/xdp"), "{shown}");
     }
 }
 
@@ -439,4 +438,29 @@ fn what_is_not_there_is_named() {
         );
         assert_eq!(error.lines().last(), Some(text.as_str()));
     }
+}
+
+#[test]
+fn a_macvtap_is_an_uplink_like_a_tap() {
+    let scene_of = |outer: &Namespace, peer: &Namespace| {
+        PacketMmap.wire(outer, peer);
+        let _ = outer.ip(&["link", "set", "u0", "up"]);
+        let _ =
+            outer.ip(&["link", "add", "m0", "link", "u0", "type", "macvtap", "mode", "passthru"]);
+    };
+    let (outer, peer, guest) = (Namespace::new(), Namespace::new(), Namespace::new());
+    scene_of(&outer, &peer);
+    let spec = format!("tap:name=u,ifname=m0,queues=2,netns={}", outer.name());
+    let bed = Bed::started(&["--port", &spec, "--port", &guest.tap("g")]);
+    let _ = guest.ip(&["address", "add", "10.9.0.2/24", "dev", "g"]);
+    let scene = Scene { kind: PacketMmap, bed, outer, peer, guest };
+    scene.talk();
+    let _ = scene.outer.ip(&["link", "del", "u0"]);
+    let port = scene.bed.wait_state("u", "down");
+    assert!(port["reason"].as_str().unwrap().starts_with("interface m0 is lost"), "{port}");
+    eventually("the other end is gone", || !scene.peer.has("p0"));
+    scene_of(&scene.outer, &scene.peer);
+    let _ = scene.bed.wait_state("u", "up");
+    scene.talk();
+    scene.settles();
 }
