@@ -164,6 +164,14 @@ impl AfXdpControl {
         self.sockets.iter().map(socket::drops).collect()
     }
 
+    /// Lets the kernel look at frames that it had no room for: a net below the workers, who sleep
+    /// while nothing arrives. To be called now and then.
+    pub fn nudge(&self) {
+        for socket in &self.sockets {
+            let _ = rustix::net::send(socket, &[], rustix::net::SendFlags::DONTWAIT);
+        }
+    }
+
     /// Says which stations are attached, for [`Steer::Mac`]; at most [`MACS_MAX`].
     ///
     /// # Errors

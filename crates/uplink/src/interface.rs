@@ -231,9 +231,12 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        let name = self.name();
-        if self.restore_down
-            && let Err(error) = self.socket.set_up(&name, false)
+        if !self.restore_down || self.deleted {
+            return;
+        }
+        // Another interface may have the name by now: that one is not ours to set down.
+        let Ok(Some(name)) = self.socket.name_of(self.index) else { return };
+        if let Err(error) = self.socket.set_up(&name, false)
             && !is_gone(&error)
         {
             tracing::warn!(interface = name, %error, "cannot set the interface down again");

@@ -151,6 +151,7 @@ impl Device {
                 *tx_dropped = now;
             }
             Kind::AfXdp { control, counted, .. } => {
+                control.nudge();
                 let Ok(drops) = control.kernel_drops() else { return };
                 for (pair, (now, then)) in (0..).zip(drops.into_iter().zip(counted)) {
                     for ((reason, now), (_, then)) in

@@ -86,8 +86,10 @@ impl AfXdpIngress {
     fn look_closer(&mut self) {
         let socket = &self.parts.socket;
         // ORDERING: a hint between the halves; the kernel's own lock orders the frames.
-        if socket.stuck.load(Ordering::Relaxed) && socket.poke_tx() == Poked::Done {
-            socket.stuck.store(false, Ordering::Relaxed);
+        // Taken before the system call, so that a hint given meanwhile stays. While the interface
+        // is down nothing moves, and trying would keep the worker awake.
+        if socket.stuck.swap(false, Ordering::Relaxed) && socket.poke_tx() == Poked::Again {
+            socket.stuck.store(true, Ordering::Relaxed);
         }
         if self.parts.busy_poll || self.parts.fill.needs_wakeup() {
             self.poke();

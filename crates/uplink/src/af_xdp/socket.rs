@@ -186,7 +186,8 @@ impl Queues {
         // Before Linux 6.6 a frame has one chunk.
         let spread = match bind_to(&first, &to(flags | SocketAddrXdpFlags::XDP_USE_SG)) {
             Ok(()) => Ok(true),
-            Err(Errno::INVAL) => bind_to(&first, &to(flags)).map(|()| false),
+            // Nor on a zero-copy device whose driver knows no such frames.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => bind_to(&first, &to(flags)).map(|()| false),
             Err(error) => Err(error),
         };
         let spread = spread.map_err(|error| bind_error(link, 0, settings.mode, error))?;
