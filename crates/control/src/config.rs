@@ -274,7 +274,9 @@ impl File<'_> {
             }
         }
         let Some((kind_at, kind)) = kind else {
-            return Err(self.error(start, "a port needs kind=tap or kind=vhost-user"));
+            return Err(
+                self.error(start, "a port needs kind=tap, vhost-user, af-xdp or packet-mmap")
+            );
         };
         let pairs = settings.iter().map(|(_, key, text)| (*key, text.as_str()));
         PortSpec::build(&kind, pairs).map_err(|error| {

@@ -439,3 +439,28 @@ fn what_is_not_there_is_named() {
         assert_eq!(error.lines().last(), Some(text.as_str()));
     }
 }
+
+#[test]
+fn a_macvtap_is_an_uplink_like_a_tap() {
+    let scene_of = |outer: &Namespace, peer: &Namespace| {
+        PacketMmap.wire(outer, peer);
+        let _ = outer.ip(&["link", "set", "u0", "up"]);
+        let _ =
+            outer.ip(&["link", "add", "m0", "link", "u0", "type", "macvtap", "mode", "passthru"]);
+    };
+    let (outer, peer, guest) = (Namespace::new(), Namespace::new(), Namespace::new());
+    scene_of(&outer, &peer);
+    let spec = format!("tap:name=u,ifname=m0,queues=2,netns={}", outer.name());
+    let bed = Bed::started(&["--port", &spec, "--port", &guest.tap("g")]);
+    let _ = guest.ip(&["address", "add", "10.9.0.2/24", "dev", "g"]);
+    let scene = Scene { kind: PacketMmap, bed, outer, peer, guest };
+    scene.talk();
+    let _ = scene.outer.ip(&["link", "del", "u0"]);
+    let port = scene.bed.wait_state("u", "down");
+    assert!(port["reason"].as_str().unwrap().starts_with("interface m0 is lost"), "{port}");
+    eventually("the other end is gone", || !scene.peer.has("p0"));
+    scene_of(&scene.outer, &scene.peer);
+    let _ = scene.bed.wait_state("u", "up");
+    scene.talk();
+    scene.settles();
+}

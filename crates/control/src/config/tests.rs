@@ -67,10 +67,14 @@ fn errors_name_line_value_and_what_is_allowed() {
             "line 2: unknown key \"prt\" (did you mean port?); the file has switch, port, static",
         ),
         ("[port]\nkind = \"tap\"", "line 1: port is a list of tables: [[port]]"),
-        ("[[port]]\nname = \"a\"", "line 1: a port needs kind=tap or kind=vhost-user"),
+        (
+            "[[port]]\nname = \"a\"",
+            "line 1: a port needs kind=tap, vhost-user, af-xdp or packet-mmap",
+        ),
         (
             "[[port]]\nname = \"a\"\nkind = \"tapp\"",
-            "line 3: unknown kind \"tapp\" (did you mean tap?); known kinds are tap, vhost-user",
+            "line 3: unknown kind \"tapp\" (did you mean tap?); known kinds are tap, vhost-user, \
+             af-xdp, packet-mmap",
         ),
         (
             "[[port]]\nkind = \"tap\"\nname = \"a\"\nifname = \"t\"\nqueues = 0",
