@@ -183,7 +183,9 @@ impl Environment {
         let _ = command
             .args(["stdbuf", "-oL"])
             .arg(root.join("usr/bin/dpdk-testpmd"))
-            .env("LD_LIBRARY_PATH", library_path(&root)?);
+            .env("LD_LIBRARY_PATH", library_path(&root)?)
+            // Where `net_af_xdp` finds the XDP program of libxdp.
+            .env("LIBXDP_OBJECT_PATH", root.join(LIBRARIES).join("bpf"));
         // By name: DPDK refuses a path that has a folder like `/tmp` in it.
         for driver in ["mempool_ring", "net_virtio", "net_vhost", "net_tap"] {
             let _ = command.arg("-d").arg(format!("librte_{driver}.so.23"));

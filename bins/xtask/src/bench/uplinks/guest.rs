@@ -12,6 +12,11 @@ use super::wire::Wire;
 
 /// How DPDK's `net_af_packet` is set up, on either side.
 pub(super) const AF_PACKET: &str = "blocksz=65536,framesz=2048,framecnt=4096,qdisc_bypass=1";
+/// Descriptors of the guest's rings.
+const RING: u16 = 256;
+/// The same when a ring of frames goes round: enough that an uplink which hands over blocks of
+/// frames, or waits a little for more of them, does not wait for those that are elsewhere.
+const RING_OF_A_ROUND: u16 = 1024;
 /// The guest's station, and the one behind the uplink.
 const GUEST: &str = "02:01:02:03:04:05";
 const FAR: &str = "02:01:02:03:04:06";
@@ -36,8 +41,9 @@ impl Guest {
     ) -> Result<Self> {
         let shown = socket.display();
         let mut devices = vec![format!(
-            "net_virtio_user0,mac={GUEST},path={shown},queues=1,queue_size=256,packed_vq=0,\
-             mrg_rxbuf=1,in_order=0"
+            "net_virtio_user0,mac={GUEST},path={shown},queues=1,queue_size={},packed_vq=0,\
+             mrg_rxbuf=1,in_order=0",
+            if far.is_some() { RING_OF_A_ROUND } else { RING }
         )];
         devices.extend(far.map(|far| format!("net_af_packet1,iface={far},{AF_PACKET}")));
         let mut testpmd = environment.testpmd()?;
