@@ -2,6 +2,7 @@
 
 mod chain;
 mod config;
+mod dirty;
 #[cfg(feature = "driver")]
 pub mod driver;
 mod error;
@@ -21,6 +22,7 @@ mod walk;
 
 pub use chain::{AHEAD, ChainBuf, Chains, Token};
 pub use config::{Layout, QueueConfig, QueueError, RingArea, RingFeatures, RingPosition};
+pub use dirty::RingLog;
 pub use error::ChainError;
 pub use packed::Packed;
 pub use queue::Virtq;

@@ -13,6 +13,7 @@
 //! **Not supported.** Dirty bitmaps of `vm-memory` regions are not marked.
 #![expect(unsafe_code, reason = "the crate's only module that dereferences guest memory")]
 
+mod dirty;
 #[cfg(feature = "driver")]
 mod driver_words;
 mod map;
@@ -23,6 +24,7 @@ mod segs;
 mod shared;
 mod word;
 
+pub use dirty::{DirtyLog, LOG_PAGE};
 #[cfg(feature = "driver")]
 pub(crate) use driver_words::DriverWords;
 pub use map::{GuestMap, GuestPhysAddr, MAX_REGIONS, MapError};

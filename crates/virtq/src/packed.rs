@@ -19,6 +19,7 @@ use virtio_bindings::virtio_ring::{VRING_PACKED_DESC_F_AVAIL, VRING_PACKED_DESC_
 
 use crate::chain::{ChainBuf, Token};
 use crate::config::{QueueConfig, QueueError, RingPosition};
+use crate::dirty::RingLog;
 use crate::mem::{GuestMap, Hit, PackedAreas};
 use crate::notify::{self, EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, packed_event};
 use crate::shared::Shared;
@@ -106,6 +107,8 @@ pub struct Packed {
     called: bool,
     /// What the driver was told about kicks.
     kicks: Kicks,
+    /// Where writes are noted while the guest migrates.
+    log: Option<Box<RingLog>>,
 }
 
 impl Packed {
@@ -129,6 +132,7 @@ impl Packed {
             unlooked: 0,
             called: false,
             kicks: Kicks::Unknown,
+            log: None,
         })
     }
 
@@ -159,7 +163,9 @@ impl Packed {
         self.kicks = Kicks::Enabled;
         let flags = if self.config.features.event_idx { EVENT_DESC } else { EVENT_ENABLE };
         let event = packed_event(self.avail.index, self.avail.wrap, flags);
-        notify::arm(&self.areas.device_event(), event, || self.has_available())
+        let available = notify::arm(&self.areas.device_event(), event, || self.has_available());
+        self.log_wish();
+        available
     }
 
     #[inline(always)]
@@ -167,6 +173,7 @@ impl Packed {
         if self.kicks != Kicks::Disabled {
             self.kicks = Kicks::Disabled;
             self.areas.device_event().store(packed_event(0, false, EVENT_DISABLE), Relaxed);
+            self.log_wish();
         }
     }
 
@@ -181,6 +188,21 @@ impl Packed {
 
     pub(crate) fn read_only(&mut self) {
         self.table_flags = !crate::walk::WRITE;
+    }
+
+    pub(crate) fn set_log(&mut self, log: Option<Box<RingLog>>) {
+        self.log = log;
+    }
+
+    pub(crate) fn log(&self) -> Option<&RingLog> {
+        self.log.as_deref()
+    }
+
+    /// Notes the area that tells the driver about kicks.
+    fn log_wish(&self) {
+        if let Some(log) = self.log() {
+            log.device(0, 4);
+        }
     }
 
     pub(crate) fn fault(&self) -> Option<ChainError> {

@@ -3,6 +3,7 @@
 use crate::ChainError;
 use crate::chain::{ChainBuf, Chains, Token};
 use crate::config::{Layout, QueueConfig, RingPosition};
+use crate::dirty::RingLog;
 use crate::packed::Packed;
 use crate::split::Split;
 
@@ -86,6 +87,28 @@ impl Virtq {
     #[inline]
     pub fn complete_written(&mut self, buf: &ChainBuf, written: &[u32]) {
         either!(self, queue => queue.complete_written(buf, written));
+        if self.log().is_some() {
+            self.log_buffers(buf, written);
+        }
+    }
+
+    /// Notes writes in `log` from now on, or no more. To be called before anything else: what a ring
+    /// that ran already wrote is not noted.
+    pub fn set_log(&mut self, log: Option<RingLog>) {
+        let log = log.map(Box::new);
+        either!(self, queue => queue.set_log(log));
+    }
+
+    #[inline(always)]
+    fn log(&self) -> Option<&RingLog> {
+        either!(self, queue => queue.log())
+    }
+
+    #[cold]
+    fn log_buffers(&self, buf: &ChainBuf, written: &[u32]) {
+        if let Some(log) = self.log() {
+            log.buffers(buf, written);
+        }
     }
 
     /// Completes all chains of the burst in `buf`, the last one popped, with nothing written: as

@@ -17,6 +17,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use crate::chain::{ChainBuf, Token};
 use crate::config::{QueueConfig, QueueError, RingPosition};
+use crate::dirty::RingLog;
 use crate::mem::{GuestMap, Hit, SplitAreas};
 use crate::notify::{self, NO_NOTIFICATION};
 use crate::shared::Shared;
@@ -50,6 +51,8 @@ pub struct Split {
     called: bool,
     /// What the driver was told about kicks.
     kicks: Kicks,
+    /// Where writes are noted while the guest migrates.
+    log: Option<Box<RingLog>>,
 }
 
 impl Split {
@@ -72,6 +75,7 @@ impl Split {
             unlooked: 0,
             called: false,
             kicks: Kicks::Unknown,
+            log: None,
         })
     }
 
@@ -97,10 +101,12 @@ impl Split {
     pub(crate) fn enable_kicks(&mut self) -> bool {
         self.kicks = Kicks::Enabled;
         let look = || self.has_available();
-        match self.areas.avail_event() {
+        let available = match self.areas.avail_event() {
             Some(event) => notify::arm(&event, self.next_avail, look),
             None => notify::arm(&self.areas.used_flags(), 0, look),
-        }
+        };
+        self.log_wish();
+        available
     }
 
     #[inline(always)]
@@ -110,6 +116,7 @@ impl Split {
             // With EVENT_IDX the event word stays where it is: the driver passes it once.
             if self.areas.avail_event().is_none() {
                 self.areas.used_flags().store(NO_NOTIFICATION, Relaxed);
+                self.log_wish();
             }
         }
     }
@@ -118,6 +125,24 @@ impl Split {
     pub(crate) fn has_available(&self) -> bool {
         // ORDERING: acquire pairs with the driver's release of `avail.idx`.
         self.fault.is_none() && self.areas.avail_idx().load(Acquire) != self.next_avail
+    }
+
+    pub(crate) fn set_log(&mut self, log: Option<Box<RingLog>>) {
+        self.log = log;
+    }
+
+    pub(crate) fn log(&self) -> Option<&RingLog> {
+        self.log.as_deref()
+    }
+
+    /// Notes the words that tell the driver about kicks.
+    fn log_wish(&self) {
+        if let Some(log) = self.log() {
+            log.device(0, 2);
+            if self.config.features.event_idx {
+                log.device(u64::from(self.config.size).saturating_mul(8).saturating_add(4), 2);
+            }
+        }
     }
 
     pub(crate) fn fault(&self) -> Option<ChainError> {

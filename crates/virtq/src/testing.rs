@@ -90,6 +90,13 @@ impl Guest {
         self.mem.write_slice(bytes, GuestAddress(at)).unwrap();
     }
 
+    /// All of the memory.
+    pub(crate) fn all(&self) -> Vec<u8> {
+        let mut bytes = vec![0; END as usize];
+        self.mem.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+        bytes
+    }
+
     pub(crate) fn u16(&self, at: u64) -> u16 {
         self.mem.read_obj(GuestAddress(at)).unwrap()
     }

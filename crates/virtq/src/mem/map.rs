@@ -336,6 +336,16 @@ impl GuestMap {
         mapped.then(|| RawDesc::fetch_bytes(&segs))?
     }
 
+    /// The guest address of what is at `ptr` here, and the bytes from there to the end of its
+    /// region.
+    pub(crate) fn guest_of(&self, ptr: *const u8) -> Option<(GuestPhysAddr, u64)> {
+        self.inner.regions.iter().find_map(|region| {
+            let offset = u64::try_from(ptr.addr().checked_sub(region.host.addr())?).ok()?;
+            let left = region.len.checked_sub(offset).filter(|left| *left > 0)?;
+            Some((GuestPhysAddr(region.base.wrapping_add(offset)), left))
+        })
+    }
+
     fn index_of(&self, addr: u64) -> Option<usize> {
         let after = self.inner.regions.partition_point(|r| r.base <= addr);
         let index = after.checked_sub(1)?;

@@ -107,9 +107,20 @@ impl Packed {
         if let Some((place, meta)) = self.first.take() {
             self.areas.prefetch_wish();
             notify::publish(&self.areas.meta(place.index), meta);
+            if self.log().is_some() {
+                self.log_used(place);
+            }
             self.unlooked = self.unlooked.saturating_add(self.unpublished);
             self.unpublished = 0;
         }
+    }
+
+    /// Notes the descriptors that were just published, from `first` on.
+    #[cold]
+    fn log_used(&self, first: Place) {
+        let Some(log) = self.log() else { return };
+        let run = (u32::from(first.index), self.unpublished);
+        log.entries(log.desc, (u32::from(self.config.size), 16), run);
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use super::Split;
 use crate::chain::{ChainBuf, Token, id};
-use crate::mem::RawSeg;
+use crate::mem::{GuestPhysAddr, RawSeg};
 use crate::notify;
 
 impl Split {
@@ -69,9 +69,22 @@ impl Split {
         if count > 0 {
             self.areas.prefetch_wish();
             notify::publish(&self.areas.used_idx(), self.next_used);
+            if self.log().is_some() {
+                self.log_used(count);
+            }
             self.published = self.next_used;
             self.unlooked = self.unlooked.saturating_add(u32::from(count));
         }
+    }
+
+    /// Notes the `count` entries that were just published, and the index.
+    #[cold]
+    fn log_used(&self, count: u16) {
+        let Some(log) = self.log() else { return };
+        let ring = GuestPhysAddr(log.device.0.wrapping_add(4));
+        let run = (u32::from(self.published), u32::from(count));
+        log.entries(ring, (u32::from(self.config.size), 8), run);
+        log.device(2, 2);
     }
 
     #[inline(always)]
