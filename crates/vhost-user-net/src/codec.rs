@@ -15,7 +15,8 @@ mod decoder;
 mod request;
 
 pub use decoder::{Decoder, Message};
-pub use request::{Request, VringAddr, VringFd, VringState};
+pub(crate) use request::LOG_FLAG;
+pub use request::{LogArea, Request, VringAddr, VringFd, VringState};
 pub use vhost::vhost_user::message::FrontendReq;
 
 use vhost::vhost_user::message::{MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE, VhostUserHeaderFlag};
@@ -100,7 +101,7 @@ pub enum Reply {
     U64(u64),
     /// A ring's state.
     Vring(VringState),
-    /// Nothing: how `GET_CONFIG` says that it failed.
+    /// Nothing: the answer to `SET_LOG_BASE`, and how `GET_CONFIG` says that it failed.
     Empty,
 }
 

@@ -18,10 +18,11 @@
 //! **Trust.** The front end is hostile. A refused message changes nothing; only a ring that its
 //! last parameter makes impossible is left as it is then, and stopped.
 //! **Limits.** See [`SessionSettings`] and [`crate::memory`].
-//! **Not supported.** Dirty log, in-flight region, IOTLB, postcopy, configuration space, device
+//! **Not supported.** In-flight region, IOTLB, postcopy, configuration space, device
 //! state, in-band notifications: not offered, and refused.
 
 mod error;
+mod log;
 mod ring;
 
 use std::collections::BTreeMap;
@@ -32,15 +33,17 @@ use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures, VhostUs
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 use virtio_net::features::{DEVICE_FEATURES, RING_RESET};
 use virtq::mem::GuestMap;
-use virtq::{ChainError, QueueConfig, QueueError, RingPosition, Virtq};
+use virtq::{ChainError, QueueConfig, QueueError, RingLog, RingPosition, Virtq};
 
 use crate::codec::{CodecError, Message, Reply, Request, VringFd, VringState};
 use crate::memory::{RegionTable, SLOTS_MAX};
 pub use error::{SessionError, SetUpError, Unready};
+use log::Logging;
 use ring::Ring;
 
 /// The protocol features that a session offers.
 pub const PROTOCOL_FEATURES: u64 = VhostUserProtocolFeatures::MQ.bits()
+    | VhostUserProtocolFeatures::LOG_SHMFD.bits()
     | VhostUserProtocolFeatures::RARP.bits()
     | VhostUserProtocolFeatures::REPLY_ACK.bits()
     | VhostUserProtocolFeatures::MTU.bits()
@@ -52,7 +55,9 @@ pub const PROTOCOL_FEATURES: u64 = VhostUserProtocolFeatures::MQ.bits()
 /// The feature bit that vhost-user adds to those of virtio.
 const F_PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 /// The device features that every session offers; `RING_RESET` needs a front end that forwards it.
-pub const FEATURES: u64 = DEVICE_FEATURES & !RING_RESET | F_PROTOCOL_FEATURES;
+pub const FEATURES: u64 = DEVICE_FEATURES & !RING_RESET | F_PROTOCOL_FEATURES | LOG_ALL;
+/// The feature bit by which writes are logged; it changes while rings run.
+pub const LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
 /// The smallest MTU that IPv4 allows a link to have.
 const MTU_MIN: u64 = 68;
 
@@ -105,6 +110,8 @@ pub struct RingStart<'a> {
     pub mtu: u16,
     /// Whether the ring ran before: a call may have been lost on the way.
     pub resumed: bool,
+    /// Where it notes what it writes, while the guest migrates.
+    pub log: Option<RingLog>,
 }
 
 /// A ring that ran.
@@ -169,6 +176,7 @@ pub struct Session {
     rings: BTreeMap<RingIndex, Ring>,
     /// Rings that turned out to be set up wrongly when something else changed.
     complaints: BTreeMap<RingIndex, SetUpError>,
+    logging: Logging,
     /// Where requests of the back end will go; held so that the front end sees it open.
     backend_channel: Option<OwnedFd>,
 }
@@ -185,6 +193,7 @@ impl Session {
             memory: RegionTable::default(),
             rings: BTreeMap::new(),
             complaints: BTreeMap::new(),
+            logging: Logging::default(),
             backend_channel: None,
         }
     }
@@ -305,7 +314,7 @@ impl Session {
             Request::GetFeatures => return number(self.offered()),
             Request::SetFeatures(bits) => self.set_features(bits, rings)?,
             // Nothing depends on the owner, and back ends are advised to ignore the second one.
-            Request::SetOwner | Request::ResetOwner | Request::SetLogFd => {}
+            Request::SetOwner | Request::ResetOwner => {}
             Request::GetProtocolFeatures => return number(PROTOCOL_FEATURES),
             Request::SetProtocolFeatures(bits) => self.set_protocol_features(bits)?,
             Request::GetQueueNum => return number(u64::from(self.settings.queues.max(2))),
@@ -328,6 +337,13 @@ impl Session {
                 let table = self.memory.without(&spec)?;
                 self.swap_memory(table, rings);
             }
+            Request::SetLogBase(area) => {
+                self.needs(P::LOG_SHMFD, FrontendReq::SET_LOG_BASE)?;
+                let fd = fds.pop().ok_or(CodecError::TooManyFds)?;
+                self.set_log_base(area, fd, rings)?;
+                return Ok(Answer::Reply(Reply::Empty));
+            }
+            Request::SetLogFd => self.set_log_call(fds.pop(), rings)?,
             Request::SetVringNum(state) => self.set_num(state, rings)?,
             Request::SetVringAddr(addr) => self.set_addr(addr, rings)?,
             Request::SetVringBase(state) => self.set_base(state, rings)?,
@@ -370,6 +386,10 @@ impl Session {
         if self.features == Some(bits) {
             return Ok(());
         }
+        if self.features.map(|now| now ^ bits) == Some(LOG_ALL) {
+            self.restart_all(rings, |session| session.features = Some(bits));
+            return Ok(());
+        }
         if let Some(index) = self.indexes().into_iter().find(|i| self.is_running(*i)) {
             return Err(SessionError::FeaturesWhileRunning(index));
         }
@@ -394,20 +414,13 @@ impl Session {
             Ok(value) if mtu >= MTU_MIN && value <= limit => self.mtu = value,
             _ => return Err(SessionError::Mtu { mtu, limit }),
         }
-        for index in self.indexes() {
-            let _ = self.stop_ring(index, rings);
-        }
-        self.try_start_all(rings);
+        self.restart_all(rings, |_| ());
         Ok(())
     }
 
     /// What is running stops, changes over, and goes on if its addresses are still mapped.
     fn swap_memory(&mut self, table: RegionTable, rings: &mut dyn Rings) {
-        for index in self.indexes() {
-            let _ = self.stop_ring(index, rings);
-        }
-        self.memory = table;
-        self.try_start_all(rings);
+        self.restart_all(rings, |session| session.memory = table);
     }
 
     fn reset(&mut self, rings: &mut dyn Rings) {
@@ -449,6 +462,7 @@ fn has_own_reply(request: u32) -> bool {
             | FrontendReq::GET_VRING_BASE
             | FrontendReq::GET_MAX_MEM_SLOTS
             | FrontendReq::GET_STATUS
+            | FrontendReq::SET_LOG_BASE
             | FrontendReq::GET_INFLIGHT_FD
             | FrontendReq::GET_SHARED_OBJECT
             | FrontendReq::GET_SHMEM_CONFIG

@@ -77,6 +77,7 @@ impl Receiveq {
     pub fn new(mut parts: ReceiveqParts) -> Self {
         notify::prepare(parts.kick.as_ref());
         notify::prepare(parts.call.as_ref());
+        notify::prepare(parts.queue.log_call());
         parts.queue.disable_kicks();
         Self {
             parts,
@@ -241,6 +242,7 @@ impl Egress for Receiveq {
 
     fn notify(&mut self) -> Notified {
         let wanted = self.wants_call();
+        notify::signal(self.parts.queue.log_call());
         notify::call(self.parts.call.as_ref(), wanted, &self.parts.counters.egress.calls)
     }
 

@@ -58,6 +58,7 @@ impl Transmitq {
     pub fn new(mut parts: TransmitqParts) -> Self {
         notify::prepare(parts.kick.as_ref());
         notify::prepare(parts.call.as_ref());
+        notify::prepare(parts.queue.log_call());
         parts.queue.disable_kicks();
         parts.queue.read_only();
         Self { parts, chains: ChainBuf::with_capacity(BURST_MAX), held: false }
@@ -160,6 +161,7 @@ impl Ingress for Transmitq {
 
     fn notify(&mut self) -> Notified {
         let wanted = self.wants_call();
+        notify::signal(self.parts.queue.log_call());
         notify::call(self.parts.call.as_ref(), wanted, &self.parts.counters.ingress.calls)
     }
 

@@ -3,6 +3,9 @@
 //! A page is noted *after* it was written: the front end takes the bit first and reads the page
 //! then, so it finds either what was written or the bit once more.
 
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
 use crate::chain::{ChainBuf, Chains};
 use crate::mem::{DirtyLog, GuestMap, GuestPhysAddr};
 
@@ -18,6 +21,8 @@ pub struct RingLog {
     pub device: GuestPhysAddr,
     /// The guest-physical address of the descriptor ring (packed).
     pub desc: GuestPhysAddr,
+    /// What is to be signalled after pages were noted; by who has the ring, at its notifications.
+    pub call: Option<Arc<OwnedFd>>,
 }
 
 impl RingLog {

@@ -1,5 +1,8 @@
 //! A running virtqueue, device side.
 
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
 use crate::ChainError;
 use crate::chain::{ChainBuf, Chains, Token};
 use crate::config::{Layout, QueueConfig, RingPosition};
@@ -92,11 +95,17 @@ impl Virtq {
         }
     }
 
-    /// Notes writes in `log` from now on, or no more. To be called before anything else: what a ring
-    /// that ran already wrote is not noted.
+    /// Notes writes in `log` from now on, or no more. To be called before anything else: what the
+    /// ring wrote before is not noted.
     pub fn set_log(&mut self, log: Option<RingLog>) {
         let log = log.map(Box::new);
         either!(self, queue => queue.set_log(log));
+    }
+
+    /// What is to be signalled after writes were noted, if they are.
+    #[inline]
+    pub fn log_call(&self) -> Option<&Arc<OwnedFd>> {
+        self.log()?.call.as_ref()
     }
 
     #[inline(always)]

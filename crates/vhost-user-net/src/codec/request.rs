@@ -38,6 +38,15 @@ pub struct VringAddr {
     pub log: u64,
 }
 
+/// Where in its file the log of written pages is (`SET_LOG_BASE`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogArea {
+    /// Bytes of the bitmap.
+    pub bytes: u64,
+    /// Where it starts in the file.
+    pub offset: u64,
+}
+
 /// A ring, and whether an fd comes along.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VringFd {
@@ -51,7 +60,7 @@ pub struct VringFd {
 const NOFD: u64 = 0x100;
 const RING_MASK: u64 = 0xff;
 /// `VHOST_VRING_F_LOG`, the only flag.
-const LOG_FLAG: u32 = 1;
+pub(crate) const LOG_FLAG: u32 = 1;
 const REGION_BYTES: usize = 32;
 
 /// A request with its parameters.
@@ -63,6 +72,7 @@ pub enum Request {
     SetOwner,
     ResetOwner,
     SetMemTable(Vec<RegionSpec>),
+    SetLogBase(LogArea),
     SetLogFd,
     SetVringNum(VringState),
     SetVringAddr(VringAddr),
@@ -146,8 +156,8 @@ impl Request {
             K::REM_MEM_REG => Self::RemMemReg(fields.single_region()?),
             K::SET_STATUS => Self::SetStatus(fields.status()?),
             K::GET_STATUS => fields.none(Self::GetStatus)?,
-            K::SET_LOG_BASE
-            | K::IOTLB_MSG
+            K::SET_LOG_BASE => Self::SetLogBase(fields.log_area()?),
+            K::IOTLB_MSG
             | K::SET_VRING_ENDIAN
             | K::GET_CONFIG
             | K::SET_CONFIG
@@ -174,7 +184,7 @@ impl Request {
             Self::SetVringKick(v) | Self::SetVringCall(v) | Self::SetVringErr(v) => {
                 usize::from(v.has_fd)
             }
-            Self::SetBackendReqFd | Self::AddMemReg(_) => 1,
+            Self::SetBackendReqFd | Self::AddMemReg(_) | Self::SetLogBase(_) => 1,
             Self::GetFeatures
             | Self::SetFeatures(_)
             | Self::SetOwner
@@ -218,6 +228,10 @@ impl Request {
             Self::SetOwner => (K::SET_OWNER, Vec::new()),
             Self::ResetOwner => (K::RESET_OWNER, Vec::new()),
             Self::SetMemTable(regions) => (K::SET_MEM_TABLE, write_table(regions)),
+            Self::SetLogBase(area) => {
+                let fields = [area.bytes, area.offset];
+                (K::SET_LOG_BASE, fields.into_iter().flat_map(u64::to_le_bytes).collect())
+            }
             Self::SetLogFd => (K::SET_LOG_FD, Vec::new()),
             Self::SetVringNum(state) => (K::SET_VRING_NUM, state.write().to_vec()),
             Self::SetVringAddr(addr) => (K::SET_VRING_ADDR, write_addr(addr)),
@@ -316,6 +330,11 @@ impl Fields<'_> {
     fn state(&self) -> Result<VringState, CodecError> {
         self.exactly(8)?;
         Ok(VringState { ring: self.u32_at(0), num: self.u32_at(4) })
+    }
+
+    fn log_area(&self) -> Result<LogArea, CodecError> {
+        self.exactly(16)?;
+        Ok(LogArea { bytes: self.u64_at(0), offset: self.u64_at(8) })
     }
 
     fn enable(&self) -> Result<Request, CodecError> {

@@ -11,8 +11,8 @@ use vhost::vhost_user::message::{
 use virtq::mem::GuestPhysAddr;
 
 use super::{
-    CodecError, Decoder, FDS_MAX, FrontendReq, HEADER_BYTES, Header, Message, PAYLOAD_MAX, Reply,
-    Request, VringAddr, VringFd, VringState,
+    CodecError, Decoder, FDS_MAX, FrontendReq, HEADER_BYTES, Header, LogArea, Message, PAYLOAD_MAX,
+    Reply, Request, VringAddr, VringFd, VringState,
 };
 use crate::memory::{FrontendAddr, RegionSpec};
 
@@ -91,7 +91,8 @@ fn requests() -> Vec<(Request, usize)> {
         (Request::SetStatus(15), 0),
         (Request::GetStatus, 0),
         (Request::NotOffered(FrontendReq::IOTLB_MSG), 0),
-        (Request::NotOffered(FrontendReq::SET_LOG_BASE), 1),
+        (Request::SetLogBase(LogArea { bytes: 1 << 20, offset: 8192 }), 1),
+        (Request::SetLogFd, 1),
     ]
 }
 

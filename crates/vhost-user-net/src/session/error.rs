@@ -73,6 +73,17 @@ pub enum SessionError {
         /// What is wrong.
         error: SetUpError,
     },
+    /// The log of written pages cannot be used.
+    #[error("a log of {bytes} bytes: {error}")]
+    Log {
+        /// Its size.
+        bytes: u64,
+        /// What is wrong.
+        error: String,
+    },
+    /// What is to be signalled for the log is no eventfd.
+    #[error("SET_LOG_FD with an fd that is no eventfd")]
+    LogCall,
     /// An MTU out of bounds.
     #[error("MTU {mtu}, 68 to {limit} are allowed")]
     Mtu {

@@ -127,10 +127,11 @@ impl Session {
         rings: &mut dyn Rings,
     ) -> Result<(), SessionError> {
         let index = self.index(addr.ring)?;
-        // The log flag means nothing: dirty logging is not offered.
         let places = |a: &VringAddr| (a.desc, a.used, a.avail);
         let same = self.ring_mut(index).addr.as_ref().map(places) == Some(places(&addr));
-        if same && self.is_running(index) {
+        if same && self.is_running(index) && !self.is_logging() {
+            // The log's address may be another one, which matters when logging begins.
+            self.ring_mut(index).addr = Some(addr);
             return Ok(());
         }
         self.change(index, rings, |ring| ring.addr = Some(addr))
@@ -278,6 +279,7 @@ impl Session {
             features,
             mtu: self.mtu,
             resumed: ring.resumed,
+            log: self.ring_log(ring),
         };
         rings.start(index, start)?;
         let ring = self.ring_mut(index);
@@ -341,14 +343,15 @@ impl Session {
     ) -> Result<(RingIndex, Option<Arc<OwnedFd>>), SessionError> {
         let index = self.index(v.ring)?;
         let fd = fds.pop();
-        // Eventfds have no file type. Anything else is kept away from the workers: it could block
-        // them or fail in their poll set.
-        let odd = |fd: &OwnedFd| {
-            fstat(fd).map_or(true, |s| FileType::from_raw_mode(s.st_mode) != FileType::Unknown)
-        };
-        if fd.as_ref().is_some_and(odd) {
+        if fd.as_ref().is_some_and(is_no_eventfd) {
             return Err(SessionError::NoEventFd { request, ring: v.ring });
         }
         Ok((index, fd.map(Arc::new)))
     }
+}
+
+/// Eventfds have no file type. Anything else is kept away from the workers: it could block them or
+/// fail in their poll set.
+pub(super) fn is_no_eventfd(fd: &OwnedFd) -> bool {
+    fstat(fd).map_or(true, |s| FileType::from_raw_mode(s.st_mode) != FileType::Unknown)
 }

@@ -34,7 +34,8 @@ impl FabricRings {
 
 impl Rings for FabricRings {
     fn start(&mut self, ring: RingIndex, start: RingStart<'_>) -> Result<(), QueueError> {
-        let queue = start.config.activate(start.memory)?;
+        let mut queue = start.config.activate(start.memory)?;
+        queue.set_log(start.log);
         let options = QueueOptions {
             enabled: start.enabled,
             retries: self.retries,

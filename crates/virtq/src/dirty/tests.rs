@@ -35,6 +35,7 @@ impl Bed {
             memory: guest.map.clone(),
             device: guest.config.device,
             desc: guest.config.desc,
+            call: None,
         }));
         let before = guest.all();
         (Self { guest, before, log, next: 0, wrap: true }, queue)
@@ -141,7 +142,7 @@ fn entries_around_the_end_of_the_ring_are_two_runs() {
     let log = DirtyLog::from_file(bed.log.try_clone().unwrap(), 0, PAGES / 8).unwrap();
     let memory = bed.guest.map.clone();
     let (device, desc) = (bed.guest.config.device, bed.guest.config.desc);
-    let log = RingLog { log, memory, device, desc };
+    let log = RingLog { log, memory, device, desc, call: None };
     log.entries(desc, (1024, 16), (1023, 2));
     assert_eq!(bed.look().1, BTreeSet::from([0, 3]));
     log.entries(desc, (1024, 16), (u32::from(u16::MAX), 1));

@@ -49,7 +49,8 @@ pub(super) struct Running {
 
 impl Rings for Recorder {
     fn start(&mut self, ring: RingIndex, start: RingStart<'_>) -> Result<(), QueueError> {
-        let queue = start.config.activate(start.memory)?;
+        let mut queue = start.config.activate(start.memory)?;
+        queue.set_log(start.log);
         let position = start.config.position;
         self.events.push(Event::Started { ring: ring.0, enabled: start.enabled, position });
         let running = Running {
@@ -216,6 +217,11 @@ impl Front {
         }
         let all: Vec<u16> = (0..u16::try_from(pairs * 2).unwrap()).collect();
         assert_eq!(self.running(), all);
+    }
+
+    /// Writes into the first region.
+    pub(super) fn poke(&self, at: u64, bytes: &[u8]) {
+        assert_eq!(rustix::io::pwrite(&self.shared, bytes, at).unwrap(), bytes.len());
     }
 
     /// The driver of a split ring puts the number of a descriptor that is none into the available

@@ -1,7 +1,7 @@
 //! Every way of being wrong: an acknowledgement that says so, or the end of the session.
 
 use super::front::{Front, PLAIN, event, memory, ring_addr};
-use crate::codec::{FrontendReq, Header, Request, VringFd, VringState};
+use crate::codec::{FrontendReq, Header, LogArea, Request, VringFd, VringState};
 use crate::session::{FEATURES, PROTOCOL_FEATURES};
 
 #[test]
@@ -9,8 +9,8 @@ fn unoffered_features_are_refused() {
     let mut front = Front::new();
     let text = front.refused(Request::SetFeatures(FEATURES | 1 << 60), Vec::new());
     assert_eq!(text, "SET_FEATURES with 0x1000000000000000, which was not offered");
-    let text = front.refused(Request::SetProtocolFeatures(PROTOCOL_FEATURES | 2), Vec::new());
-    assert_eq!(text, "SET_PROTOCOL_FEATURES with 0x2, which was not offered");
+    let text = front.refused(Request::SetProtocolFeatures(PROTOCOL_FEATURES | 1 << 40), Vec::new());
+    assert_eq!(text, "SET_PROTOCOL_FEATURES with 0x10000000000, which was not offered");
 }
 
 #[test]
@@ -22,6 +22,7 @@ fn requests_of_features_that_were_not_negotiated_are_refused() {
         (Request::RemMemReg(region), 0),
         (Request::SendRarp([2; 6]), 0),
         (Request::NetSetMtu(1500), 0),
+        (Request::SetLogBase(LogArea { bytes: 4096, offset: 0 }), 1),
         (Request::SetBackendReqFd, 1),
         (Request::ResetDevice, 0),
         (Request::SetStatus(1), 0),
@@ -37,7 +38,6 @@ fn requests_of_features_that_were_not_negotiated_are_refused() {
 #[test]
 fn requests_of_features_that_are_not_offered_are_refused() {
     for kind in [
-        FrontendReq::SET_LOG_BASE,
         FrontendReq::IOTLB_MSG,
         FrontendReq::SET_VRING_ENDIAN,
         FrontendReq::SET_CONFIG,
@@ -69,7 +69,7 @@ fn errors_are_acknowledged_when_asked_and_the_session_goes_on() {
     front.negotiate(PLAIN);
     let many = VringState { ring: 0, num: 1025 };
     assert_eq!(front.ack(Request::SetVringNum(many), Vec::new()), 1);
-    let kind = FrontendReq::SET_LOG_BASE;
+    let kind = FrontendReq::IOTLB_MSG;
     assert_eq!(front.ack(Request::NotOffered(kind), vec![event()]), 1);
     let unknown = Header { request: 4711, need_reply: true, reply: false, size: 0 };
     let outcome = front.bytes(&unknown.write(), Vec::new()).unwrap();
