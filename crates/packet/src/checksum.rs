@@ -29,13 +29,42 @@ impl Checksum {
         self.odd ^= tail.len() & 1 == 1;
     }
 
-    /// The checksum of what was added: 0 if that contains its own right checksum.
-    pub fn finish(self) -> u16 {
+    /// Adds a number of 16 bits as it stands in a header, after an even number of bytes.
+    #[inline]
+    pub fn add_u16(&mut self, value: u16) {
+        self.sum = self.sum.wrapping_add(u64::from(value));
+    }
+
+    /// Adds a number of 32 bits as it stands in a header, after an even number of bytes.
+    #[inline]
+    pub fn add_u32(&mut self, value: u32) {
+        self.sum = self.sum.wrapping_add(u64::from(value));
+    }
+
+    /// The folded sum of what was added: what the field of a partial checksum holds.
+    #[inline]
+    pub fn sum(self) -> u16 {
         let mut sum = self.sum;
         for _ in 0..4 {
             sum = (sum & 0xffff).wrapping_add(sum >> 16);
         }
-        !u16::try_from(sum).unwrap_or(u16::MAX)
+        u16::try_from(sum).unwrap_or(u16::MAX)
+    }
+
+    /// The checksum of what was added: 0 if that contains its own right checksum.
+    #[inline]
+    pub fn finish(self) -> u16 {
+        !self.sum()
+    }
+
+    /// As [`Self::finish`], but never 0, which means "no checksum" in UDP; for the sum, all ones is
+    /// the same number.
+    #[inline]
+    pub fn finish_transport(self) -> u16 {
+        match self.finish() {
+            0 => u16::MAX,
+            value => value,
+        }
     }
 }
 

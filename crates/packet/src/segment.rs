@@ -14,7 +14,7 @@
 use core::ops::Range;
 
 use crate::ipv4::ip_protocol::{TCP, UDP};
-use crate::{Checksum, Ethernet, Ipv4, Ipv6, VlanTag, checksum, ethertype};
+use crate::{Checksum, Ethernet, Ipv4, Ipv6, VlanTag, ethertype};
 
 /// The most bytes of headers of a frame that can be cut.
 pub const CUT_HEADER_MAX: usize = 128;
@@ -29,6 +29,7 @@ const CWR: u8 = 128;
 const UDP_HEADER: usize = 8;
 /// Where in the TCP and UDP headers the checksum is.
 const TCP_CHECKSUM: usize = 16;
+const TCP_FLAGS: usize = 13;
 const UDP_CHECKSUM: usize = 6;
 
 /// Why a frame cannot be cut.
@@ -40,6 +41,17 @@ pub enum CutError {
     Header,
     /// Segments of no bytes, or more than [`SEGMENTS_MAX`].
     Size,
+}
+
+/// What kind of segments a frame is cut into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CutKind {
+    /// TCP over IPv4.
+    TcpV4,
+    /// TCP over IPv6.
+    TcpV6,
+    /// UDP over IPv4 or IPv6.
+    Udp,
 }
 
 /// Which address family carries the segments.
@@ -65,6 +77,10 @@ pub struct Cut {
     payload: u32,
     /// Bytes of payload of a segment.
     size: u32,
+    /// Sum of the IPv4 header, without what differs from segment to segment.
+    network_sum: Checksum,
+    /// Sum of the addresses, the protocol, and of the TCP or UDP header without what differs.
+    upper_sum: Checksum,
 }
 
 /// One segment: its headers. [`Cut::range`] says what payload follows them.
@@ -109,13 +125,42 @@ impl Cut {
         let len = u32::try_from(header_len).unwrap_or(u32::MAX);
         let payload = frame_len.checked_sub(len).ok_or(CutError::Header)?;
         let size = u32::from(size);
-        let cut = Self { header, header_len, l3, l4, family, tcp, payload, size };
+        let (network_sum, upper_sum) = (Checksum::default(), Checksum::default());
+        let mut cut =
+            Self { header, header_len, l3, l4, family, tcp, payload, size, network_sum, upper_sum };
         let fits = usize::try_from(size).unwrap_or(usize::MAX).saturating_add(header_len)
             <= usize::from(u16::MAX);
         if size == 0 || !fits || cut.count() > SEGMENTS_MAX {
             return Err(CutError::Size);
         }
+        cut.prepare();
         Ok(cut)
+    }
+
+    /// Sums once what all segments have in common.
+    fn prepare(&mut self) {
+        let header = self.header.get_mut(..self.header_len).unwrap_or_default();
+        let (network, upper) = header.split_at_mut_checked(self.l4).unwrap_or_default();
+        let network = network.get_mut(self.l3..).unwrap_or_default();
+        let addresses = match self.family {
+            Family::V4 => {
+                put(network, 2, 0);
+                put(network, 10, 0);
+                self.network_sum.add(network);
+                network.get(12..20)
+            }
+            Family::V6 => network.get(8..40),
+        };
+        self.upper_sum.add(addresses.unwrap_or_default());
+        let place = if self.tcp {
+            self.upper_sum.add(&[0, TCP]);
+            TCP_CHECKSUM
+        } else {
+            self.upper_sum.add(&[0, UDP]);
+            put(upper, 4, 0);
+            UDP_CHECKSUM
+        };
+        put(upper, place, 0);
     }
 
     /// Number of segments: at least one.
@@ -142,8 +187,42 @@ impl Cut {
         base.saturating_add(start)..base.saturating_add(end)
     }
 
+    /// Where the checksummed part of each segment starts, and where from there its checksum is.
+    #[inline]
+    pub fn checksum_place(&self) -> (u16, u16) {
+        let offset = if self.tcp { TCP_CHECKSUM } else { UDP_CHECKSUM };
+        (u16::try_from(self.l4).unwrap_or(u16::MAX), u16::try_from(offset).unwrap_or(u16::MAX))
+    }
+
+    /// Whether it is TCP over IPv4, TCP over IPv6, or UDP over either.
+    #[inline]
+    pub fn kind(&self) -> CutKind {
+        match (self.tcp, self.family) {
+            (true, Family::V4) => CutKind::TcpV4,
+            (true, Family::V6) => CutKind::TcpV6,
+            (false, _) => CutKind::Udp,
+        }
+    }
+
+    /// Whether the first segment will say that the sender reduced its congestion window (ECN).
+    #[inline]
+    pub fn has_cwr(&self) -> bool {
+        let flags = self.header.get(self.l4.saturating_add(TCP_FLAGS));
+        self.tcp && flags.is_some_and(|flags| flags & CWR != 0)
+    }
+
     /// The headers of segment `index`, given the sum of its payload.
     pub fn header(&self, index: u32, payload: Checksum) -> SegmentHeader {
+        self.write(index, Some(payload))
+    }
+
+    /// The headers of segment `index`, whose checksum field holds the sum of the pseudo header:
+    /// for who finishes checksums itself.
+    pub fn header_unfinished(&self, index: u32) -> SegmentHeader {
+        self.write(index, None)
+    }
+
+    fn write(&self, index: u32, payload: Option<Checksum>) -> SegmentHeader {
         let mut segment = SegmentHeader { bytes: self.header, len: self.header_len };
         let range = self.range(index);
         let payload_len = range.end.saturating_sub(range.start);
@@ -153,39 +232,30 @@ impl Cut {
         let network = network.get_mut(self.l3..).unwrap_or_default();
         let upper = upper.get_mut(..upper_len).unwrap_or_default();
         match self.family {
-            Family::V4 => write_ipv4(network, l4_len, index),
+            Family::V4 => write_ipv4(network, l4_len, index, self.network_sum),
             Family::V6 => write_ipv6(network, l4_len),
         }
-        if self.tcp {
+        let place = if self.tcp {
             let last = index.saturating_add(1) >= self.count();
             write_tcp(upper, index, index.wrapping_mul(self.size), last);
+            TCP_CHECKSUM
         } else {
             put(upper, 4, low(l4_len));
-        }
-        let place = if self.tcp { TCP_CHECKSUM } else { UDP_CHECKSUM };
-        put(upper, place, 0);
-        let mut sum = Checksum::default();
-        sum.add(upper);
-        // The header's length is even; the payload's need not be, its folded sum is.
-        sum.add(&(!payload.finish()).to_be_bytes());
-        self.add_pseudo(&mut sum, network, l4_len);
-        // 0 would mean "not computed" in UDP; for the sum, all ones is the same number.
-        let value = match sum.finish() {
-            0 => u16::MAX,
-            value => value,
+            UDP_CHECKSUM
+        };
+        let mut sum = self.upper_sum;
+        sum.add_u32(l4_len);
+        let value = match payload {
+            Some(payload) => {
+                sum.add(upper);
+                // The header's length is even; the payload's need not be, its folded sum is.
+                sum.add_u16(payload.sum());
+                sum.finish_transport()
+            }
+            None => sum.sum(),
         };
         put(upper, place, value);
         segment
-    }
-
-    fn add_pseudo(&self, sum: &mut Checksum, network: &[u8], l4_len: u32) {
-        let addresses = match self.family {
-            Family::V4 => network.get(12..20),
-            Family::V6 => network.get(8..40),
-        };
-        sum.add(addresses.unwrap_or_default());
-        sum.add(&l4_len.to_be_bytes());
-        sum.add(&[0, if self.tcp { TCP } else { UDP }]);
     }
 }
 
@@ -227,14 +297,17 @@ fn tcp_header_len(upper: &[u8]) -> Option<usize> {
     (words >= 5).then(|| words.saturating_mul(4))
 }
 
-fn write_ipv4(network: &mut [u8], l4_len: u32, index: u32) {
+fn write_ipv4(network: &mut [u8], l4_len: u32, index: u32, mut sum: Checksum) {
     let total = u32::try_from(network.len()).unwrap_or(0).saturating_add(l4_len);
     put(network, 2, low(total));
-    let id = get(network, 4).wrapping_add(low(index));
+    let first = get(network, 4);
+    let id = first.wrapping_add(low(index));
     put(network, 4, id);
-    put(network, 10, 0);
-    let sum = checksum(network);
-    put(network, 10, sum);
+    // The sum has the first number.
+    sum.add_u16(!first);
+    sum.add_u16(id);
+    sum.add_u16(low(total));
+    put(network, 10, sum.finish());
 }
 
 fn write_ipv6(network: &mut [u8], l4_len: u32) {
@@ -248,7 +321,7 @@ fn write_tcp(upper: &mut [u8], index: u32, offset: u32, last: bool) {
     if let Some(field) = upper.get_mut(4..).and_then(<[u8]>::first_chunk_mut) {
         *field = u32::from_be_bytes(*field).wrapping_add(offset).to_be_bytes();
     }
-    if let Some(flags) = upper.get_mut(13) {
+    if let Some(flags) = upper.get_mut(TCP_FLAGS) {
         *flags &= if last { !0 } else { !(FIN | PSH) };
         *flags &= if index == 0 { !0 } else { !CWR };
     }

@@ -101,6 +101,12 @@ impl<'a> Batch<'a> {
         self.frames
     }
 
+    /// What the bodies are in.
+    #[inline(always)]
+    pub fn store(&self) -> SegStore<'a> {
+        self.store
+    }
+
     /// A reader over the body of `frame`, one of this batch.
     #[inline(always)]
     pub fn body(&self, frame: &Frame) -> Reader<'a> {

@@ -143,6 +143,8 @@ pub struct EgressCounters {
     bytes: Counter,
     /// Calls to the other side: buffers were filled.
     pub calls: CallCounters,
+    segments_added: Counter,
+    merged: Counter,
     drops: Drops,
 }
 
@@ -160,14 +162,28 @@ impl EgressCounters {
         self.drops.add(reason, frames);
     }
 
+    /// Counts a frame that is about to become one and `more` segments: before any is sent.
+    #[inline]
+    pub fn segmented(&self, more: u64) {
+        self.segments_added.add(more);
+    }
+
+    /// Counts frames that went on as parts of another one.
+    #[inline]
+    pub fn merged(&self, frames: u64) {
+        self.merged.add(frames);
+    }
+
     /// Drops so far, in the order of [`DropReason::ALL`]; exact under the egress's lock only.
     pub fn dropped_by_reason(&self) -> [u64; DropReason::COUNT] {
         std::array::from_fn(|at| self.drops.0.get(at).map_or(0, Counter::get))
     }
 
-    /// Frames that ended here, sent or dropped; exact under the egress's lock only.
+    /// Frames that were handed over and ended here: sent, dropped, or merged, less the segments
+    /// that were made of them; exact under the egress's lock only.
     pub fn ended(&self) -> u64 {
-        self.frames.get().wrapping_add(self.drops.sum())
+        let ended = self.frames.get().wrapping_add(self.drops.sum());
+        ended.wrapping_add(self.merged.get()).wrapping_sub(self.segments_added.get())
     }
 }
 
@@ -216,6 +232,10 @@ pub struct QueueTotals {
     pub tx_frames: u64,
     /// Bytes out of the switch.
     pub tx_bytes: u64,
+    /// Segments beyond the first that frames were cut into on their way out.
+    pub segments_added: u64,
+    /// Frames that left as parts of others.
+    pub merged: u64,
     /// Drops, in the order of [`DropReason::ALL`].
     pub drops: [u64; DropReason::COUNT],
     /// Kicks that woke the way in.
@@ -243,6 +263,7 @@ impl QueueCounters {
         QueueTotals {
             tx_frames: self.egress.frames.get(),
             tx_bytes: self.egress.bytes.get(),
+            merged: self.egress.merged.get(),
             drops,
             kicks: self.ingress.kicks.get(),
             rx_calls: self.ingress.calls.read(),
@@ -256,6 +277,7 @@ impl QueueCounters {
         let by_kernel = self.kernel.drops.sum();
         totals.rx_frames = self.ingress.frames.get().wrapping_add(by_kernel);
         totals.rx_bytes = self.ingress.bytes.get();
+        totals.segments_added = self.egress.segments_added.get();
     }
 }
 

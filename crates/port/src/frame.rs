@@ -143,6 +143,29 @@ impl Frame {
         self.offload = Offload::default();
     }
 
+    /// Makes this a segment of `whole`: `header`, then the bytes `payload` of the head of `whole`,
+    /// then `body`. The header is not longer than what stood before the payload.
+    pub fn fill_segment(
+        &mut self,
+        whole: &Self,
+        (header, payload): (&[u8], Range<usize>),
+        (body, offload): (SegSpan, Offload),
+    ) {
+        let start = usize::from(whole.start);
+        let payload = whole.head().get(payload).unwrap_or_default();
+        let middle = start.saturating_add(header.len());
+        let end = middle.saturating_add(payload.len());
+        let places =
+            self.bytes.get_mut(start..end).and_then(|b| b.split_at_mut_checked(header.len()));
+        let Some((to_header, to_payload)) = places else { return };
+        to_header.copy_from_slice(header);
+        to_payload.copy_from_slice(payload);
+        self.start = whole.start;
+        self.head_len = u16::try_from(end.saturating_sub(start)).unwrap_or(0);
+        self.body = body;
+        self.offload = offload;
+    }
+
     #[inline(always)]
     fn range(&self) -> Range<usize> {
         let start = usize::from(self.start);

@@ -1,22 +1,26 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+mod adapt;
 mod batch;
 pub mod capture;
 mod counters;
 mod drop_reason;
+mod finish;
 mod frame;
 mod offload;
 mod status;
 mod traits;
 
+pub use adapt::{Adapter, Way};
 pub use batch::{Batch, FrameBuf};
 pub use counters::{
     CallCounters, CallTotals, Counter, EgressCounters, IngressCounters, KernelCounters,
     QueueCounters, QueueTotals,
 };
 pub use drop_reason::DropReason;
+pub use finish::{finish_checksum, sum_body};
 pub use frame::{Alike, BURST_MAX, Frame, HEAD_MAX, HEAD_ROOM};
-pub use offload::{Gso, Offload};
+pub use offload::{Gso, Offload, OffloadSet};
 pub use status::{PortState, PortStatus, StatusCell};
 pub use traits::{Egress, Fabric, Ingress, Notified, PortId, QueueFault, QueueId};

@@ -66,3 +66,42 @@ impl Offload {
         !self.needs_csum && matches!(self.gso, Gso::None)
     }
 }
+
+/// Offloads that one side takes from the other: what may be left to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OffloadSet {
+    /// Partial checksums.
+    pub csum: bool,
+    /// TCP segmentation over IPv4.
+    pub tso4: bool,
+    /// TCP segmentation over IPv6.
+    pub tso6: bool,
+    /// ECN together with TCP segmentation.
+    pub ecn: bool,
+    /// UDP segmentation.
+    pub uso: bool,
+}
+
+impl OffloadSet {
+    /// Nothing: whole frames with finished checksums.
+    pub const NONE: Self = Self { csum: false, tso4: false, tso6: false, ecn: false, uso: false };
+    /// All there is.
+    pub const ALL: Self = Self { csum: true, tso4: true, tso6: true, ecn: true, uso: true };
+
+    /// Whether a side that takes these can be left with `offload`.
+    #[inline(always)]
+    pub fn takes(self, offload: &Offload) -> bool {
+        offload.is_none() || self.takes_intent(offload)
+    }
+
+    #[inline]
+    fn takes_intent(self, offload: &Offload) -> bool {
+        let gso = match offload.gso {
+            Gso::None => true,
+            Gso::TcpV4 => self.tso4,
+            Gso::TcpV6 => self.tso6,
+            Gso::UdpL4 => self.uso,
+        };
+        gso && (self.csum || !offload.needs_csum) && (self.ecn || !offload.ecn)
+    }
+}

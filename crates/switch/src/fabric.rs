@@ -350,12 +350,15 @@ impl Switch {
             add_totals(&mut sum, totals);
         }
         let began = sum.rx_frames.wrapping_add(flood_copies).wrapping_add(originated);
-        let ended = sum.tx_frames.wrapping_add(sum.dropped());
+        let began = began.wrapping_add(sum.segments_added);
+        let ended = sum.tx_frames.wrapping_add(sum.dropped()).wrapping_add(sum.merged);
         SwitchStats {
             ports,
             removed_ports: admin.removed_ports,
             flood_copies,
             originated,
+            segments_added: sum.segments_added,
+            merged: sum.merged,
             held: began.saturating_sub(ended),
             fdb_entries,
             fdb_refused,

@@ -16,7 +16,12 @@ pub struct SwitchStats {
     pub flood_copies: u64,
     /// Frames of our own that found a destination.
     pub originated: u64,
-    /// Frames on their way: `rx + flood_copies + originated - tx - drops`.
+    /// Segments beyond the first that frames were cut into, at whichever port.
+    pub segments_added: u64,
+    /// Frames that left as parts of others.
+    pub merged: u64,
+    /// Frames on their way:
+    /// `rx + flood_copies + segments_added + originated - tx - drops - merged`.
     pub held: u64,
     /// Entries of the forwarding database.
     pub fdb_entries: u32,
@@ -98,6 +103,8 @@ pub(crate) fn add_totals(sum: &mut QueueTotals, more: &QueueTotals) {
         (&mut sum.rx_bytes, more.rx_bytes),
         (&mut sum.tx_frames, more.tx_frames),
         (&mut sum.tx_bytes, more.tx_bytes),
+        (&mut sum.segments_added, more.segments_added),
+        (&mut sum.merged, more.merged),
         (&mut sum.kicks, more.kicks),
         (&mut sum.rx_calls.sent, more.rx_calls.sent),
         (&mut sum.rx_calls.suppressed, more.rx_calls.suppressed),

@@ -51,6 +51,18 @@ impl Moved {
         self.add("originated".into(), frames)
     }
 
+    /// Segments beyond the first that frames were cut into.
+    #[must_use]
+    pub fn segments_added(self, segments: u64) -> Self {
+        self.add("segments_added".into(), segments)
+    }
+
+    /// Frames that left as parts of others.
+    #[must_use]
+    pub fn merged(self, frames: u64) -> Self {
+        self.add("merged".into(), frames)
+    }
+
     fn add(mut self, name: CounterName, count: u64) -> Self {
         let place = self.counters.entry(name).or_default();
         *place = place.saturating_add(count);
@@ -108,8 +120,8 @@ impl Ledger {
         if lines.is_empty() { Ok(()) } else { Err(Imbalance { lines }) }
     }
 
-    /// The law, for a switch that is quiet: `rx + flood_copies + originated = tx + drops`, and
-    /// nothing is held.
+    /// The law, for a switch that is quiet: `rx + flood_copies + segments_added + originated =
+    /// tx + drops + merged`, and nothing is held.
     ///
     /// # Errors
     ///
@@ -121,13 +133,15 @@ impl Ledger {
         let (rx, tx) = (sum(|q| q.rx_frames), sum(|q| q.tx_frames));
         let drops = sum(QueueTotals::dropped);
         let began = rx.wrapping_add(stats.flood_copies).wrapping_add(stats.originated);
-        let ended = tx.wrapping_add(drops);
+        let began = began.wrapping_add(stats.segments_added);
+        let ended = tx.wrapping_add(drops).wrapping_add(stats.merged);
         if began == ended && stats.held == 0 {
             return Ok(());
         }
         let line = format!(
-            "rx {rx} + flood_copies {} + originated {} is not tx {tx} + drops {drops} (held {})",
-            stats.flood_copies, stats.originated, stats.held
+            "rx {rx} + flood_copies {} + segments_added {} + originated {} is not tx {tx} + drops \
+             {drops} + merged {} (held {})",
+            stats.flood_copies, stats.segments_added, stats.originated, stats.merged, stats.held
         );
         Err(Imbalance { lines: vec![line] })
     }
@@ -143,6 +157,8 @@ fn flatten(stats: &SwitchStats) -> BTreeMap<CounterName, u64> {
     add_queue(&mut all, "(removed)", &stats.removed_ports);
     let _ = all.insert("flood_copies".into(), stats.flood_copies);
     let _ = all.insert("originated".into(), stats.originated);
+    let _ = all.insert("segments_added".into(), stats.segments_added);
+    let _ = all.insert("merged".into(), stats.merged);
     all
 }
 

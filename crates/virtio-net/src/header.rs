@@ -9,10 +9,8 @@
 //! **Trust.** The bytes come from the driver, copied once. Offsets are checked against the frame.
 //! **Limits.** Legacy drivers of big-endian guests are not supported.
 
-use port::{Gso, Offload};
+use port::{Gso, Offload, OffloadSet};
 use virtio_bindings::virtio_net as net;
-
-use crate::OffloadSet;
 
 /// Bytes of the header without `num_buffers`.
 pub const LEGACY_LEN: usize = 10;
@@ -72,7 +70,7 @@ fn parse_intent(raw: &[u8; LEGACY_LEN], allowed: OffloadSet, frame_len: u32) -> 
         csum_start: u16::from_le_bytes([s0, s1]),
         csum_offset: u16::from_le_bytes([o0, o1]),
     };
-    (accepts(allowed, &offload) && fits(&offload, frame_len)).then_some(offload)
+    (allowed.takes(&offload) && fits(&offload, frame_len)).then_some(offload)
 }
 
 /// Whether the checksum lies in the frame and the segmentation makes sense.
@@ -89,21 +87,6 @@ fn fits(offload: &Offload, frame_len: u32) -> bool {
             csum_fits && offload.gso_size > 0 && (tcp || !offload.ecn)
         }
     }
-}
-
-/// Whether a side that can do `allowed` can be left with `offload`.
-#[inline(always)]
-pub fn accepts(allowed: OffloadSet, offload: &Offload) -> bool {
-    if offload.is_none() {
-        return true;
-    }
-    let gso = match offload.gso {
-        Gso::None => true,
-        Gso::TcpV4 => allowed.tso4,
-        Gso::TcpV6 => allowed.tso6,
-        Gso::UdpL4 => allowed.uso,
-    };
-    gso && (allowed.csum || !offload.needs_csum) && (allowed.ecn || !offload.ecn)
 }
 
 /// Writes the header of a frame that takes `num_buffers` buffers for a driver that can do

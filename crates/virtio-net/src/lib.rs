@@ -14,6 +14,7 @@ mod rig;
 mod transmitq;
 
 pub use device::{Device, DeviceSettings};
-pub use options::{DEFAULT_RETRIES, HeaderLen, OffloadSet, QueueOptions};
+pub use options::{DEFAULT_RETRIES, HeaderLen, QueueOptions};
+pub use port::OffloadSet;
 pub use receiveq::{Receiveq, ReceiveqParts};
 pub use transmitq::{Transmitq, TransmitqParts};

@@ -1,5 +1,7 @@
 //! What a queue must know besides its ring.
 
+use port::OffloadSet;
+
 /// How often a delivery looks again at a receiveq that has no room, before it drops.
 pub const DEFAULT_RETRIES: u32 = 8;
 
@@ -20,21 +22,6 @@ impl HeaderLen {
             Self::V1 => 12,
         }
     }
-}
-
-/// Offloads that one side may use towards the other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct OffloadSet {
-    /// Partial checksums.
-    pub csum: bool,
-    /// TCP segmentation over IPv4.
-    pub tso4: bool,
-    /// TCP segmentation over IPv6.
-    pub tso6: bool,
-    /// ECN together with TCP segmentation.
-    pub ecn: bool,
-    /// UDP segmentation.
-    pub uso: bool,
 }
 
 /// What was negotiated and configured for one queue.

@@ -18,7 +18,9 @@ mod deliver;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use port::{BURST_MAX, Batch, DropReason, Egress, Notified, QueueCounters, QueueFault};
+use port::{
+    Adapter, BURST_MAX, Batch, DropReason, Egress, Notified, QueueCounters, QueueFault, Way,
+};
 use virtq::{ChainBuf, Virtq};
 
 use crate::device::SharedFilter;
@@ -58,6 +60,7 @@ pub struct Receiveq {
     filter: Option<SharedFilter>,
     /// Frames of a burst that pass the filter.
     wanted: Vec<u16>,
+    adapter: Adapter,
 }
 
 /// How a look at the ring ended.
@@ -70,6 +73,8 @@ enum Look {
     Dry(usize),
     /// The ring is broken.
     Broken(QueueFault),
+    /// The next frame is not what the driver takes.
+    Adapt,
 }
 
 impl Receiveq {
@@ -87,6 +92,7 @@ impl Receiveq {
             starved: false,
             filter: None,
             wanted: Vec::new(),
+            adapter: Adapter::default(),
         }
     }
 
@@ -127,7 +133,43 @@ impl Receiveq {
         self.parts
     }
 
+    /// Delivers frames; what the driver does not take is adapted on the way.
     fn deliver(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
+        let mut left = picked;
+        loop {
+            left = self.deliver_fitting(batch, left)?;
+            if left.is_empty() {
+                return Ok(());
+            }
+            left = self.adapt(batch, left)?;
+        }
+    }
+
+    /// Delivers adapted what the driver does not take at the beginning of `picked`. Returns what is
+    /// left.
+    #[cold]
+    fn adapt<'p>(&mut self, batch: &Batch<'_>, picked: &'p [u16]) -> Result<&'p [u16], QueueFault> {
+        let mut adapter = std::mem::take(&mut self.adapter);
+        let counters = Arc::clone(&self.parts.counters);
+        let takes = self.parts.options.to_driver;
+        let way = Way { takes, lost: DropReason::PortDown, counters: &counters.egress };
+        let (done, result) = adapter.adapt(batch, picked, &way, |batch, picked| {
+            self.deliver_fitting(batch, picked).map(|_| ())
+        });
+        self.adapter = adapter;
+        let left = picked.get(done..).unwrap_or_default();
+        if result.is_err() {
+            way.counters.dropped(way.lost, left.len() as u64);
+        }
+        result.map(|()| left)
+    }
+
+    /// Delivers frames up to the first that the driver does not take. Returns what is left.
+    fn deliver_fitting<'p>(
+        &mut self,
+        batch: &Batch<'_>,
+        picked: &'p [u16],
+    ) -> Result<&'p [u16], QueueFault> {
         self.turn.clear();
         let mut left = picked;
         let mut retries = self.parts.options.retries;
@@ -137,7 +179,7 @@ impl Receiveq {
             let (frames, look) = self.look(batch, left, want);
             left = left.get(frames..).unwrap_or_default();
             match look {
-                Look::Done => break,
+                Look::Done | Look::Adapt => break,
                 Look::Short => want = want.saturating_mul(2).max(BURST_MAX),
                 Look::Dry(available) => left = self.starve(left, available, &mut retries),
                 Look::Broken(fault) => {
@@ -155,7 +197,7 @@ impl Receiveq {
             self.starved = false;
             self.parts.queue.prefetch(want);
         }
-        result
+        result.map(|()| left)
     }
 
     /// Leaves in `wanted` what the driver's filter lets pass.
@@ -196,6 +238,8 @@ impl Receiveq {
         }
         let look = if frames == picked.len() {
             Look::Done
+        } else if turn.wants_adaptation() {
+            Look::Adapt
         } else if let Some(fault) = fault {
             Look::Broken(QueueFault::Ring(fault))
         } else if count == want {

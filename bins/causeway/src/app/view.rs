@@ -87,11 +87,12 @@ impl App {
 pub(crate) fn with_ports(stats: &switch::SwitchStats, ports: Vec<PortStats>) -> StatsView {
     let switch = SwitchStats {
         flood_copies: stats.flood_copies,
+        segments_added: stats.segments_added,
+        merged: stats.merged,
         originated: stats.originated,
         held: stats.held,
         fdb_entries: stats.fdb_entries,
         fdb_refused: stats.fdb_refused,
-        ..SwitchStats::default()
     };
     let workers = stats.workers.iter().map(|worker| WorkerStats {
         number: worker.number,

@@ -303,8 +303,8 @@ pub(crate) fn check_law(stats: &SwitchStats) {
     let queues = stats.ports.iter().flat_map(|port| &port.queues);
     let (mut began, mut ended) = (stats.flood_copies + stats.originated, 0);
     for totals in queues.chain([&stats.removed_ports]) {
-        began += totals.rx_frames;
-        ended += totals.tx_frames + totals.dropped();
+        began += totals.rx_frames + totals.segments_added;
+        ended += totals.tx_frames + totals.dropped() + totals.merged;
     }
     assert_eq!(began, ended, "{stats:#?}");
 }

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use port::{Batch, DropReason, Egress, Frame, Gso, Notified, Offload, QueueCounters, QueueFault};
 use virtq::mem::{MapError, SharedMap, SharedSlots};
 
-use crate::checksum;
 use crate::sys::xdp::{Consumer, Desc, Producer};
+use port::finish_checksum;
 
 use super::layout::{Area, CHUNK, PARTS_MAX, TX_FRAMES, TX_ROOM, TX_SKIP};
 use super::socket::{METADATA, Poked, Socket};
@@ -187,7 +187,7 @@ impl AfXdpEgress {
             return Ok(Ok(()));
         }
         let mut finished = frame.clone();
-        if !checksum::finish(&mut finished, batch.body(frame)) {
+        if !finish_checksum(&mut finished, batch.body(frame)) {
             return Ok(Err(DropReason::BadOffload));
         }
         self.write(batch, &finished, None);

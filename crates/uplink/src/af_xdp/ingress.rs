@@ -12,8 +12,8 @@ use port::{
 };
 use virtq::mem::{MapError, Pool, SharedMap, SharedSlots};
 
-use crate::checksum;
 use crate::sys::xdp::{Consumer, Desc, Producer};
+use port::finish_checksum;
 
 use super::layout::{Area, CHUNK, PARTS_MAX, RX_FRAMES};
 use super::socket::{Poked, Socket};
@@ -168,7 +168,7 @@ impl AfXdpIngress {
             Some(offload) => {
                 frame.offload = offload;
                 let body = self.slots.store().reader(frame.body);
-                checksum::finish(frame, body)
+                finish_checksum(frame, body)
             }
         }
     }

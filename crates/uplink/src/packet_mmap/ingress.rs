@@ -14,9 +14,9 @@ use packet::{Checksum, Cut};
 use port::{Batch, DropReason, Frame, FrameBuf, Gso, Ingress, Notified, QueueCounters, QueueFault};
 use virtq::mem::Pool;
 
-use crate::checksum;
 use crate::sys::packet as socket;
 use crate::vnet::{self, HEADER};
+use port::finish_checksum;
 
 use super::block::{BlockError, Packet, Walk};
 use super::ring::ReceiveRing;
@@ -196,7 +196,7 @@ impl Large {
         let len = range.end.saturating_sub(range.start);
         let span = Pool::span(block, self.origin.saturating_add(range.start), len);
         let mut sum = Checksum::default();
-        checksum::add_body(&mut sum, ring.reader(span));
+        port::sum_body(&mut sum, ring.reader(span));
         let header = self.cut.header(self.next, sum);
         frame.fill_private(header.bytes());
         frame.body = span;
@@ -256,7 +256,7 @@ fn finish(
     }
     if frame.offload.gso == Gso::None {
         let body = ring.reader(frame.body);
-        let done = checksum::finish(frame, body);
+        let done = finish_checksum(frame, body);
         return if done { Ok(None) } else { Err(DropReason::BadOffload) };
     }
     let cut = Cut::new(frame.head(), frame.len(), frame.offload.gso_size)

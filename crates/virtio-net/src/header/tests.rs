@@ -1,7 +1,7 @@
 use port::{Gso, Offload};
 use virtio_bindings::virtio_net::{virtio_net_hdr, virtio_net_hdr_mrg_rxbuf};
 
-use super::{LEGACY_LEN, V1_LEN, accepts, encode, parse};
+use super::{LEGACY_LEN, V1_LEN, encode, parse};
 use crate::OffloadSet;
 
 const ALL: OffloadSet = OffloadSet { csum: true, tso4: true, tso6: true, ecn: true, uso: true };
@@ -69,13 +69,13 @@ fn what_was_not_negotiated_is_refused() {
         OffloadSet::default(),
     ] {
         assert_eq!(parse(&header, allowed, FRAME), None);
-        assert!(!accepts(allowed, &tcp()));
+        assert!(!allowed.takes(&tcp()));
     }
     let tcp6 = Offload { gso: Gso::TcpV6, ..tcp() };
-    assert!(!accepts(OffloadSet { tso6: false, ..ALL }, &tcp6));
+    assert!(!OffloadSet { tso6: false, ..ALL }.takes(&tcp6));
     let udp = Offload { ecn: false, gso: Gso::UdpL4, ..tcp() };
-    assert!(!accepts(OffloadSet { uso: false, ..ALL }, &udp));
-    assert!(accepts(OffloadSet::default(), &Offload::default()));
+    assert!(!OffloadSet { uso: false, ..ALL }.takes(&udp));
+    assert!(OffloadSet::default().takes(&Offload::default()));
 }
 
 #[test]

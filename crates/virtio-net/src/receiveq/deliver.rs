@@ -37,7 +37,8 @@ pub(super) struct Turn {
     frames: usize,
     bytes: u64,
     too_large: u64,
-    bad_offload: u64,
+    /// The next frame is not what the driver takes.
+    adapt: bool,
 }
 
 impl Turn {
@@ -49,7 +50,7 @@ impl Turn {
     #[inline(always)]
     pub(super) fn clear(&mut self) {
         (self.used, self.chains, self.frames, self.bytes) = (0, 0, 0, 0);
-        (self.too_large, self.bad_offload) = (0, 0);
+        self.too_large = 0;
     }
 
     /// Begins a look at the ring that found `count` chains.
@@ -57,6 +58,7 @@ impl Turn {
     pub(super) fn start(&mut self, count: usize) {
         self.chains = self.chains.wrapping_add(self.used);
         self.used = 0;
+        self.adapt = false;
         if self.written.len() < count {
             self.written.resize(count, 0);
         }
@@ -66,6 +68,12 @@ impl Turn {
     #[inline(always)]
     pub(super) fn used(&self) -> usize {
         self.used
+    }
+
+    /// Whether the look ended at a frame that is not what the driver takes.
+    #[inline(always)]
+    pub(super) fn wants_adaptation(&self) -> bool {
+        self.adapt
     }
 
     #[inline(always)]
@@ -100,9 +108,8 @@ impl Turn {
     #[inline(always)]
     pub(super) fn count(&self, counters: &EgressCounters) {
         counters.sent(self.frames as u64, self.bytes);
-        if self.too_large | self.bad_offload != 0 {
+        if self.too_large != 0 {
             counters.dropped(DropReason::TooLarge, self.too_large);
-            counters.dropped(DropReason::BadOffload, self.bad_offload);
         }
     }
 }
@@ -243,9 +250,11 @@ fn deliver<const H: usize>(
         done = done.wrapping_add(deliver_run::<H>(job, left, turn));
         let Some(index) = picked.get(done) else { break };
         if let Some(frame) = job.batch.frames().get(usize::from(*index)) {
-            if !header::accepts(job.to_driver, &frame.offload) {
-                turn.bad_offload = turn.bad_offload.wrapping_add(1);
-            } else if !one(job, frame, turn) {
+            if !job.to_driver.takes(&frame.offload) {
+                turn.adapt = true;
+                break;
+            }
+            if !one(job, frame, turn) {
                 break;
             }
         }
@@ -255,12 +264,13 @@ fn deliver<const H: usize>(
 }
 
 /// Delivers frames, each in as many chains as it needs. Returns how many are done; the next one
-/// needs more chains than there are.
+/// needs more chains than there are, or an adaptation.
 pub(super) fn deliver_mergeable(job: &Job<'_>, picked: &[u16], turn: &mut Turn) -> usize {
     deliver::<V1_LEN>(job, picked, turn, spread)
 }
 
-/// Delivers frames, each in one chain. Returns how many are done; there is no chain for the next.
+/// Delivers frames, each in one chain. Returns how many are done; there is no chain for the next,
+/// or it needs an adaptation.
 pub(super) fn deliver_single<const H: usize>(
     job: &Job<'_>,
     picked: &[u16],

@@ -126,6 +126,32 @@ impl<'a> SegStore<'a> {
         (span.count == 1 && here >= span.len).then(|| ReadPiece::new(RawSeg::new(ptr, span.len)))
     }
 
+    /// Splits `span` behind its first `at` bytes, or at its end: both parts, of which neither has
+    /// segments that it does not need.
+    pub fn split(self, span: SegSpan, at: u32) -> (SegSpan, SegSpan) {
+        let at = at.min(span.len);
+        let (list, first) = self.list(span.first);
+        let segs = list.get(first..first.saturating_add(span.count as usize)).unwrap_or_default();
+        let (mut passed, mut skip, mut count) = (0u32, span.skip.saturating_add(at), 0u32);
+        for seg in segs {
+            count = count.wrapping_add(1);
+            if skip < seg.len {
+                break;
+            }
+            skip = skip.wrapping_sub(seg.len);
+            passed = passed.wrapping_add(1);
+        }
+        let rest = SegSpan {
+            first: span.first.wrapping_add(passed),
+            count: span.count.saturating_sub(passed),
+            skip,
+            len: span.len.wrapping_sub(at),
+        };
+        // Where the first part ends with a segment, it needs nothing of the next one.
+        let needed = if skip == 0 { passed } else { count };
+        (SegSpan { count: needed.min(span.count), len: at, ..span }, rest)
+    }
+
     /// A reader over `span`; empty where the span lies outside of the store.
     #[inline]
     pub fn reader(self, span: SegSpan) -> Reader<'a> {

@@ -144,3 +144,33 @@ fn copies_may_overlap() {
     assert_eq!(writer.copy_from(&mut reader, 17), 17);
     assert_eq!(cut.now()[3..], (0..17).collect::<Vec<u8>>());
 }
+
+#[test]
+fn both_parts_of_a_split_span_hold_what_the_whole_held() {
+    for cut in CUTS.map(Cut::new) {
+        let store = SegStore::new(&cut.segs, &[]);
+        let read = |span: SegSpan| {
+            let mut out = vec![0; span.len as usize];
+            assert_eq!(store.reader(span).read(&mut out), out.len());
+            out
+        };
+        for (skip, len) in [(0, 20), (3, 17), (7, 6), (20, 0)] {
+            let whole = SegSpan { first: 0, count: cut.segs.len() as u32, skip, len };
+            let bytes = read(whole);
+            for at in 0..=len {
+                let (front, back) = store.split(whole, at);
+                assert_eq!((front.len, back.len), (at, len - at));
+                assert_eq!(read(front), bytes[..at as usize]);
+                assert_eq!(read(back), bytes[at as usize..]);
+                assert!(front.count <= whole.count && back.first + back.count <= whole.count);
+            }
+            assert_eq!(store.split(whole, len + 1), store.split(whole, len));
+        }
+    }
+    let cut = Cut::new(&[7, 6, 7]);
+    let whole = SegSpan { first: 0, count: 3, skip: 0, len: 20 };
+    let store = SegStore::new(&cut.segs, &[]);
+    let (front, back) = store.split(whole, 7);
+    assert!(store.one(front).is_some() && back == SegSpan { first: 1, count: 2, skip: 0, len: 13 });
+    assert!(store.one(store.split(back, 6).0).is_some(), "no segment that is not needed");
+}

@@ -6,15 +6,16 @@
 //! gets a frame with a wrong checksum.
 
 use packet::Checksum;
-use port::{Frame, Offload};
 use virtq::mem::Reader;
+
+use crate::{Frame, Offload};
 
 /// Bytes of the body that are summed at once.
 const CHUNK: usize = 2048;
 
 /// Computes the checksum that `frame`'s offload intent asks for, over the head and `body`, and
 /// clears the intent. False, and nothing changed, if its place is not within the head.
-pub(crate) fn finish(frame: &mut Frame, body: Reader<'_>) -> bool {
+pub fn finish_checksum(frame: &mut Frame, body: Reader<'_>) -> bool {
     let Offload { needs_csum, csum_start, csum_offset, .. } = frame.offload;
     if !needs_csum {
         return true;
@@ -28,12 +29,8 @@ pub(crate) fn finish(frame: &mut Frame, body: Reader<'_>) -> bool {
     // The field holds the sum of the pseudo header: it is part of what is summed.
     let mut sum = Checksum::default();
     sum.add(part);
-    add_body(&mut sum, body);
-    // 0 would mean "not computed" in UDP; for the sum, all ones is the same number.
-    let value = match sum.finish() {
-        0 => 0xffff,
-        value => value,
-    };
+    sum_body(&mut sum, body);
+    let value = sum.finish_transport();
     if let Some(field) = head.get_mut(place..).and_then(<[u8]>::first_chunk_mut) {
         *field = value.to_be_bytes();
     }
@@ -42,7 +39,7 @@ pub(crate) fn finish(frame: &mut Frame, body: Reader<'_>) -> bool {
 }
 
 /// Adds all that is left in `body`.
-pub(crate) fn add_body(sum: &mut Checksum, mut body: Reader<'_>) {
+pub fn sum_body(sum: &mut Checksum, mut body: Reader<'_>) {
     let mut chunk = [0; CHUNK];
     loop {
         let count = body.read(chunk.get_mut(..left(&body)).unwrap_or_default());
@@ -61,9 +58,9 @@ fn left(body: &Reader<'_>) -> usize {
 mod tests {
     #![expect(clippy::cast_possible_truncation, clippy::arithmetic_side_effects, reason = "tests")]
 
-    use super::finish;
+    use super::finish_checksum;
+    use crate::{Frame, Offload};
     use packet::{Checksum, checksum};
-    use port::{Frame, Offload};
     use virtq::mem::Pool;
 
     /// A UDP datagram over IPv4 whose checksum field holds the sum of the pseudo header.
@@ -92,7 +89,7 @@ mod tests {
             let mut frame = Frame::default();
             assert!(frame.fill(pool.store().reader(span), span, offload));
             let body = frame.body;
-            assert!(finish(&mut frame, pool.store().reader(body)));
+            assert!(finish_checksum(&mut frame, pool.store().reader(body)));
             assert!(frame.offload.is_none());
             let field = [frame.head()[40], frame.head()[41]];
             assert_ne!(field, [0, 0], "no checksum");
@@ -114,7 +111,7 @@ mod tests {
             frame.offload =
                 Offload { needs_csum: true, csum_start, csum_offset, ..Offload::default() };
             let body = virtq::mem::SegStore::empty().reader(frame.body);
-            assert!(!finish(&mut frame, body));
+            assert!(!finish_checksum(&mut frame, body));
             assert_eq!(frame.head(), bytes, "nothing changed");
         }
     }

@@ -1,0 +1,235 @@
+//! What an egress cannot take, made into what it can: the one way of doing that.
+//!
+//! ```text
+//!  picked: │ fits │ fits │ partial checksum │ 64 KiB TSO │ fits │
+//!             └──┬──┘            │                │          │
+//!        sent as they are   a copy of the    segments: each a frame with a private head
+//!                           head, finished   and a part of the same body  (a burst at a time)
+//! ```
+//!
+//! Nothing is copied but heads: a segment's body is a part of the sender's, and the egress copies
+//! it straight to where it goes. Frames keep their order.
+//!
+//! **Trust.** A body is read for its sum, and read again when it is copied. A guest that changes it
+//! between gets a frame with a wrong checksum, and harms itself.
+//! **Ledger.** A frame that is cut counts its segments when the cut begins, so what then finds no
+//! room, segment by segment, is a drop like any other.
+
+use packet::{Checksum, Cut};
+use virtq::mem::SegSpan;
+
+use crate::finish::{finish_checksum, sum_body};
+use crate::{
+    BURST_MAX, Batch, DropReason, EgressCounters, Frame, FrameBuf, Gso, Offload, OffloadSet,
+    QueueFault,
+};
+
+/// An egress, as far as adaptation goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Way<'a> {
+    /// What it takes.
+    pub takes: OffloadSet,
+    /// How frames are counted that were not sent because of a fault.
+    pub lost: DropReason,
+    /// Where segments and drops are counted.
+    pub counters: &'a EgressCounters,
+}
+
+/// Room for adapted frames; each egress has one, made when it is first needed.
+#[derive(Debug, Default)]
+pub struct Adapter {
+    frames: Option<Box<FrameBuf>>,
+    picked: Vec<u16>,
+}
+
+/// A large frame that is being cut.
+struct Large<'f> {
+    frame: &'f Frame,
+    cut: Cut,
+    next: u32,
+    /// Where in the head the payload goes on.
+    at: usize,
+    /// What is left of the body.
+    body: SegSpan,
+    /// Segments are left with partial checksums.
+    unfinished: Option<Offload>,
+}
+
+impl Adapter {
+    /// Calls `send` with runs of the frames `picked`, in their order, that all are what `way`
+    /// takes. Frames that cannot be adapted are dropped as `bad_offload`.
+    ///
+    /// # Errors
+    ///
+    /// The first fault of `send`; what was not handed to it is counted as lost.
+    pub fn send(
+        &mut self,
+        batch: &Batch<'_>,
+        picked: &[u16],
+        way: &Way<'_>,
+        mut send: impl FnMut(&Batch<'_>, &[u16]) -> Result<(), QueueFault>,
+    ) -> Result<(), QueueFault> {
+        let mut left = picked;
+        while !left.is_empty() {
+            let fits = left.iter().take_while(|index| fits(batch, **index, way.takes)).count();
+            let (run, rest) = left.split_at_checked(fits).unwrap_or_default();
+            left = rest;
+            let sent = if run.is_empty() {
+                let (done, sent) = self.adapt(batch, left, way, &mut send);
+                left = left.get(done..).unwrap_or_default();
+                sent
+            } else {
+                send(batch, run)
+            };
+            if sent.is_err() {
+                way.counters.dropped(way.lost, left.len() as u64);
+                return sent;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adapts the first of `picked`, as many as need it one after the other, and calls `send` with
+    /// what became of them. Returns how many were done.
+    pub fn adapt(
+        &mut self,
+        batch: &Batch<'_>,
+        picked: &[u16],
+        way: &Way<'_>,
+        mut send: impl FnMut(&Batch<'_>, &[u16]) -> Result<(), QueueFault>,
+    ) -> (usize, Result<(), QueueFault>) {
+        let out = self.frames.get_or_insert_default();
+        out.clear();
+        if self.picked.is_empty() {
+            self.picked.extend((0u16..).take(BURST_MAX));
+        }
+        let all = &self.picked;
+        let mut flush = |out: &mut FrameBuf| {
+            let count = out.len();
+            let result =
+                send(&out.batch(batch.store(), None), all.get(..count).unwrap_or_default());
+            out.clear();
+            result
+        };
+        let mut done = 0usize;
+        for index in picked {
+            let Some(frame) = batch.frames().get(usize::from(*index)) else { break };
+            if way.takes.takes(&frame.offload) {
+                break;
+            }
+            done = done.wrapping_add(1);
+            let result = if frame.offload.gso == Gso::None {
+                one(batch, frame, way, out, &mut flush)
+            } else {
+                segments(batch, frame, way, out, &mut flush)
+            };
+            if result.is_err() {
+                return (done, result);
+            }
+        }
+        let result = if out.is_empty() { Ok(()) } else { flush(out) };
+        (done, result)
+    }
+}
+
+#[inline]
+fn fits(batch: &Batch<'_>, index: u16, takes: OffloadSet) -> bool {
+    batch.frames().get(usize::from(index)).is_some_and(|frame| takes.takes(&frame.offload))
+}
+
+/// Finishes the checksum of `frame`.
+fn one(
+    batch: &Batch<'_>,
+    frame: &Frame,
+    way: &Way<'_>,
+    out: &mut FrameBuf,
+    flush: &mut impl FnMut(&mut FrameBuf) -> Result<(), QueueFault>,
+) -> Result<(), QueueFault> {
+    if out.slot().is_none() {
+        let sent = flush(out);
+        if sent.is_err() {
+            way.counters.dropped(way.lost, 1);
+            return sent;
+        }
+    }
+    let Some(slot) = out.slot() else { return Ok(()) };
+    slot.clone_from(frame);
+    if finish_checksum(slot, batch.body(frame)) {
+        out.keep();
+    } else {
+        way.counters.dropped(DropReason::BadOffload, 1);
+    }
+    Ok(())
+}
+
+/// Cuts `frame` into segments.
+fn segments(
+    batch: &Batch<'_>,
+    frame: &Frame,
+    way: &Way<'_>,
+    out: &mut FrameBuf,
+    flush: &mut impl FnMut(&mut FrameBuf) -> Result<(), QueueFault>,
+) -> Result<(), QueueFault> {
+    let Some(mut large) = Large::new(frame, way.takes) else {
+        way.counters.dropped(DropReason::BadOffload, 1);
+        return Ok(());
+    };
+    let count = large.cut.count();
+    way.counters.segmented(u64::from(count.saturating_sub(1)));
+    while large.next < count {
+        match out.slot() {
+            Some(slot) => {
+                large.segment(batch, slot);
+                out.keep();
+            }
+            None => {
+                let sent = flush(out);
+                if sent.is_err() {
+                    let left = count.saturating_sub(large.next);
+                    way.counters.dropped(way.lost, u64::from(left));
+                    return sent;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+impl<'f> Large<'f> {
+    fn new(frame: &'f Frame, takes: OffloadSet) -> Option<Self> {
+        let cut = Cut::new(frame.head(), frame.len(), frame.offload.gso_size).ok()?;
+        let (csum_start, csum_offset) = cut.checksum_place();
+        let partial = Offload { needs_csum: true, csum_start, csum_offset, ..Offload::default() };
+        let at = usize::try_from(cut.header_len()).ok()?;
+        let unfinished = takes.csum.then_some(partial);
+        Some(Self { frame, cut, next: 0, at, body: frame.body, unfinished })
+    }
+
+    /// Makes the next segment in `slot`.
+    fn segment(&mut self, batch: &Batch<'_>, slot: &mut Frame) {
+        let range = self.cut.range(self.next);
+        let len = range.end.saturating_sub(range.start);
+        let head = self.frame.head();
+        let of_head = head.len().saturating_sub(self.at).min(usize::try_from(len).unwrap_or(0));
+        let in_head = self.at..self.at.saturating_add(of_head);
+        let of_body = len.saturating_sub(u32::try_from(of_head).unwrap_or(0));
+        let (body, rest) = batch.store().split(self.body, of_body);
+        let header = match self.unfinished {
+            Some(_) => self.cut.header_unfinished(self.next),
+            None => {
+                let mut sum = Checksum::default();
+                sum.add(head.get(in_head.clone()).unwrap_or_default());
+                sum_body(&mut sum, batch.store().reader(body));
+                self.cut.header(self.next, sum)
+            }
+        };
+        let offload = self.unfinished.unwrap_or_default();
+        self.at = in_head.end;
+        self.body = rest;
+        self.next = self.next.saturating_add(1);
+        slot.fill_segment(self.frame, (header.bytes(), in_head), (body, offload));
+    }
+}
+
+#[cfg(test)]
+mod tests;
