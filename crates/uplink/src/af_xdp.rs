@@ -18,6 +18,7 @@
 mod attach;
 mod egress;
 mod error;
+mod handover;
 mod ingress;
 mod layout;
 mod program;
@@ -30,14 +31,16 @@ use std::sync::Arc;
 
 use packet::MacAddr;
 use port::{DropReason, QueueCounters};
+use serde::{Deserialize, Serialize};
 
 use crate::interface::{Link, Namespace};
 use attach::{Attachment, Hook};
 use program::Program;
-use socket::{Queues, Umem};
+use socket::{Abilities, Ours, Queues, Umem};
 
 pub use egress::AfXdpEgress;
 pub use error::AfXdpError;
+pub use handover::{from_parts, parts};
 pub use ingress::AfXdpIngress;
 pub use program::MACS_MAX;
 
@@ -59,7 +62,8 @@ pub enum Mode {
 }
 
 /// How frames come to us.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Obtained {
     /// [`Mode::ZeroCopy`].
     ZeroCopy,
@@ -129,10 +133,11 @@ pub struct AfXdpControl {
     umem: Arc<OwnedFd>,
     sockets: Vec<Arc<OwnedFd>>,
     mode: Obtained,
+    can: Abilities,
 }
 
 /// Frames for one queue that the kernel dropped, since it was opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct KernelDrops {
     /// The receive ring was full.
     pub ring_full: u64,
@@ -179,6 +184,11 @@ impl AfXdpControl {
     /// The kernel refuses: too many, or the right is gone.
     pub fn set_macs(&mut self, stations: &[MacAddr]) -> io::Result<()> {
         self.program.set_macs(stations)
+    }
+
+    /// Lets go of the interface without undoing what was changed on it: another process goes on.
+    pub fn leave(mut self) {
+        self.attachment.leave();
     }
 
     /// The memory of all frames.
@@ -242,7 +252,7 @@ fn open_here(
     let hook = attach_best(&mut attachment, &program, &link, settings.mode)?;
     let umem = Umem::new(&name, queues)?;
     let opened = Queues::open(&umem, &link, settings, hook)?;
-    let zero_copy = opened.zero_copy;
+    let (can, zero_copy) = (opened.can, opened.can.zero_copy);
     let mode = match hook {
         _ if zero_copy => Obtained::ZeroCopy,
         Hook::Native => Obtained::Copy,
@@ -254,9 +264,12 @@ fn open_here(
         program.set_socket(queue, socket).map_err(failed)?;
         sockets.push(Arc::clone(socket));
     }
-    let queues = opened.into_halves(&umem, &link, counters)?;
+    let ours = sockets.iter().map(|_| Ours::all()).collect();
+    let queues = opened.into_halves(&umem, &link, (counters, ours)).map_err(|error| {
+        AfXdpError::raw("divide the memory for frames", io::Error::other(error))
+    })?;
     let umem = Arc::clone(umem.fd());
-    let control = AfXdpControl { attachment, program, umem, sockets, mode };
+    let control = AfXdpControl { attachment, program, umem, sockets, mode, can };
     Ok(AfXdp { control, link, queues })
 }
 

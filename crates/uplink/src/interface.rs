@@ -12,6 +12,7 @@
 
 mod error;
 mod finder;
+mod handover;
 mod namespace;
 mod query;
 mod watch;
@@ -25,6 +26,7 @@ use crate::sys::{InterfaceSocket, Promiscuous};
 
 pub use error::InterfaceError;
 pub use finder::Finder;
+pub(crate) use handover::LinkParts;
 pub(crate) use namespace::Namespace;
 use query::{Facts, Query};
 use watch::Watch;

@@ -3,6 +3,9 @@
 pub mod af_xdp;
 pub mod interface;
 pub mod packet_mmap;
+mod parts;
 mod sys;
 pub mod tap;
 mod vnet;
+
+pub use parts::{Parts, PartsError};

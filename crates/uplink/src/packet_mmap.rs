@@ -22,6 +22,7 @@ mod block;
 mod egress;
 mod error;
 mod geometry;
+mod handover;
 mod ingress;
 mod ring;
 mod socket;
@@ -35,6 +36,7 @@ use crate::sys::packet;
 
 pub use egress::PacketMmapEgress;
 pub use error::PacketMmapError;
+pub use handover::{from_parts, parts};
 pub use ingress::PacketMmapIngress;
 use socket::Queue;
 

@@ -13,7 +13,7 @@ pub(crate) mod xdp;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use virtq::mem::ReadPiece;
 
@@ -48,6 +48,12 @@ pub(crate) fn tun_set_header(
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETVNETLE, &raw const little) })?;
     // SAFETY: the request takes its argument by value.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, offloads) })
+}
+
+/// A netlink socket that another process made.
+pub(crate) fn netlink_socket(fd: OwnedFd) -> netlink_sys::Socket {
+    // SAFETY: the fd is ours alone, and goes into the socket that closes it.
+    unsafe { netlink_sys::Socket::from_raw_fd(fd.into_raw_fd()) }
 }
 
 /// Runs `work` in a thread of its own inside the network namespace that `namespace` is.

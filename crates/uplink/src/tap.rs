@@ -5,6 +5,7 @@
 //! it gives us. What guests leave undone is passed on to the kernel, which takes all of it.
 
 mod error;
+mod handover;
 mod macvtap;
 mod queue;
 
@@ -13,12 +14,14 @@ use std::sync::Arc;
 
 use port::QueueCounters;
 use rustix::fs::{Mode, OFlags};
+use virtq::mem::MapError;
 
 use crate::interface::{Link, Namespace, check_name};
 use crate::sys::{self, InterfaceSocket};
 use crate::vnet::HEADER;
 
 pub use error::TapError;
+pub use handover::{from_parts, parts};
 pub use queue::{TapEgress, TapIngress};
 
 /// The most queues of an interface.
@@ -56,7 +59,20 @@ pub fn open(settings: &TapSettings, counters: &[Arc<QueueCounters>]) -> Result<T
     }
     let namespace = Namespace::open(settings.netns.as_deref())?;
     let (fds, link) = namespace.run(|| open_here(settings, &namespace))??;
-    let name: Arc<str> = settings.ifname.as_str().into();
+    let queues = halves(fds, &link, counters).map_err(|error| TapError::System {
+        what: format!("open interface {}", settings.ifname),
+        error: std::io::Error::other(error),
+    })?;
+    Ok(Tap { link, queues })
+}
+
+/// Both halves of the queues behind `fds`.
+fn halves(
+    fds: Vec<OwnedFd>,
+    link: &Link,
+    counters: &[Arc<QueueCounters>],
+) -> Result<Vec<(TapIngress, TapEgress)>, MapError> {
+    let name: Arc<str> = link.name().into();
     let mut queues = Vec::with_capacity(fds.len());
     for (fd, counters) in fds.into_iter().zip(counters) {
         let queue = queue::Queue {
@@ -65,13 +81,9 @@ pub fn open(settings: &TapSettings, counters: &[Arc<QueueCounters>]) -> Result<T
             mtu: Arc::clone(link.mtu()),
             counters: Arc::clone(counters),
         };
-        let ingress = TapIngress::new(queue.clone()).map_err(|error| TapError::System {
-            what: format!("open interface {name}"),
-            error: std::io::Error::other(error),
-        })?;
-        queues.push((ingress, TapEgress::new(queue)));
+        queues.push((TapIngress::new(queue.clone())?, TapEgress::new(queue)));
     }
-    Ok(Tap { link, queues })
+    Ok(queues)
 }
 
 fn check(settings: &TapSettings) -> Result<(), TapError> {

@@ -15,8 +15,11 @@ use netlink_packet_route::link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttache
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
+use serde::{Deserialize, Serialize};
+
 use crate::interface::Link;
-use crate::sys::bpf;
+use crate::parts::{Collected, PartsError, Remaining};
+use crate::sys::{bpf, netlink_socket};
 
 use super::AfXdpError;
 
@@ -52,11 +55,19 @@ struct Other {
 
 /// A program that was replaced, to come back.
 #[derive(Debug)]
-struct Replaced {
+pub(super) struct Replaced {
     socket: Socket,
     index: u32,
     program: OwnedFd,
     flags: u32,
+}
+
+/// What the fds of an [`Attachment`] do not say.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct AttachmentParts {
+    attached: bool,
+    /// Of the program that was replaced: the interface's index, and the mode.
+    replaced: Option<(u32, u32)>,
 }
 
 /// Our program on an interface. Dropped, it takes it off and puts back what was there.
@@ -111,6 +122,45 @@ impl Attachment {
     /// Takes our program off.
     pub(super) fn detach(&mut self) {
         self.link = None;
+    }
+
+    /// Adds the fds to `fds`; of what was replaced, interface and mode.
+    pub(super) fn parts(&self, fds: &mut Collected) -> Result<AttachmentParts, PartsError> {
+        if let Some(link) = &self.link {
+            fds.add(link)?;
+        }
+        if let Some(replaced) = &self.replaced {
+            fds.add(&replaced.socket)?;
+            fds.add(&replaced.program)?;
+        }
+        let replaced = self.replaced.as_ref().map(|old| (old.index, old.flags));
+        Ok(AttachmentParts { attached: self.link.is_some(), replaced })
+    }
+
+    /// What [`Self::parts`] took apart. Until [`Self::own`] it puts nothing back when dropped.
+    pub(super) fn from_parts(
+        parts: &AttachmentParts,
+        fds: &mut Remaining,
+    ) -> Result<(Self, Option<Replaced>), PartsError> {
+        let link = fds.next_if(parts.attached)?;
+        let replaced = match parts.replaced {
+            None => None,
+            Some((index, flags)) => {
+                let (socket, program) = (netlink_socket(fds.next()?), fds.next()?);
+                Some(Replaced { socket, index, program, flags })
+            }
+        };
+        Ok((Self { link, replaced: None }, replaced))
+    }
+
+    /// The uplink is whole: what was replaced is to come back in the end.
+    pub(super) fn own(&mut self, replaced: Option<Replaced>) {
+        self.replaced = replaced;
+    }
+
+    /// Lets go without putting back what was replaced: another process holds the program.
+    pub(super) fn leave(&mut self) {
+        self.replaced = None;
     }
 
     /// What keeps the program attached.

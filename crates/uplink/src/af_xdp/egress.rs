@@ -47,7 +47,7 @@ pub struct AfXdpEgress {
     area: Area,
     slots: SharedSlots,
     /// Chunks that hold nothing: the one that was used last comes first.
-    free: Vec<u32>,
+    pub(super) free: Vec<u32>,
     /// Frames were put since the last call.
     pending: bool,
     /// The interface was down at the last call.
@@ -57,10 +57,13 @@ pub struct AfXdpEgress {
 }
 
 impl AfXdpEgress {
-    pub(super) fn new(parts: Outgoing, map: &SharedMap, queue: u32) -> Result<Self, MapError> {
+    pub(super) fn new(
+        parts: Outgoing,
+        map: &SharedMap,
+        (queue, free): (u32, Vec<u32>),
+    ) -> Result<Self, MapError> {
         let area = Area::transmit(queue);
         let slots = SharedSlots::new(map, area.offset(), area.chunks(), CHUNK)?;
-        let free = (0..area.chunks()).rev().collect();
         Ok(Self { parts, area, slots, free, pending: false, down: false, fault: None })
     }
 

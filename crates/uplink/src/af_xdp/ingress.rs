@@ -41,7 +41,7 @@ pub struct AfXdpIngress {
     area: Area,
     slots: SharedSlots,
     /// Chunks of the last burst, to be given back.
-    taken: Vec<u32>,
+    pub(super) taken: Vec<u32>,
     fault: Option<QueueFault>,
 }
 
@@ -58,12 +58,17 @@ enum Taken {
 }
 
 impl AfXdpIngress {
-    pub(super) fn new(parts: Incoming, map: &SharedMap, queue: u32) -> Result<Self, MapError> {
+    /// `ours` are the chunks that the kernel does not have yet.
+    pub(super) fn new(
+        parts: Incoming,
+        map: &SharedMap,
+        (queue, ours): (u32, Vec<u32>),
+    ) -> Result<Self, MapError> {
         let area = Area::receive(queue);
         let slots = SharedSlots::new(map, area.offset(), area.chunks(), CHUNK)?;
-        let taken = Vec::with_capacity(RX_FRAMES as usize);
+        let mut taken = Vec::with_capacity(RX_FRAMES as usize);
+        taken.extend(ours);
         let mut new = Self { parts, area, slots, taken, fault: None };
-        new.taken.extend(0..area.chunks());
         new.refill();
         Ok(new)
     }

@@ -9,11 +9,13 @@
 //! **Not supported.** A frame goes to one of both: with `steer=mac` the host's own stack sees no
 //! broadcast, so it can ask for addresses on this interface, but does not answer who asks.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use packet::MacAddr;
 
+use crate::parts::{Collected, PartsError, Remaining};
 use crate::sys::bpf;
 
 use super::{AfXdpError, Steer};
@@ -129,7 +131,7 @@ pub(super) struct Program {
     /// With `steer=mac`.
     macs: Option<OwnedFd>,
     /// What the map of addresses holds.
-    known: Vec<MacAddr>,
+    known: BTreeSet<MacAddr>,
 }
 
 impl Program {
@@ -154,7 +156,7 @@ impl Program {
                     _ => AfXdpError::Program { error, log },
                 }
             })?;
-        Ok(Self { program, sockets, macs, known: Vec::new() })
+        Ok(Self { program, sockets, macs, known: BTreeSet::new() })
     }
 
     /// Gives the frames of a queue to a socket.
@@ -164,21 +166,55 @@ impl Program {
     }
 
     /// Says which stations are ours; with `steer=all`, all are.
+    ///
+    /// What is not wanted any more goes first, so that a map that was full has room again; after an
+    /// error the next call goes on from what the map holds.
     pub(super) fn set_macs(&mut self, wanted: &[MacAddr]) -> io::Result<()> {
         let Some(macs) = &self.macs else { return Ok(()) };
-        let key = |mac: &MacAddr| -> [u8; MAC_KEY] { mac.0 };
-        for mac in wanted.iter().filter(|mac| !self.known.contains(mac)) {
-            bpf::update(macs.as_fd(), &key(mac), &[1; MAC_VALUE])?;
-        }
-        for mac in self.known.iter().filter(|mac| !wanted.contains(mac)) {
+        let wanted: BTreeSet<MacAddr> = wanted.iter().copied().collect();
+        let old: Vec<MacAddr> = self.known.difference(&wanted).copied().collect();
+        for mac in old {
             match bpf::delete(macs.as_fd(), &key(mac), MAC_VALUE) {
                 Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(error),
-                _ => {}
+                _ => {
+                    let _ = self.known.remove(&mac);
+                }
             }
         }
-        self.known = wanted.to_vec();
+        let new: Vec<MacAddr> = wanted.difference(&self.known).copied().collect();
+        for mac in new {
+            bpf::update(macs.as_fd(), &key(mac), &[1; MAC_VALUE])?;
+            let _ = self.known.insert(mac);
+        }
         Ok(())
     }
+
+    /// The program and its maps: of the last one, whether it is there.
+    pub(super) fn parts(&self, fds: &mut Collected) -> Result<bool, PartsError> {
+        fds.add(&self.program)?;
+        fds.add(&self.sockets)?;
+        if let Some(macs) = &self.macs {
+            fds.add(macs)?;
+        }
+        Ok(self.macs.is_some())
+    }
+
+    /// What [`Self::parts`] took apart; what the map of addresses holds is asked of the kernel.
+    pub(super) fn from_parts(has_macs: bool, fds: &mut Remaining) -> Result<Self, PartsError> {
+        let (program, sockets) = (fds.next()?, fds.next()?);
+        let macs = fds.next_if(has_macs)?;
+        let keys = macs.as_ref().map(|macs| bpf::keys(macs.as_fd(), MAC_VALUE, MACS_MAX));
+        let keys = keys.transpose().map_err(|error| {
+            let what = "read the map of addresses of an XDP program";
+            PartsError::System { what, error }
+        })?;
+        let known = keys.unwrap_or_default().into_iter().map(MacAddr).collect();
+        Ok(Self { program, sockets, macs, known })
+    }
+}
+
+fn key(mac: MacAddr) -> [u8; MAC_KEY] {
+    mac.0
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use port::QueueCounters;
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create};
 use rustix::io::Errno;
 use rustix::net::addr::SocketAddrArg;
 use rustix::net::xdp::{
@@ -16,7 +16,8 @@ use rustix::net::xdp::{
     XdpUmemReg, XdpUmemRegFlags,
 };
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, sockopt};
-use virtq::mem::SharedMap;
+use serde::{Deserialize, Serialize};
+use virtq::mem::{MapError, SharedMap};
 
 use crate::interface::Link;
 use crate::sys::map::map_fd;
@@ -60,8 +61,17 @@ impl Umem {
         // Whoever gets the fd cannot take the memory away from under us.
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         fcntl_add_seals(&fd, seals).map_err(|e| failed(e.into()))?;
-        let len = usize::try_from(bytes).unwrap_or(usize::MAX);
-        let map = map_fd(fd.as_fd(), len, 0, true).map_err(failed)?;
+        Self::map_anew(name, fd, queues).map_err(failed)
+    }
+
+    /// Maps the memory of `queues` queues that another process made.
+    pub(super) fn map_anew(name: &str, fd: OwnedFd, queues: u16) -> io::Result<Self> {
+        let len = usize::try_from(umem_bytes(queues)).unwrap_or(usize::MAX);
+        // Behind a file's end there is nothing to touch.
+        if usize::try_from(fstat(&fd)?.st_size).unwrap_or(0) < len {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        let map = map_fd(fd.as_fd(), len, 0, true)?;
         Ok(Self { name: name.to_owned(), fd: Arc::new(fd), map })
     }
 
@@ -105,8 +115,14 @@ impl Umem {
 
 /// One socket and its rings.
 #[derive(Debug)]
-struct Opened {
+pub(super) struct Opened {
     fd: Arc<OwnedFd>,
+    rings: Rings,
+}
+
+/// The rings of a socket.
+#[derive(Debug)]
+struct Rings {
     fill: Producer<u64>,
     rx: Consumer<Desc>,
     tx: Producer<Desc>,
@@ -129,16 +145,9 @@ impl Opened {
             sockopt::set_xdp_umem_completion_ring_size(&fd, TX_FRAMES)?;
             sockopt::set_xdp_rx_ring_size(&fd, RX_FRAMES)?;
             sockopt::set_xdp_tx_ring_size(&fd, TX_FRAMES)?;
-            let at = sockopt::xdp_mmap_offsets(&fd)?;
-            let fd = fd.as_fd();
-            Ok((
-                Producer::map(fd, XDP_UMEM_PGOFF_FILL_RING, &at.fr, RX_FRAMES)?,
-                Consumer::map(fd, XDP_PGOFF_RX_RING, &at.rx, RX_FRAMES)?,
-                Producer::map(fd, XDP_PGOFF_TX_RING, &at.tx, TX_FRAMES)?,
-                Consumer::map(fd, XDP_UMEM_PGOFF_COMPLETION_RING, &at.cr, TX_FRAMES)?,
-            ))
+            map_rings(&fd)
         };
-        let (fill, rx, tx, completion) = rings().map_err(failed)?;
+        let rings = rings().map_err(failed)?;
         // What the kernel cannot do here costs calls, not frames.
         let _old_kernel = xdp::set_tx_budget(fd.as_fd(), TX_FRAMES);
         if sockopt::set_socket_send_buffer_size_force(&fd, SEND_BUFFER).is_err() {
@@ -149,14 +158,37 @@ impl Opened {
             xdp::set_busy_poll(fd.as_fd(), BUSY_POLL_US, burst)
                 .map_err(|error| AfXdpError::admin("set busy polling", error))?;
         }
-        Ok((Self { fd: Arc::new(fd), fill, rx, tx, completion }, metadata))
+        Ok((Self { fd: Arc::new(fd), rings }, metadata))
     }
+
+    /// One that another process opened and bound.
+    pub(super) fn anew(fd: OwnedFd) -> io::Result<Self> {
+        let rings = map_rings(&fd)?;
+        Ok(Self { fd: Arc::new(fd), rings })
+    }
+}
+
+fn map_rings(fd: &OwnedFd) -> io::Result<Rings> {
+    let at = sockopt::xdp_mmap_offsets(fd)?;
+    let fd = fd.as_fd();
+    Ok(Rings {
+        fill: Producer::map(fd, XDP_UMEM_PGOFF_FILL_RING, &at.fr, RX_FRAMES)?,
+        rx: Consumer::map(fd, XDP_PGOFF_RX_RING, &at.rx, RX_FRAMES)?,
+        tx: Producer::map(fd, XDP_PGOFF_TX_RING, &at.tx, TX_FRAMES)?,
+        completion: Consumer::map(fd, XDP_UMEM_PGOFF_COMPLETION_RING, &at.cr, TX_FRAMES)?,
+    })
 }
 
 /// All sockets of an interface.
 #[derive(Debug)]
 pub(super) struct Queues {
-    opened: Vec<Opened>,
+    pub(super) opened: Vec<Opened>,
+    pub(super) can: Abilities,
+}
+
+/// What the kernel and the device can do.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Abilities {
     /// Frames to send can carry what is left to do on them.
     metadata: bool,
     /// Frames can have several chunks.
@@ -164,6 +196,30 @@ pub(super) struct Queues {
     busy_poll: bool,
     /// The device writes into the UMEM.
     pub(super) zero_copy: bool,
+}
+
+/// Which chunks of a queue are ours, not the kernel's.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Ours {
+    /// Of frames that arrived, to be given back.
+    pub(super) taken: Vec<u32>,
+    /// For frames to send, and free. The one that was used last comes first.
+    pub(super) free: Vec<u32>,
+}
+
+impl Ours {
+    /// All of them.
+    pub(super) fn all() -> Self {
+        Self { taken: (0..RX_FRAMES).collect(), free: (0..TX_FRAMES).rev().collect() }
+    }
+
+    /// Whether they can be.
+    pub(super) fn is_valid(&self) -> bool {
+        let within = |chunks: &[u32], most: u32| {
+            chunks.len() <= most as usize && chunks.iter().all(|chunk| *chunk < most)
+        };
+        within(&self.taken, RX_FRAMES) && within(&self.free, TX_FRAMES)
+    }
 }
 
 impl Queues {
@@ -210,7 +266,8 @@ impl Queues {
         }
         // A driver without metadata of its own would not look at it.
         let metadata = metadata && !zero_copy;
-        Ok(Self { opened, metadata, spread, busy_poll: settings.busy_poll, zero_copy })
+        let busy_poll = settings.busy_poll;
+        Ok(Self { opened, can: Abilities { metadata, spread, busy_poll, zero_copy } })
     }
 
     /// The sockets, by queue.
@@ -218,43 +275,43 @@ impl Queues {
         self.opened.iter().map(|opened| &opened.fd)
     }
 
-    /// Divides the queues into their halves.
+    /// Divides the queues into their halves; `ours` says which chunks are in our hands.
     pub(super) fn into_halves(
         self,
         umem: &Umem,
         link: &Link,
-        counters: &[Arc<QueueCounters>],
-    ) -> Result<Vec<(AfXdpIngress, AfXdpEgress)>, AfXdpError> {
-        let failed =
-            |error| AfXdpError::raw("divide the memory for frames", io::Error::other(error));
+        (counters, ours): (&[Arc<QueueCounters>], Vec<Ours>),
+    ) -> Result<Vec<(AfXdpIngress, AfXdpEgress)>, MapError> {
         let name: Arc<str> = link.name().into();
         let mut halves = Vec::with_capacity(self.opened.len());
-        let (metadata, spread) = (self.metadata, self.spread);
-        for ((queue, opened), counters) in (0u32..).zip(self.opened).zip(counters) {
+        let can = self.can;
+        let queues = self.opened.into_iter().zip(ours);
+        for ((queue, (opened, ours)), counters) in (0u32..).zip(queues).zip(counters) {
+            let Rings { fill, rx, mut tx, completion } = opened.rings;
             let socket = Arc::new(Socket {
                 fd: opened.fd,
                 name: Arc::clone(&name),
-                stuck: AtomicBool::new(false),
+                stuck: AtomicBool::new(tx.waiting() > 0),
             });
             let incoming = Incoming {
                 socket: Arc::clone(&socket),
                 counters: Arc::clone(counters),
-                rx: opened.rx,
-                fill: opened.fill,
-                busy_poll: self.busy_poll,
-                unfinished: !self.zero_copy,
+                rx,
+                fill,
+                busy_poll: can.busy_poll,
+                unfinished: !can.zero_copy,
             };
             let outgoing = Outgoing {
                 socket,
                 counters: Arc::clone(counters),
                 mtu: Arc::clone(link.mtu()),
-                tx: opened.tx,
-                completion: opened.completion,
-                metadata,
-                spread,
+                tx,
+                completion,
+                metadata: can.metadata,
+                spread: can.spread,
             };
-            let ingress = AfXdpIngress::new(incoming, umem.map(), queue).map_err(failed)?;
-            let egress = AfXdpEgress::new(outgoing, umem.map(), queue).map_err(failed)?;
+            let ingress = AfXdpIngress::new(incoming, umem.map(), (queue, ours.taken))?;
+            let egress = AfXdpEgress::new(outgoing, umem.map(), (queue, ours.free))?;
             halves.push((ingress, egress));
         }
         Ok(halves)

@@ -1,6 +1,7 @@
 //! The network namespace that an interface is in.
 
 use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,6 +9,9 @@ use std::sync::Arc;
 use crate::sys;
 
 use super::InterfaceError;
+
+/// Where `ip netns` has the names.
+const FOLDER: &str = "/run/netns";
 
 /// A network namespace, held open: that of this process, or one that has a name.
 #[derive(Debug, Clone)]
@@ -26,12 +30,25 @@ impl Namespace {
     pub(crate) fn open(netns: Option<&str>) -> Result<Self, InterfaceError> {
         let Some(name) = netns else { return Ok(Self(None)) };
         // An absolute path replaces the folder.
-        let path = Path::new("/run/netns").join(name);
+        let path = Path::new(FOLDER).join(name);
         let name = name.to_owned();
         match File::open(&path) {
             Ok(file) => Ok(Self(Some(Arc::new(Named { name, path, file })))),
             Err(error) => Err(InterfaceError::Namespace { name, error }),
         }
+    }
+
+    /// A namespace that another process opened; none is that of this process.
+    pub(crate) fn from_parts(netns: Option<(String, OwnedFd)>) -> Self {
+        Self(netns.map(|(name, fd)| {
+            let path = Path::new(FOLDER).join(&name);
+            Arc::new(Named { name, path, file: fd.into() })
+        }))
+    }
+
+    /// The open file that names it; none is that of this process.
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.0.as_ref().map(|named| named.file.as_fd())
     }
 
     /// Runs `work` inside: in a thread of its own if that is elsewhere.

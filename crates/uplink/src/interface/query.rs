@@ -1,6 +1,7 @@
 //! One question about an interface that only rtnetlink answers.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -31,6 +32,14 @@ impl Query {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         let _ = socket.bind_auto()?;
         Ok(Self { socket })
+    }
+
+    pub(super) fn from_fd(fd: OwnedFd) -> Self {
+        Self { socket: crate::sys::netlink_socket(fd) }
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 
     /// What the interface of that index is now.

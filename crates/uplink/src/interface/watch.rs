@@ -4,7 +4,7 @@
 //! Only that our index was deleted is taken from them, and from the kernel alone.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use netlink_packet_core::NetlinkBuffer;
 use netlink_packet_route::AddressFamily;
@@ -39,6 +39,10 @@ impl Watch {
         let groups = u32::try_from(libc::RTMGRP_LINK).unwrap_or(1);
         socket.bind(&SocketAddr::new(0, groups))?;
         Ok(Self { socket })
+    }
+
+    pub(super) fn from_fd(fd: OwnedFd) -> Self {
+        Self { socket: crate::sys::netlink_socket(fd) }
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {

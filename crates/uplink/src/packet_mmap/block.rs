@@ -89,6 +89,18 @@ impl Walk {
         Ok(walk)
     }
 
+    /// Goes on at the header at `at`, before `left` frames, where another process stopped.
+    pub(crate) fn at(at: u32, left: u32, block: u32) -> Result<Self, BlockError> {
+        let walk = Self { at, left, block };
+        walk.check_header(DESCRIPTION_BYTES)?;
+        Ok(walk)
+    }
+
+    /// Where the next header is and how many frames are left; none behind the last one.
+    pub(crate) fn position(&self) -> Option<(u32, u32)> {
+        (self.left > 0).then_some((self.at, self.left))
+    }
+
     /// Where the next frame's header is: within the block. `None` behind the last one.
     #[inline(always)]
     pub(crate) fn header_at(&self) -> Option<u32> {

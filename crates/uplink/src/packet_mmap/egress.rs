@@ -36,11 +36,11 @@ const HEADER_BYTES: u32 = HEADER as u32;
 #[derive(Debug)]
 pub struct PacketMmapEgress {
     queue: Queue,
-    ring: TransmitRing,
+    pub(super) ring: TransmitRing,
     /// The slot that the kernel looks at next.
-    head: u32,
+    pub(super) head: u32,
     /// Takes the frames that are larger than a slot.
-    direct: OwnedFd,
+    pub(super) direct: OwnedFd,
     /// Of each filled slot, from `head` on: its place in what was picked, and its frame's length.
     filled: [(u16, u32); BURST_MAX],
 }

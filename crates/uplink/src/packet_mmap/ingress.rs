@@ -12,13 +12,14 @@ use std::sync::Arc;
 
 use packet::{Checksum, Cut};
 use port::{Batch, DropReason, Frame, FrameBuf, Gso, Ingress, Notified, QueueCounters, QueueFault};
+use serde::{Deserialize, Serialize};
 use virtq::mem::Pool;
 
 use crate::sys::packet as socket;
 use crate::vnet::{self, HEADER};
 use port::finish_checksum;
 
-use super::block::{BlockError, Packet, Walk};
+use super::block::{BlockError, FRAME_HEADER, Packet, Walk};
 use super::ring::ReceiveRing;
 use super::socket::Queue;
 
@@ -39,7 +40,7 @@ const LOOKS: u32 = 1 << 16;
 #[derive(Debug)]
 pub struct PacketMmapIngress {
     queue: Queue,
-    ring: ReceiveRing,
+    pub(super) ring: ReceiveRing,
     /// The frames that are left of block `block`, if it was begun.
     walk: Option<Walk>,
     block: u32,
@@ -54,10 +55,22 @@ pub struct PacketMmapIngress {
 /// A large frame, and how far it is cut.
 #[derive(Debug)]
 struct Large {
+    /// Where in the block its header is.
+    at: u32,
     cut: Cut,
     next: u32,
     /// Where in the block byte 0 of the frame would be, a tag that was put back counted.
     origin: u32,
+}
+
+/// Where in the ring the next frame is.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Position {
+    block: u32,
+    /// Where in the block, and how many frames are left.
+    walk: Option<(u32, u32)>,
+    /// A large frame: where, and the segment that comes next.
+    large: Option<(u32, u32)>,
 }
 
 /// What one burst counts.
@@ -78,6 +91,37 @@ impl Tally {
 impl PacketMmapIngress {
     pub(super) fn new(queue: Queue, ring: ReceiveRing) -> Self {
         Self { queue, ring, walk: None, block: 0, done: 0, large: None, looks: LOOKS }
+    }
+
+    /// Goes on where another process stopped.
+    pub(super) fn at(
+        queue: Queue,
+        ring: ReceiveRing,
+        position: &Position,
+    ) -> Result<Self, BlockError> {
+        let mut new = Self::new(queue, ring);
+        new.block = position.block.min(new.ring.count().saturating_sub(1));
+        let bytes = new.ring.block_bytes();
+        if let Some((at, left)) = position.walk {
+            new.walk = Some(Walk::at(at, left, bytes)?);
+        }
+        if let Some((at, next)) = position.large {
+            let header = new.ring.header(new.block, at).unwrap_or([0; FRAME_HEADER]);
+            let packet = Walk::at(at, 1, bytes)?.take(&header)?;
+            // It could be cut before, so it can be now.
+            let large = make(&new.ring, new.block, at, &packet, &mut Frame::default());
+            new.large = large.ok().flatten().map(|large| Large { next, ..large });
+        }
+        Ok(new)
+    }
+
+    /// Where another process has to go on, when everything was released.
+    pub(super) fn position(&self) -> Position {
+        Position {
+            block: self.block,
+            walk: self.walk.and_then(|walk| walk.position()),
+            large: self.large.as_ref().map(|large| (large.at, large.next)),
+        }
     }
 
     /// Fills `frames` from as many blocks as it takes.
@@ -137,7 +181,7 @@ impl PacketMmapIngress {
         while let (Some(at), Some(frame)) = (walk.header_at(), frames.slot()) {
             let Some(header) = self.ring.header(self.block, at) else { break };
             let packet = walk.take(&header)?;
-            match make(&self.ring, self.block, &packet, frame) {
+            match make(&self.ring, self.block, at, &packet, frame) {
                 Ok(None) => {
                     tally.count(frame.len());
                     frames.keep();
@@ -209,6 +253,7 @@ impl Large {
 fn make(
     ring: &ReceiveRing,
     block: u32,
+    at: u32,
     packet: &Packet,
     frame: &mut Frame,
 ) -> Result<Option<Large>, DropReason> {
@@ -216,8 +261,8 @@ fn make(
     let piece = ring.piece(block, packet.end()).ok_or(DropReason::Runt)?;
     let mut header = [0; HEADER];
     let short = header.first_chunk_mut::<SHORT_HEADER>();
-    let at = packet.start.wrapping_sub(SHORT_HEADER_BYTES);
-    if !short.is_some_and(|short| piece.copy_to(at, short)) {
+    let before = packet.start.wrapping_sub(SHORT_HEADER_BYTES);
+    if !short.is_some_and(|short| piece.copy_to(before, short)) {
         return Err(DropReason::Runt);
     }
     if packet.is_truncated() {
@@ -231,7 +276,7 @@ fn make(
         return Ok(None);
     }
     frame.offload = offload;
-    finish(ring, block, packet, frame)
+    Ok(finish(ring, block, packet, frame)?.map(|large| Large { at, ..large }))
 }
 
 /// Puts back what the kernel took out of the frame, and does what its sender left undone.
@@ -262,7 +307,7 @@ fn finish(
     let cut = Cut::new(frame.head(), frame.len(), frame.offload.gso_size)
         .map_err(|_| DropReason::BadOffload)?;
     debug_assert_eq!(frame.body.first, block);
-    Ok(Some(Large { cut, next: 0, origin }))
+    Ok(Some(Large { at: 0, cut, next: 0, origin }))
 }
 
 impl Ingress for PacketMmapIngress {

@@ -102,6 +102,11 @@ impl TransmitRing {
         self.0.count()
     }
 
+    #[inline(always)]
+    pub(super) fn slot_bytes(&self) -> u32 {
+        self.0.slot_bytes()
+    }
+
     /// The most bytes that a slot takes, the vnet header included.
     #[inline(always)]
     pub(super) fn room(&self) -> u32 {

@@ -162,15 +162,15 @@ fn ring_error(settings: &PacketMmapSettings, error: io::Error) -> PacketMmapErro
 }
 
 /// Maps both rings: they stand one behind the other.
-fn map(
-    fd: BorrowedFd<'_>,
+pub(super) fn map(
+    fd: impl AsFd,
     receive: &RingRequest,
     transmit: &RingRequest,
 ) -> io::Result<(ReceiveRing, TransmitRing)> {
     let bytes =
         |ring: &RingRequest| (ring.block_size as usize).saturating_mul(ring.blocks as usize);
     let first = bytes(receive);
-    let map = map_fd(fd, first.saturating_add(bytes(transmit)), 0, true)?;
+    let map = map_fd(fd.as_fd(), first.saturating_add(bytes(transmit)), 0, true)?;
     let outside = |error: MapError| io::Error::other(error);
     let blocks = SharedSlots::new(&map, 0, receive.blocks, receive.block_size).map_err(outside)?;
     let slots =

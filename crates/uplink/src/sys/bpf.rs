@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 const MAP_CREATE: libc::c_int = 0;
 const MAP_UPDATE_ELEM: libc::c_int = 2;
 const MAP_DELETE_ELEM: libc::c_int = 3;
+const MAP_GET_NEXT_KEY: libc::c_int = 4;
 const PROG_LOAD: libc::c_int = 5;
 const PROG_GET_FD_BY_ID: libc::c_int = 13;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
@@ -129,6 +130,31 @@ pub(crate) fn delete<const K: usize>(
     // SAFETY: `check_sizes` says that the kernel reads `K` bytes.
     let _zero = unsafe { attributes.call(MAP_DELETE_ELEM) }?;
     Ok(())
+}
+
+/// All keys of a map of at most `most` entries, whose values have `value_bytes` bytes.
+pub(crate) fn keys<const K: usize>(
+    map: BorrowedFd<'_>,
+    value_bytes: usize,
+    most: u32,
+) -> io::Result<Vec<[u8; K]>> {
+    check_sizes(map, K, value_bytes)?;
+    let mut keys: Vec<[u8; K]> = Vec::new();
+    let mut next = [0u8; K];
+    // A key that is removed meanwhile starts the walk again: it ends all the same.
+    for _ in 0..most {
+        let mut attributes = Attributes::new().fd(0, map).pointer(16, next.as_mut_ptr());
+        if let Some(last) = keys.last() {
+            attributes = attributes.pointer(8, last.as_ptr());
+        }
+        // SAFETY: `check_sizes` says that the kernel reads and writes `K` bytes.
+        match unsafe { attributes.call(MAP_GET_NEXT_KEY) } {
+            Ok(_) => keys.push(next),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(keys)
 }
 
 fn check_sizes(map: BorrowedFd<'_>, key: usize, value: usize) -> io::Result<()> {

@@ -79,6 +79,11 @@ impl InterfaceSocket {
         Ok(Self(fd))
     }
 
+    /// One that another process made.
+    pub(crate) fn from_fd(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+
     /// The index of an interface; none if there is no such interface.
     pub(crate) fn index(&self, name: &str) -> io::Result<Option<u32>> {
         let mut request = InterfaceRequest::new(name)?;
@@ -158,12 +163,18 @@ impl InterfaceSocket {
     }
 }
 
+impl AsFd for InterfaceSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 /// An interface receives everything while this lives: the kernel undoes it when the socket goes,
 /// whatever became of the process.
 #[derive(Debug)]
 pub(crate) struct Promiscuous {
     /// Held for what it does: it receives nothing.
-    _socket: OwnedFd,
+    socket: OwnedFd,
 }
 
 impl Promiscuous {
@@ -190,7 +201,16 @@ impl Promiscuous {
                 bytes,
             )
         })?;
-        Ok(Self { _socket: socket })
+        Ok(Self { socket })
+    }
+
+    /// One that another process set.
+    pub(crate) fn from_fd(socket: OwnedFd) -> Self {
+        Self { socket }
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

@@ -61,7 +61,7 @@ impl Queue {
 /// Frames from the host.
 #[derive(Debug)]
 pub struct TapIngress {
-    queue: Queue,
+    pub(super) queue: Queue,
     /// One slot: the buffer.
     pool: Pool,
 }

@@ -8,6 +8,7 @@
     reason = "test code"
 )]
 
+mod handover;
 mod namespace;
 
 use std::io::{Read, Write};

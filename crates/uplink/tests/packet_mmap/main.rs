@@ -11,6 +11,7 @@
 
 mod faults;
 mod frames;
+mod handover;
 mod namespace;
 mod offloads;
 

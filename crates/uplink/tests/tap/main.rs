@@ -7,6 +7,7 @@
     reason = "test code"
 )]
 
+mod handover;
 mod namespace;
 
 use std::sync::Arc;

@@ -1,0 +1,113 @@
+//! An interface's `AF_XDP` sockets as fds, and which chunks of the UMEM are ours.
+//!
+//! Positions in the rings stand in the rings themselves. A chunk that is not ours is the kernel's,
+//! or stands in a ring: it comes to whoever looks there next. So no frame is lost, and none is sent
+//! twice.
+//! **Limits.** Linux 6.4: earlier kernels let no bound socket's rings be mapped again.
+
+use std::io;
+use std::sync::Arc;
+
+use port::{Ingress, QueueCounters};
+use serde::{Deserialize, Serialize};
+
+use crate::interface::{Link, LinkParts};
+use crate::parts::{Collected, Parts, PartsError, Remaining, check_layout, check_queues};
+
+use super::attach::{Attachment, AttachmentParts};
+use super::layout::{CHUNK, RX_FRAMES, TX_FRAMES};
+use super::program::Program;
+use super::socket::{Abilities, Opened, Ours, Queues, Umem};
+use super::{AfXdp, AfXdpControl, AfXdpEgress, AfXdpIngress, Obtained};
+
+const KIND: &str = "af-xdp";
+
+#[derive(Debug, Serialize, Deserialize)]
+struct State {
+    kind: String,
+    link: LinkParts,
+    attachment: AttachmentParts,
+    /// The program has a map of addresses.
+    macs: bool,
+    mode: Obtained,
+    can: Abilities,
+    /// How the UMEM is divided.
+    chunk: u32,
+    rx_frames: u32,
+    tx_frames: u32,
+    queues: Vec<Ours>,
+}
+
+/// What an open interface is made of. Between this and the time when one of both goes on, nobody
+/// may use the queues.
+///
+/// # Errors
+///
+/// [`PartsError`]: the process has no fds left.
+pub fn parts<'a>(
+    control: &AfXdpControl,
+    link: &Link,
+    queues: impl IntoIterator<Item = (&'a mut AfXdpIngress, &'a mut AfXdpEgress)>,
+) -> Result<Parts, PartsError> {
+    let mut fds = Collected::default();
+    let link = link.parts(&mut fds)?;
+    let attachment = control.attachment.parts(&mut fds)?;
+    let macs = control.program.parts(&mut fds)?;
+    fds.add(control.umem.as_ref())?;
+    let mut ours = Vec::new();
+    for ((ingress, egress), socket) in queues.into_iter().zip(&control.sockets) {
+        ingress.release();
+        fds.add(socket.as_ref())?;
+        ours.push(Ours { taken: ingress.taken.clone(), free: egress.free.clone() });
+    }
+    fds.finish(&State {
+        kind: KIND.to_owned(),
+        link,
+        attachment,
+        macs,
+        mode: control.mode,
+        can: control.can,
+        chunk: CHUNK,
+        rx_frames: RX_FRAMES,
+        tx_frames: TX_FRAMES,
+        queues: ours,
+    })
+}
+
+/// Puts together again what [`parts`] took apart. Each queue pair counts in its own `counters`.
+///
+/// # Errors
+///
+/// [`PartsError`] says what does not fit.
+pub fn from_parts(parts: Parts, counters: &[Arc<QueueCounters>]) -> Result<AfXdp, PartsError> {
+    let (state, mut fds) = Remaining::open::<State>(parts, KIND)?;
+    check_queues(state.queues.len(), counters.len())?;
+    check_layout("bytes a chunk", state.chunk, CHUNK)?;
+    check_layout("frames to receive", state.rx_frames, RX_FRAMES)?;
+    check_layout("frames to send", state.tx_frames, TX_FRAMES)?;
+    if !state.queues.iter().all(Ours::is_valid) {
+        return Err(PartsError::state("it names chunks that do not exist"));
+    }
+    let mut link = Link::from_parts(&state.link, &mut fds)?;
+    let (mut attachment, replaced) = Attachment::from_parts(&state.attachment, &mut fds)?;
+    let program = Program::from_parts(state.macs, &mut fds)?;
+    let name = link.name();
+    let failed = |error: io::Error| PartsError::Map { name: name.clone(), error };
+    let count = u16::try_from(state.queues.len()).unwrap_or(u16::MAX);
+    let umem = Umem::map_anew(&name, fds.next()?, count).map_err(failed)?;
+    let mut opened = Vec::with_capacity(counters.len());
+    for _ in counters {
+        opened.push(Opened::anew(fds.next()?).map_err(failed)?);
+    }
+    let queues = Queues { opened, can: state.can };
+    let sockets = queues.sockets().map(Arc::clone).collect();
+    let queues = queues
+        .into_halves(&umem, &link, (counters, state.queues))
+        .map_err(|error| failed(io::Error::other(error)))?;
+    let umem = Arc::clone(umem.fd());
+    attachment.own(replaced);
+    let (mode, can) = (state.mode, state.can);
+    let control = AfXdpControl { attachment, program, umem, sockets, mode, can };
+    link.own(&state.link);
+    Ok(AfXdp { control, link, queues })
+}

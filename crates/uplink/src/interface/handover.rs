@@ -1,0 +1,84 @@
+//! A link as fds and numbers, for a process that goes on with it.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+
+use serde::{Deserialize, Serialize};
+
+use crate::parts::{Collected, PartsError, Remaining};
+use crate::sys::{InterfaceSocket, Promiscuous};
+
+use super::query::Query;
+use super::watch::Watch;
+use super::{Link, Namespace};
+
+/// What the fds of a link do not say.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct LinkParts {
+    ifname: String,
+    index: u32,
+    netns: Option<String>,
+    mtu: u32,
+    promiscuous: bool,
+    restore_down: bool,
+    made: bool,
+    deleted: bool,
+}
+
+impl Link {
+    /// Adds the link's fds to `fds`.
+    pub(crate) fn parts(&self, fds: &mut Collected) -> Result<LinkParts, PartsError> {
+        if let Some(namespace) = self.namespace.fd() {
+            fds.add(namespace)?;
+        }
+        fds.add(&self.socket)?;
+        fds.add(self.watch.fd())?;
+        fds.add(self.query.fd())?;
+        if let Some(promiscuous) = &self.promiscuous {
+            fds.add(promiscuous.fd())?;
+        }
+        Ok(LinkParts {
+            ifname: self.ifname.clone(),
+            index: self.index,
+            netns: self.namespace.name().map(str::to_owned),
+            mtu: self.current_mtu(),
+            promiscuous: self.promiscuous.is_some(),
+            restore_down: self.restore_down,
+            made: self.made,
+            deleted: self.deleted,
+        })
+    }
+
+    /// The link that those parts are of. Until [`Self::own`] it undoes nothing when it is dropped.
+    pub(crate) fn from_parts(parts: &LinkParts, fds: &mut Remaining) -> Result<Self, PartsError> {
+        let namespace = fds.next_if(parts.netns.is_some())?;
+        let namespace = Namespace::from_parts(parts.netns.clone().zip(namespace));
+        let socket = InterfaceSocket::from_fd(fds.next()?);
+        let watch = Watch::from_fd(fds.next()?);
+        let query = Query::from_fd(fds.next()?);
+        let promiscuous = fds.next_if(parts.promiscuous)?.map(Promiscuous::from_fd);
+        Ok(Self {
+            namespace,
+            ifname: parts.ifname.clone(),
+            index: parts.index,
+            socket,
+            watch,
+            query,
+            promiscuous,
+            restore_down: false,
+            made: parts.made,
+            deleted: parts.deleted,
+            mtu: Arc::new(AtomicU32::new(parts.mtu)),
+        })
+    }
+
+    /// The uplink is whole: what was changed on the interface is to be undone in the end.
+    pub(crate) fn own(&mut self, parts: &LinkParts) {
+        self.restore_down = parts.restore_down;
+    }
+
+    /// Lets go of the interface without undoing what was changed on it: another process goes on.
+    pub fn leave(mut self) {
+        self.restore_down = false;
+    }
+}
