@@ -181,7 +181,7 @@ impl QueueConfig {
         Ok(self)
     }
 
-    fn check_size(&self) -> Result<(), QueueError> {
+    pub(crate) fn check_size(&self) -> Result<(), QueueError> {
         let allowed = match self.layout {
             Layout::Split => self.size.is_power_of_two(),
             Layout::Packed => self.size > 0,

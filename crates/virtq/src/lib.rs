@@ -12,6 +12,7 @@ pub mod mem;
 mod notify;
 mod packed;
 mod queue;
+mod record;
 mod shared;
 mod split;
 #[doc(hidden)]
@@ -26,4 +27,5 @@ pub use dirty::RingLog;
 pub use error::ChainError;
 pub use packed::Packed;
 pub use queue::Virtq;
+pub use record::Recovery;
 pub use split::Split;

@@ -19,6 +19,7 @@ mod driver_words;
 mod map;
 mod piece;
 mod pool;
+mod record;
 mod rings;
 mod segs;
 mod shared;
@@ -31,11 +32,14 @@ pub use map::{GuestMap, GuestPhysAddr, MAX_REGIONS, MapError};
 pub(crate) use map::{Hit, HostRange, Simple};
 pub use piece::{ReadPiece, WritePiece};
 pub use pool::Pool;
+pub use record::{RECORD_BYTES, RecordMap, RecordPage};
 pub(crate) use rings::{PackedAreas, RawDesc, SplitAreas};
 pub(crate) use segs::RawSeg;
 pub use segs::{Readable, Reader, SegSpan, SegStore, Writable, Writer};
 pub use shared::{SharedMap, SharedSlots};
 pub(crate) use word::Word;
+#[cfg(test)]
+pub(crate) use word::crash;
 
 // Offsets into a region are cast from u64 to usize.
 const _: () = assert!(size_of::<usize>() == size_of::<u64>());

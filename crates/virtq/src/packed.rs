@@ -12,16 +12,18 @@
 
 mod complete;
 mod pop;
+pub(crate) mod recover;
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use virtio_bindings::virtio_ring::{VRING_PACKED_DESC_F_AVAIL, VRING_PACKED_DESC_F_USED};
 
 use crate::chain::{ChainBuf, Token};
-use crate::config::{QueueConfig, QueueError, RingPosition};
+use crate::config::{QueueConfig, QueueError, RingPosition, WRAP_BIT};
 use crate::dirty::RingLog;
 use crate::mem::{GuestMap, Hit, PackedAreas};
 use crate::notify::{self, EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, packed_event};
+use crate::record::Record;
 use crate::shared::Shared;
 use crate::{ChainError, queue::Kicks};
 
@@ -60,6 +62,16 @@ impl Place {
                 Self { index, wrap: !self.wrap }
             }
         }
+    }
+
+    /// As vhost-user and the event suppression areas have it.
+    #[inline(always)]
+    pub(crate) fn raw(self) -> u16 {
+        if self.wrap { self.index | WRAP_BIT } else { self.index }
+    }
+
+    fn from_raw(raw: u16) -> Self {
+        Self { index: raw & !WRAP_BIT, wrap: raw & WRAP_BIT != 0 }
     }
 
     /// The two flags of a descriptor here that the driver has made available.
@@ -109,6 +121,8 @@ pub struct Packed {
     kicks: Kicks,
     /// Where writes are noted while the guest migrates.
     log: Option<Box<RingLog>>,
+    /// Where a successor finds out how far we came; looked at once per burst.
+    record: Option<Record>,
 }
 
 impl Packed {
@@ -133,7 +147,13 @@ impl Packed {
             called: false,
             kicks: Kicks::Unknown,
             log: None,
+            record: None,
         })
+    }
+
+    pub(crate) fn set_record(&mut self, record: Record) {
+        record.begin(self.used.raw());
+        self.record = Some(record);
     }
 
     pub(crate) fn pop(&mut self, buf: &mut ChainBuf, max: usize) -> Option<ChainError> {
@@ -161,8 +181,12 @@ impl Packed {
 
     pub(crate) fn enable_kicks(&mut self) -> bool {
         self.kicks = Kicks::Enabled;
-        let flags = if self.config.features.event_idx { EVENT_DESC } else { EVENT_ENABLE };
-        let event = packed_event(self.avail.index, self.avail.wrap, flags);
+        // Without a position to name, one that is not zero: see `recover`.
+        let event = if self.config.features.event_idx {
+            packed_event(self.avail.index, self.avail.wrap, EVENT_DESC)
+        } else {
+            packed_event(0, true, EVENT_ENABLE)
+        };
         let available = notify::arm(&self.areas.device_event(), event, || self.has_available());
         self.log_wish();
         available

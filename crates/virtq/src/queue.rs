@@ -7,7 +7,9 @@ use crate::ChainError;
 use crate::chain::{ChainBuf, Chains, Token};
 use crate::config::{Layout, QueueConfig, RingPosition};
 use crate::dirty::RingLog;
+use crate::mem::RecordPage;
 use crate::packed::Packed;
+use crate::record::Record;
 use crate::split::Split;
 
 /// What the driver was told about kicks.
@@ -58,6 +60,15 @@ impl Virtq {
         if let Self::Packed(queue) = self {
             queue.read_only();
         }
+    }
+
+    /// Keeps `page` up to date from now on, so that [`QueueConfig::recover`] finds the position
+    /// after a death at any instruction. Chains must be completed in the order in which they were
+    /// popped, and those of one call of a `complete` are published together: with a record, each
+    /// call publishes what earlier ones completed.
+    pub fn set_record(&mut self, page: RecordPage) {
+        let record = Record::new(page);
+        either!(self, queue => queue.set_record(record));
     }
 
     /// Takes back the last `tokens` popped and not completed, newest last: they come again.

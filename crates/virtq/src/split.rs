@@ -20,6 +20,7 @@ use crate::config::{QueueConfig, QueueError, RingPosition};
 use crate::dirty::RingLog;
 use crate::mem::{GuestMap, Hit, SplitAreas};
 use crate::notify::{self, NO_NOTIFICATION};
+use crate::record::Record;
 use crate::shared::Shared;
 use crate::{ChainError, queue::Kicks};
 
@@ -53,6 +54,8 @@ pub struct Split {
     kicks: Kicks,
     /// Where writes are noted while the guest migrates.
     log: Option<Box<RingLog>>,
+    /// Where a successor finds out how far we came; looked at once per burst.
+    record: Option<Record>,
 }
 
 impl Split {
@@ -76,7 +79,13 @@ impl Split {
             called: false,
             kicks: Kicks::Unknown,
             log: None,
+            record: None,
         })
+    }
+
+    pub(crate) fn set_record(&mut self, record: Record) {
+        record.begin(self.published);
+        self.record = Some(record);
     }
 
     pub(crate) fn pop(&mut self, buf: &mut ChainBuf, max: usize) -> Option<ChainError> {

@@ -346,6 +346,10 @@ impl PackedAreas {
         &self.map
     }
 
+    pub(crate) fn size(&self) -> u16 {
+        self.size
+    }
+
     #[inline(always)]
     fn offset(&self, index: u16) -> usize {
         let slot = if index < self.size { index } else { 0 };

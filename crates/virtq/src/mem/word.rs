@@ -96,6 +96,7 @@ macro_rules! guest_word {
 
             #[inline(always)]
             fn store(&self, value: $int, order: Ordering) {
+                crash_point();
                 // SAFETY: as in `load`.
                 let word = unsafe { <$atomic>::from_ptr(self.ptr) };
                 word.store(value.to_le(), order);
@@ -113,3 +114,38 @@ macro_rules! guest_word {
 guest_word!(u16, AtomicU16);
 guest_word!(u32, AtomicU32);
 guest_word!(u64, AtomicU64);
+
+/// Where a test may end the device: before each of its stores.
+#[inline(always)]
+pub(super) fn crash_point() {
+    #[cfg(test)]
+    crash::point();
+}
+
+/// A kill at a chosen store of this thread.
+#[cfg(test)]
+pub(crate) mod crash {
+    use std::cell::Cell;
+
+    thread_local! {
+        static LEFT: Cell<Option<u64>> = const { Cell::new(None) };
+    }
+
+    /// Runs `device` up to its store number `stores`; none if it came no further.
+    pub(crate) fn after<T>(stores: u64, device: impl FnOnce() -> T) -> Option<T> {
+        LEFT.set(Some(stores));
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(device));
+        LEFT.set(None);
+        done.map_err(|end| assert!(end.is::<Killed>(), "the device panicked")).ok()
+    }
+
+    struct Killed;
+
+    pub(super) fn point() {
+        match LEFT.get() {
+            None => {}
+            Some(0) => std::panic::resume_unwind(Box::new(Killed)),
+            Some(left) => LEFT.set(left.checked_sub(1)),
+        }
+    }
+}

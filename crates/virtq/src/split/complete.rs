@@ -68,6 +68,9 @@ impl Split {
         let count = self.next_used.wrapping_sub(self.published);
         if count > 0 {
             self.areas.prefetch_wish();
+            if let Some(record) = &self.record {
+                record.step(self.published, self.next_used);
+            }
             notify::publish(&self.areas.used_idx(), self.next_used);
             if self.log().is_some() {
                 self.log_used(count);
