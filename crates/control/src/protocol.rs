@@ -125,6 +125,9 @@ pub struct PortView {
     /// The interface, if it is an uplink and open.
     #[serde(default)]
     pub interface: Option<InterfaceView>,
+    /// The front end, if one is connected.
+    #[serde(default)]
+    pub front_end: Option<FrontEndView>,
     /// The SPEC that gives this port.
     pub spec: String,
 }
@@ -142,6 +145,19 @@ pub struct InterfaceView {
     pub driver: String,
     /// How it is used, as far as there was a choice; else empty.
     pub mode: String,
+}
+
+/// The front end of a vhost-user port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrontEndView {
+    /// The negotiated features, in hexadecimal; empty before they are.
+    pub features: String,
+    /// The negotiated protocol features, in hexadecimal; empty before they are.
+    pub protocol_features: String,
+    /// Memory regions that it shares.
+    pub regions: usize,
+    /// Whether written pages are logged: the guest migrates.
+    pub dirty_log: bool,
 }
 
 /// An error that happened once.

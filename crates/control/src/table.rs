@@ -215,6 +215,7 @@ mod tests {
             queues: 0,
             placement: Vec::new(),
             interface: None,
+            front_end: None,
             spec: String::new(),
         };
         let text = ports(&PortsView { ports: vec![port] });

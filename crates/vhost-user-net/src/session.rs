@@ -302,6 +302,16 @@ impl Session {
         self.features
     }
 
+    /// The protocol features that were negotiated, if they were.
+    pub fn protocol_features(&self) -> Option<u64> {
+        self.protocol_features
+    }
+
+    /// Memory regions that the front end shares.
+    pub fn regions(&self) -> usize {
+        self.memory.len()
+    }
+
     fn apply(
         &mut self,
         request: Request,

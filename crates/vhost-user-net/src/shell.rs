@@ -201,6 +201,11 @@ impl VhostUserPort {
         self.link.is_some()
     }
 
+    /// What was agreed with the front end, if one is connected.
+    pub fn session(&self) -> Option<&Session> {
+        self.link.as_ref().map(|link| &link.session)
+    }
+
     /// The settings.
     pub fn settings(&self) -> &PortSettings {
         &self.settings

@@ -44,6 +44,8 @@ pub struct GuestSpec {
     pub queues: u16,
     /// More properties of virtio-net-pci, such as `packed=on`.
     pub properties: Vec<String>,
+    /// More arguments of QEMU.
+    pub arguments: Vec<String>,
 }
 
 /// A running guest.
@@ -67,6 +69,7 @@ impl GuestSpec {
             number,
             queues: 1,
             properties: Vec::new(),
+            arguments: Vec::new(),
         }
     }
 
@@ -120,6 +123,7 @@ impl Guest {
     pub fn start(environment: &Environment, spec: &GuestSpec, folder: &Path) -> Result<Self> {
         let mut command = environment.qemu(spec.version)?;
         let _ = command.args(["-M", "q35,accel=tcg"]).args(spec.network_arguments());
+        let _ = command.args(&spec.arguments);
         Self::launch(environment, &mut command, spec, folder)
     }
 
@@ -178,6 +182,12 @@ impl Guest {
     pub fn configure(&mut self) -> Result<()> {
         let address = self.address();
         self.run(&format!("ip addr add {address}/24 dev eth0 && ip link set eth0 up")).map(drop)
+    }
+
+    /// The process id of its QEMU.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.process.id()
     }
 
     /// Its IPv4 address.

@@ -22,6 +22,7 @@ pub mod netns;
 pub mod ovs;
 pub mod pairwise;
 pub mod process;
+pub mod qmp;
 pub mod scratch;
 pub mod switch;
 pub mod tap;
@@ -44,6 +45,6 @@ pub use virtio_user::{Topology, VirtioUser, VirtioUserSpec};
 #[must_use]
 pub fn needs_root(test: &str) -> bool {
     let hugepages = ["runners/", "virtio-user/", "configs/hugepages"];
-    let taps = ["switch/guest-reaches-host", "switch/ports-come-and-go", "uplinks/"];
+    let taps = ["switch/guest-reaches-host", "switch/ports-come-and-go", "uplinks/", "migration/"];
     hugepages.iter().chain(&taps).any(|prefix| test.starts_with(prefix))
 }

@@ -3,18 +3,20 @@
 use std::collections::BTreeMap;
 
 use control::protocol::{
-    FdbEntry, FdbView, InterfaceView, LastError, Placement, PortStats, PortView, PortsView,
-    QueueStats, StatsView, SwitchStats, VersionView, WorkerStats,
+    FdbEntry, FdbView, FrontEndView, InterfaceView, LastError, Placement, PortStats, PortView,
+    PortsView, QueueStats, StatsView, SwitchStats, VersionView, WorkerStats,
 };
+use event_manager::{EventManager, SubscriberOps};
 use port::{DropReason, PortId, PortStatus, QueueTotals};
 
-use super::App;
 use super::ports::{Port, Side};
+use super::{App, Subscriber};
 
 impl App {
-    pub(super) fn ports_view(&self) -> PortsView {
+    pub(super) fn ports_view(&mut self) -> PortsView {
         let stats = self.switch.stats();
         let placement = self.switch.placement();
+        let manager = &mut self.manager;
         let ports = self.ports.iter().map(|port| {
             let id = port.handle.id;
             let status = port.handle.status.read();
@@ -29,6 +31,7 @@ impl App {
                 queues: of_port.map_or(0, |stats| stats.queues.len()),
                 placement: placed(&placement, id),
                 interface: interface(port),
+                front_end: front_end(port, manager),
                 spec: port.spec.to_string(),
             }
         });
@@ -137,6 +140,19 @@ fn queue(index: u16, totals: &QueueTotals) -> QueueStats {
         tx_calls: totals.tx_calls.sent,
         tx_calls_suppressed: totals.tx_calls.suppressed,
     }
+}
+
+fn front_end(port: &Port, manager: &mut EventManager<Subscriber>) -> Option<FrontEndView> {
+    let Side::Guest(id) = &port.side else { return None };
+    let Ok(Subscriber::Guest(guest)) = manager.subscriber_mut(*id) else { return None };
+    let session = guest.session()?;
+    let hex = |bits: Option<u64>| bits.map_or_else(String::new, |bits| format!("{bits:#x}"));
+    Some(FrontEndView {
+        features: hex(session.features()),
+        protocol_features: hex(session.protocol_features()),
+        regions: session.regions(),
+        dirty_log: session.is_logging(),
+    })
 }
 
 fn interface(port: &Port) -> Option<InterfaceView> {

@@ -69,7 +69,7 @@ impl Session {
     }
 
     /// Whether rings that run note what they write, or would if they had a log.
-    pub(super) fn is_logging(&self) -> bool {
+    pub fn is_logging(&self) -> bool {
         self.features.is_some_and(|features| features & LOG_ALL != 0)
     }
 

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod configs;
+mod migration;
 mod promises;
 mod qemu;
 mod runners;
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         uplinks::trials(),
         configs::trials(),
         virtio_user::trials(),
+        migration::trials(),
     ];
     let trials = groups.into_iter().flatten().chain(qemu::trials()).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
