@@ -5,6 +5,7 @@ use libfuzzer_sys::fuzz_target;
 use packet::{Arp, Ethernet, Icmp, Ipv4, Ipv6, Tcp, Udp, VlanTag, ethertype, ip_protocol};
 
 fuzz_target!(|bytes: &[u8]| {
+    let _ = packet::inner_flow_hash(bytes);
     let hash = packet::flow_hash(bytes);
     assert_eq!(hash, packet::flow_hash(bytes), "the hash depends on the bytes alone");
     let Some(ethernet) = Ethernet::parse(bytes) else { return };

@@ -1,12 +1,19 @@
 //! Which flow a frame belongs to, as a number: it picks the receiveq, so one flow stays in order.
+//!
+//! Both directions of a conversation have one number: what a guest sends says where it wants the
+//! answers.
 
 use crate::ipv4::ip_protocol::{TCP, UDP};
 use crate::{Ethernet, Ipv4, Ipv6, VlanTag, ethertype};
 
+mod tunnel;
+
 /// The most tags that are skipped.
 const TAGS_MAX: usize = 2;
+/// The most tunnels that are looked into, one inside of the other.
+const TUNNELS_MAX: usize = 2;
 
-/// Hash of the flow of the frame whose first bytes are `head`.
+/// Hash of the flow of the frame whose first bytes are `head`, the same in both directions.
 ///
 /// The 5-tuple for TCP and UDP; addresses and protocol for other IP; the addresses alone for
 /// fragments, of which only the first one has ports; the Ethernet addresses for the rest. Tags
@@ -14,56 +21,129 @@ const TAGS_MAX: usize = 2;
 #[inline]
 pub fn flow_hash(head: &[u8]) -> u32 {
     let Some(ethernet) = Ethernet::parse(head) else { return 0 };
-    let (mut kind, mut payload) = (ethernet.ethertype(), ethernet.payload());
-    for _ in 0..TAGS_MAX {
-        if kind != ethertype::VLAN && kind != ethertype::SERVICE_VLAN {
-            break;
-        }
-        let Some(tag) = VlanTag::parse(payload) else { break };
-        (kind, payload) = (tag.ethertype(), tag.payload());
-    }
-    let ip = match kind {
-        ethertype::IPV4 => Ipv4::parse(payload).map(|packet| hash_ipv4(&packet)),
-        ethertype::IPV6 => Ipv6::parse(payload).map(|packet| hash_ipv6(&packet)),
-        _ => None,
-    };
-    let hash = ip.unwrap_or_else(|| {
-        mix(mix(0, ethernet.source().to_u64()), ethernet.destination().to_u64())
-    });
-    finish(hash)
+    let hash = Packet::of(&ethernet).hash();
+    finish(hash.unwrap_or_else(|| of_stations(&ethernet)))
 }
 
-fn hash_ipv4(packet: &Ipv4<'_>) -> u64 {
-    let [a, b, c, d] = packet.source();
-    let [e, f, g, h] = packet.destination();
-    let hash = mix(4, u64::from_ne_bytes([a, b, c, d, e, f, g, h]));
-    if packet.is_fragment() {
-        return hash;
+/// As [`flow_hash`], but of what travels inside of a tunnel, if the frame is one: GRE (with or
+/// without Ethernet, key, checksum and sequence number), VXLAN, IP in IP, over IPv4 and IPv6.
+/// One tunnel inside of another is looked into too.
+///
+/// Of a tunnel's fragments, and of what is cut off in `head`, the outer flow counts.
+#[inline]
+pub fn inner_flow_hash(head: &[u8]) -> u32 {
+    let Some(ethernet) = Ethernet::parse(head) else { return 0 };
+    let mut packet = Packet::of(&ethernet);
+    let mut hash = packet.hash();
+    let mut stations = of_stations(&ethernet);
+    for _ in 0..TUNNELS_MAX {
+        match packet.inside() {
+            Some(tunnel::Inside::Packet(inner)) => packet = inner,
+            Some(tunnel::Inside::Frame(frame)) => {
+                let Some(ethernet) = Ethernet::parse(frame) else { break };
+                packet = Packet::of(&ethernet);
+                stations = of_stations(&ethernet);
+                hash = None;
+            }
+            None => break,
+        }
+        hash = packet.hash().or(hash);
     }
-    mix(hash, upper(packet.protocol(), packet.payload()))
+    finish(hash.unwrap_or(stations))
+}
+
+/// Two Ethernet addresses as a flow.
+#[inline]
+fn of_stations(ethernet: &Ethernet<'_>) -> u64 {
+    both(0, ethernet.source().to_u64(), ethernet.destination().to_u64())
+}
+
+/// What stands behind an Ethernet header and its tags.
+#[derive(Debug, Clone, Copy)]
+enum Packet<'a> {
+    V4(Ipv4<'a>),
+    V6(Ipv6<'a>),
+    Other,
+}
+
+impl<'a> Packet<'a> {
+    #[inline]
+    fn of(ethernet: &Ethernet<'a>) -> Self {
+        let (mut kind, mut payload) = (ethernet.ethertype(), ethernet.payload());
+        for _ in 0..TAGS_MAX {
+            if kind != ethertype::VLAN && kind != ethertype::SERVICE_VLAN {
+                break;
+            }
+            let Some(tag) = VlanTag::parse(payload) else { break };
+            (kind, payload) = (tag.ethertype(), tag.payload());
+        }
+        Self::parse(kind, payload)
+    }
+
+    #[inline]
+    fn parse(kind: u16, bytes: &'a [u8]) -> Self {
+        let packet = match kind {
+            ethertype::IPV4 => Ipv4::parse(bytes).map(Self::V4),
+            ethertype::IPV6 => Ipv6::parse(bytes).map(Self::V6),
+            _ => None,
+        };
+        packet.unwrap_or(Self::Other)
+    }
+
+    #[inline]
+    fn hash(&self) -> Option<u64> {
+        match self {
+            Self::V4(packet) => Some(hash_ipv4(packet)),
+            Self::V6(packet) => Some(hash_ipv6(packet)),
+            Self::Other => None,
+        }
+    }
+}
+
+#[inline]
+fn hash_ipv4(packet: &Ipv4<'_>) -> u64 {
+    let end = |address, port| u64::from(u32::from_be_bytes(address)) << 16 | u64::from(port);
+    let (mut kind, mut ports) = (4, [0, 0]);
+    if !packet.is_fragment() {
+        kind |= u64::from(packet.protocol()) << 8;
+        ports = ports_of(packet.protocol(), packet.payload());
+    }
+    both(kind, end(packet.source(), ports[0]), end(packet.destination(), ports[1]))
 }
 
 fn hash_ipv6(packet: &Ipv6<'_>) -> u64 {
-    let mut hash = 6;
-    for address in [packet.source(), packet.destination()] {
-        let whole = u128::from_ne_bytes(address);
+    let (mut kind, mut ports) = (6, [0, 0]);
+    if let Some(part) = packet.upper().filter(|part| !part.fragment) {
+        kind |= u64::from(part.protocol) << 8;
+        ports = ports_of(part.protocol, part.payload);
+    }
+    let from = (u128::from_be_bytes(packet.source()), ports[0]);
+    let to = (u128::from_be_bytes(packet.destination()), ports[1]);
+    let (low, high) = if from <= to { (from, to) } else { (to, from) };
+    let mut hash = mix(kind, u64::from(low.1) << 16 | u64::from(high.1));
+    for (address, _) in [low, high] {
         #[expect(clippy::cast_possible_truncation, reason = "both halves are used")]
-        let halves = [whole as u64, (whole >> 64) as u64];
+        let halves = [address as u64, (address >> 64) as u64];
         hash = mix(mix(hash, halves[0]), halves[1]);
     }
-    match packet.upper() {
-        Some(part) if !part.fragment => mix(hash, upper(part.protocol, part.payload)),
-        _ => hash,
+    hash
+}
+
+/// Source and destination port: TCP and UDP have them at the same place.
+#[inline]
+fn ports_of(protocol: u8, payload: &[u8]) -> [u16; 2] {
+    match (protocol, payload) {
+        (TCP | UDP, [a, b, c, d, ..]) => {
+            [u16::from_be_bytes([*a, *b]), u16::from_be_bytes([*c, *d])]
+        }
+        _ => [0, 0],
     }
 }
 
-/// Protocol and ports as one number. TCP and UDP have their ports at the same place.
-fn upper(protocol: u8, payload: &[u8]) -> u64 {
-    let ports = match (protocol, payload) {
-        (TCP | UDP, [a, b, c, d, ..]) => u32::from_ne_bytes([*a, *b, *c, *d]),
-        _ => 0,
-    };
-    u64::from(ports) << 8 | u64::from(protocol)
+/// Both ends of a conversation, whichever one sent.
+#[inline(always)]
+fn both(kind: u64, from: u64, to: u64) -> u64 {
+    mix(mix(kind, from.min(to)), from.max(to))
 }
 
 /// Folded multiplication: every input bit reaches every output bit.
@@ -84,69 +164,4 @@ fn finish(hash: u64) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-    use std::vec::Vec;
-
-    use super::flow_hash;
-
-    fn udp4(source_port: u16, fragment: u16) -> Vec<u8> {
-        let mut frame = Vec::new();
-        frame.extend([2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0]);
-        frame.extend([0x45, 0, 0, 36, 0, 0]);
-        frame.extend(fragment.to_be_bytes());
-        frame.extend([64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
-        frame.extend(source_port.to_be_bytes());
-        frame.extend([0, 53, 0, 16, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]);
-        frame
-    }
-
-    fn tagged(mut frame: Vec<u8>, tag: [u8; 4]) -> Vec<u8> {
-        drop(frame.splice(12..12, tag));
-        frame
-    }
-
-    #[test]
-    fn ports_tell_flows_apart() {
-        let hashes: HashSet<_> = (0..1000).map(|port| flow_hash(&udp4(port, 0))).collect();
-        assert!(hashes.len() > 990);
-    }
-
-    #[test]
-    fn ports_spread_evenly_over_pairs() {
-        let mut pairs = [0; 4];
-        for port in 0..4000 {
-            let hash = u64::from(flow_hash(&udp4(port, 0)));
-            pairs[usize::try_from((hash * 4) >> 32).unwrap()] += 1;
-        }
-        assert!(pairs.iter().all(|n| (800..1200).contains(n)), "{pairs:?}");
-    }
-
-    #[test]
-    fn fragments_of_a_packet_stay_together() {
-        let first = flow_hash(&udp4(1, 0x2000));
-        assert_eq!(first, flow_hash(&udp4(2, 0x0100)));
-        assert_ne!(first, flow_hash(&udp4(1, 0)));
-        assert_eq!(flow_hash(&udp4(1, 0x4000)), flow_hash(&udp4(1, 0)), "DF is no fragment");
-    }
-
-    #[test]
-    fn tags_do_not_count() {
-        let plain = udp4(7, 0);
-        let once = tagged(plain.clone(), [0x81, 0, 0, 5]);
-        assert_eq!(flow_hash(&plain), flow_hash(&once));
-        assert_eq!(flow_hash(&plain), flow_hash(&tagged(once, [0x88, 0xa8, 0, 9])));
-    }
-
-    #[test]
-    fn other_frames_go_by_their_addresses() {
-        let mut arp = udp4(1, 0);
-        arp[13] = 6;
-        let mut other = arp.clone();
-        other[20] = 99;
-        assert_eq!(flow_hash(&arp), flow_hash(&other));
-        other[11] = 77;
-        assert_ne!(flow_hash(&arp), flow_hash(&other));
-        assert_eq!(flow_hash(&arp[..13]), 0);
-    }
-}
+mod tests;

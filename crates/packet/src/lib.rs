@@ -21,7 +21,7 @@ mod vlan;
 pub use arp::{Arp, RARP_FRAME_LEN, rarp_announce};
 pub use checksum::{Checksum, checksum};
 pub use ethernet::{Ethernet, ethertype};
-pub use flow::flow_hash;
+pub use flow::{flow_hash, inner_flow_hash};
 pub use icmp::Icmp;
 pub use ipv4::{Ipv4, ip_protocol};
 pub use ipv6::{EXTENSIONS_MAX, Ipv6, Upper};

@@ -8,6 +8,7 @@ proptest! {
     #[test]
     fn every_view_takes_any_bytes(bytes: Vec<u8>) {
         let _ = packet::flow_hash(&bytes);
+        let _ = packet::inner_flow_hash(&bytes);
         if let Some(view) = Ethernet::parse(&bytes) {
             prop_assert_eq!(view.payload().len() + 14, bytes.len());
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crossbeam_utils::CachePadded;
 use packet::MacAddr;
@@ -401,6 +401,7 @@ fn new_port(id: PortId, config: &PortConfig) -> Port {
         status: StatusCell::waiting("for its queues"),
         counters: (0..config.pairs).map(|_| Arc::default()).collect(),
         egress: (0..config.pairs).map(|_| slot()).collect(),
+        steering: OnceLock::new(),
     }
 }
 

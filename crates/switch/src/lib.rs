@@ -15,6 +15,7 @@ mod placement;
 mod room;
 mod shared;
 mod stats;
+mod steering;
 mod table;
 mod vlan;
 mod worker;

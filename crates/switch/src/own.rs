@@ -9,6 +9,7 @@ use virtq::mem::SegStore;
 use crate::event::Way;
 use crate::pipeline::{Env, Origin, Pipeline};
 use crate::shared::Shared;
+use crate::steering::ticks;
 use crate::table::Table;
 
 /// What it takes to send frames of our own.
@@ -44,11 +45,12 @@ impl Own {
         slot.fill_private(frame);
         self.frames.keep();
         self.counters.ingress.received(1, frame.len() as u64);
-        let mut origin = Origin::new(from, Arc::clone(&self.counters));
+        let mut origin = Origin::new(from, None, Arc::clone(&self.counters));
         let env = Env {
             fdb: &shared.fdb,
             table: &self.table,
             now: shared.now_secs(),
+            ticks: ticks(shared.now_ns()),
             forward_reserved: shared.forward_reserved,
             flood_copies: &self.flood_copies,
         };

@@ -19,7 +19,8 @@ use std::sync::Arc;
 
 use port::capture::Fates;
 use port::{
-    BURST_MAX, Batch, Counter, DropReason, Notified, PortId, QueueCounters, QueueFault, QueueId,
+    BURST_MAX, Batch, Counter, DropReason, Frame, Notified, PortId, QueueCounters, QueueFault,
+    QueueId,
 };
 
 pub(crate) use classify::PairCache;
@@ -36,6 +37,8 @@ pub(crate) struct Env<'a> {
     pub(crate) table: &'a Table,
     /// Seconds since the switch began.
     pub(crate) now: u32,
+    /// The same in the ticks of [`crate::steering`].
+    pub(crate) ticks: u32,
     pub(crate) forward_reserved: bool,
     /// Copies beyond the first of flooded frames.
     pub(crate) flood_copies: &'a Counter,
@@ -45,6 +48,8 @@ pub(crate) struct Env<'a> {
 #[derive(Debug)]
 pub(crate) struct Origin {
     pub(crate) port: PortId,
+    /// The pair on which a guest sent them; none for frames of our own.
+    pub(crate) pair: Option<u16>,
     pub(crate) counters: Arc<QueueCounters>,
     pub(crate) cache: PairCache,
     /// What `counters.ingress.passed()` should be: frames handed to egresses, less flood copies.
@@ -54,9 +59,9 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
-    pub(crate) fn new(port: PortId, counters: Arc<QueueCounters>) -> Self {
+    pub(crate) fn new(port: PortId, pair: Option<u16>, counters: Arc<QueueCounters>) -> Self {
         let handed = counters.ingress.passed();
-        Self { port, counters, cache: PairCache::default(), handed, fates: None }
+        Self { port, pair, counters, cache: PairCache::default(), handed, fates: None }
     }
 
     #[inline]
@@ -143,6 +148,9 @@ impl Pipeline {
             && let Some((at, tagging)) = origin.cache.single()
             && origin.cache.holds_for_all(batch.frames())
         {
+            if origin.cache.is_steered() {
+                note_flows(env, origin, batch.frames());
+            }
             self.delivery.send_all(env, origin, batch, (at, tagging));
         } else {
             self.forward_each(env, origin, batch, generation);
@@ -166,6 +174,9 @@ impl Pipeline {
         if !origin.cache.is_valid(env, generation) {
             origin.cache.clear();
         }
+        if from.steering.is_some() {
+            note_flows(env, origin, batch.frames());
+        }
         self.classifier.classify(env, from, origin, batch.frames());
         let last = self.classifier.decide(env, origin, batch.len());
         if origin.fates.is_some() {
@@ -174,7 +185,7 @@ impl Pipeline {
         self.bucket(env, origin, batch);
         self.delivery.send_buckets(env, origin, batch);
         match last {
-            Some(pair) => origin.cache.set(pair, env, generation),
+            Some(pair) => origin.cache.set(pair, env, from, generation),
             None => origin.cache.clear(),
         }
     }
@@ -209,6 +220,15 @@ impl Pipeline {
         if !env.table.plain {
             self.delivery.copy_tagging(self.classifier.taggings());
         }
+    }
+}
+
+/// Notes on which pair a guest sent its frames, so that the answers come there.
+#[inline(never)]
+fn note_flows(env: &Env<'_>, origin: &Origin, frames: &[Frame]) {
+    let steering = env.table.entry(origin.port).and_then(|entry| entry.steering.as_ref());
+    if let (Some(steering), Some(pair)) = (steering, origin.pair) {
+        steering.note_all(frames, pair, env.ticks);
     }
 }
 

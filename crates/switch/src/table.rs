@@ -7,13 +7,14 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crossbeam_utils::CachePadded;
 use port::capture::{EgressTap, Tap};
 use port::{Egress, PortId, QueueCounters, StatusCell};
 
 use crate::VlanRule;
+use crate::steering::Steering;
 
 /// One way out of the switch.
 #[derive(Debug, Default)]
@@ -58,6 +59,8 @@ pub(crate) struct Port {
     pub(crate) status: StatusCell,
     pub(crate) counters: Box<[Arc<QueueCounters>]>,
     pub(crate) egress: Box<[CachePadded<ShortLock<EgressSlot>>]>,
+    /// Where its flows are; made when it gets a second pair.
+    pub(crate) steering: OnceLock<Arc<Steering>>,
 }
 
 /// A lock that is held for one burst. It is let go with a plain store, which waits for nothing: a
@@ -82,6 +85,8 @@ pub(crate) struct Entry {
     pub(crate) port: Arc<Port>,
     /// Pairs that have an egress.
     pub(crate) pairs: Box<[u16]>,
+    /// Where its flows are; none if there is no choice.
+    pub(crate) steering: Option<Arc<Steering>>,
     /// A bug took the port out of service.
     pub(crate) quarantined: bool,
     /// Index of pair 0 among all egresses of the table.
@@ -93,6 +98,20 @@ impl Entry {
     #[inline(always)]
     pub(crate) fn egress(&self, pair: u16) -> usize {
         self.first_egress.wrapping_add(usize::from(pair))
+    }
+
+    /// The pair that a flow goes to: the one on which the guest last sent frames of it, if that has
+    /// an egress, else the one of its hash.
+    #[inline]
+    pub(crate) fn pair_of(&self, hash: u32) -> u16 {
+        let steered = self.steering.as_ref().and_then(|steering| steering.pair_of(hash));
+        if let Some(pair) = steered
+            && self.pairs.binary_search(&pair).is_ok()
+        {
+            return pair;
+        }
+        let index = u64::from(hash).wrapping_mul(self.pairs.len() as u64) >> 32;
+        usize::try_from(index).ok().and_then(|index| self.pairs.get(index)).copied().unwrap_or(0)
     }
 }
 
@@ -214,7 +233,9 @@ fn build(records: &Records, generation: u64) -> Table {
             if !pairs.is_empty() {
                 table.up.push(port.id);
             }
-            Entry { port, pairs, quarantined: record.quarantined, first_egress }
+            let steering =
+                (pairs.len() > 1).then(|| Arc::clone(port.steering.get_or_init(Arc::default)));
+            Entry { port, pairs, steering, quarantined: record.quarantined, first_egress }
         });
         table.entries.push(entry);
     }

@@ -87,6 +87,8 @@ pub(crate) struct PairCache {
     pair: Option<Pair>,
     /// The pair's egress, if the port has one only.
     single: Option<QueueId>,
+    /// Whether the port that the frames come from has several pairs.
+    steered: bool,
     fdb_generation: u64,
     table_generation: u64,
     now: u32,
@@ -109,6 +111,12 @@ impl PairCache {
         Some((self.single?, self.pair.as_ref()?.tagging))
     }
 
+    /// Whether the flows of the frames are to be noted.
+    #[inline(always)]
+    pub(super) fn is_steered(&self) -> bool {
+        self.steered
+    }
+
     /// Whether it is found that all frames are of the pair.
     #[inline(always)]
     pub(super) fn holds_for_all(&self, frames: &[Frame]) -> bool {
@@ -118,8 +126,9 @@ impl PairCache {
         alike.holds(pattern.mask)
     }
 
-    pub(super) fn set(&mut self, pair: Pair, env: &Env<'_>, fdb_generation: u64) {
+    pub(super) fn set(&mut self, pair: Pair, env: &Env<'_>, from: &Entry, fdb_generation: u64) {
         self.single = None;
+        self.steered = from.steering.is_some();
         if let Verdict::To(port) = pair.verdict
             && let Some(entry) = env.table.entry(port)
             && let [pair] = *entry.pairs

@@ -143,7 +143,7 @@ impl Delivery {
     fn put_to(&mut self, entry: &Entry, index: u16, frame: &Frame) {
         let pair = match *entry.pairs {
             [only] => only,
-            ref pairs => choose(pairs, frame),
+            _ => entry.pair_of(packet::flow_hash(frame.head())),
         };
         let egress = entry.egress(pair);
         let Some(number) = self.bucket_of.get_mut(egress) else { return };
@@ -181,9 +181,35 @@ impl Delivery {
         }
         self.mark(entry.egress(at.pair), at);
         let picked = ALL.get(..batch.len()).unwrap_or(&ALL);
-        if let Err(failure) = send(entry, origin, batch, at, picked) {
-            self.failures.push(failure);
+        match send(entry, origin, batch, at, picked) {
+            Sent::Handed => {}
+            Sent::Failed(failure) => self.failures.push(failure),
+            Sent::Gone => self.send_elsewhere(entry, origin, batch, at, picked),
         }
+    }
+
+    /// Sends frames whose pair went away while the burst was under way to another one of the port:
+    /// a guest that disables a queue loses nothing.
+    #[cold]
+    fn send_elsewhere(
+        &mut self,
+        entry: &Entry,
+        origin: &mut Origin,
+        batch: &Batch<'_>,
+        gone: QueueId,
+        picked: &[u16],
+    ) {
+        for pair in entry.pairs.iter().filter(|pair| **pair != gone.pair) {
+            let at = QueueId { pair: *pair, ..gone };
+            match send(entry, origin, batch, at, picked) {
+                Sent::Gone => continue,
+                Sent::Handed => {}
+                Sent::Failed(failure) => self.failures.push(failure),
+            }
+            self.mark(entry.egress(*pair), at);
+            return;
+        }
+        origin.drop_picked(picked);
     }
 
     /// Sends and empties all buckets.
@@ -194,17 +220,23 @@ impl Delivery {
         batch: &mut Batch<'_>,
     ) {
         for number in 0..std::mem::take(&mut self.used) {
-            let Some(bucket) = self.buckets.get(number) else { break };
+            let Some(bucket) = self.buckets.get_mut(number) else { break };
             let (at, egress) = (bucket.at, bucket.egress);
             if !env.table.plain {
                 tag_picked(env.table, bucket, &mut self.taggings, batch);
             }
             match env.table.entry(at.port) {
-                Some(entry) => {
-                    if let Err(failure) = send(entry, origin, batch, at, &bucket.picked) {
-                        self.failures.push(failure);
+                Some(entry) => match send(entry, origin, batch, at, &bucket.picked) {
+                    Sent::Handed => {}
+                    Sent::Failed(failure) => self.failures.push(failure),
+                    Sent::Gone => {
+                        let picked = std::mem::take(&mut bucket.picked);
+                        self.send_elsewhere(entry, origin, batch, at, &picked);
+                        if let Some(bucket) = self.buckets.get_mut(number) {
+                            bucket.picked = picked;
+                        }
                     }
-                }
+                },
                 None => origin.drop_picked(&bucket.picked),
             }
             if let Some(number) = self.bucket_of.get_mut(egress) {
@@ -225,14 +257,6 @@ impl Delivery {
     }
 }
 
-/// The pair that a frame's flow goes to.
-#[inline]
-fn choose(pairs: &[u16], frame: &Frame) -> u16 {
-    let hash = u64::from(packet::flow_hash(frame.head()));
-    let index = hash.wrapping_mul(pairs.len() as u64) >> 32;
-    usize::try_from(index).ok().and_then(|index| pairs.get(index)).copied().unwrap_or(0)
-}
-
 fn tag_picked(table: &Table, bucket: &Bucket, taggings: &mut [Tagging], batch: &mut Batch<'_>) {
     let Some(entry) = table.entry(bucket.at.port) else { return };
     for index in &bucket.picked {
@@ -245,6 +269,16 @@ fn tag_picked(table: &Table, bucket: &Bucket, taggings: &mut [Tagging], batch: &
     }
 }
 
+/// What became of frames that were to be sent.
+enum Sent {
+    /// The egress has dealt with them.
+    Handed,
+    /// It has, and is out of service now.
+    Failed(Failure),
+    /// There is no egress.
+    Gone,
+}
+
 /// Sends under the egress's lock.
 #[inline]
 fn send(
@@ -253,25 +287,19 @@ fn send(
     batch: &Batch<'_>,
     at: QueueId,
     picked: &[u16],
-) -> Result<(), Failure> {
-    let Some(mut slot) = entry.port.lock(at.pair) else {
-        origin.drop_picked(picked);
-        return Ok(());
-    };
-    let (false, Some(egress)) = (slot.broken, slot.egress.as_mut()) else {
-        origin.drop_picked(picked);
-        return Ok(());
-    };
+) -> Sent {
+    let Some(mut slot) = entry.port.lock(at.pair) else { return Sent::Gone };
+    let (false, Some(egress)) = (slot.broken, slot.egress.as_mut()) else { return Sent::Gone };
     let outcome = catch_unwind(AssertUnwindSafe(|| egress.send(batch, picked)));
     origin.handed = origin.handed.wrapping_add(picked.len() as u64);
     slot.expected = slot.expected.wrapping_add(picked.len() as u64);
     match outcome {
-        Ok(Ok(())) => Ok(()),
+        Ok(Ok(())) => Sent::Handed,
         Ok(Err(fault)) => {
             slot.broken = true;
-            Err(Failure { at, what: Trouble::Fault(fault) })
+            Sent::Failed(Failure { at, what: Trouble::Fault(fault) })
         }
-        Err(panic) => Err(Failure { at, what: Trouble::Panic(close(&mut slot, &*panic)) }),
+        Err(panic) => Sent::Failed(Failure { at, what: Trouble::Panic(close(&mut slot, &*panic)) }),
     }
 }
 

@@ -77,6 +77,7 @@ impl Bench {
                     status: StatusCell::waiting(""),
                     counters: Box::new([Arc::clone(&counters)]),
                     egress: Box::new([ShortLock::new(slot).into()]),
+                    steering: Default::default(),
                 };
                 records.push(Some(Record {
                     port: Arc::new(port),
@@ -86,7 +87,7 @@ impl Bench {
                     taps: Vec::new(),
                 }));
                 outs.push(out);
-                origins.push(Origin::new(PortId(id), counters));
+                origins.push(Origin::new(PortId(id), Some(0), counters));
             }
         });
         let table = tables.current();
@@ -110,6 +111,7 @@ impl Bench {
                 fdb: &self.fdb,
                 table: &self.table,
                 now,
+                ticks: 0,
                 forward_reserved: false,
                 flood_copies: &self.flood_copies,
             };

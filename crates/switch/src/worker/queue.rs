@@ -41,7 +41,7 @@ pub(super) struct Queue {
 
 impl Queue {
     pub(super) fn new(id: QueueId, ingress: Box<dyn Ingress>) -> Self {
-        let origin = Origin::new(id.port, Arc::clone(ingress.counters()));
+        let origin = Origin::new(id.port, Some(id.pair), Arc::clone(ingress.counters()));
         let state = State::Hot;
         Self {
             id,

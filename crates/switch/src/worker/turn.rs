@@ -9,6 +9,7 @@ use crate::PollMode;
 use crate::event::Way;
 use crate::panics::panic_text;
 use crate::pipeline::{Env, Trouble};
+use crate::steering::ticks;
 
 /// Turns with work between two looks at the clock.
 const BUSY_TURNS: u32 = 32;
@@ -46,6 +47,7 @@ impl Worker {
             fdb: &self.shared.fdb,
             table: &self.table,
             now: self.clock.now_secs,
+            ticks: ticks(self.clock.now_ns),
             forward_reserved: self.shared.forward_reserved,
             flood_copies: &self.mailbox.counters.flood_copies,
         };

@@ -16,5 +16,6 @@ mod forwarding;
 mod life;
 mod mock;
 mod model;
+mod multiqueue;
 mod polling;
 mod reasons;
