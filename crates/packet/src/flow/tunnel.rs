@@ -59,7 +59,7 @@ impl<'a> Packet<'a> {
 fn packet(kind: u16, bytes: &[u8]) -> Option<Inside<'_>> {
     match Packet::parse(kind, bytes) {
         Packet::Other => None,
-        packet => Some(Inside::Packet(packet)),
+        packet @ (Packet::V4(_) | Packet::V6(_)) => Some(Inside::Packet(packet)),
     }
 }
 
