@@ -184,7 +184,7 @@ impl Delivery {
         match send(entry, origin, batch, at, picked) {
             Sent::Handed => {}
             Sent::Failed(failure) => self.failures.push(failure),
-            Sent::Gone => self.send_elsewhere(entry, origin, batch, at, picked),
+            Sent::Gone => self.send_elsewhere(entry, origin, batch, (at, picked)),
         }
     }
 
@@ -196,8 +196,7 @@ impl Delivery {
         entry: &Entry,
         origin: &mut Origin,
         batch: &Batch<'_>,
-        gone: QueueId,
-        picked: &[u16],
+        (gone, picked): (QueueId, &[u16]),
     ) {
         for pair in entry.pairs.iter().filter(|pair| **pair != gone.pair) {
             let at = QueueId { pair: *pair, ..gone };
@@ -231,7 +230,7 @@ impl Delivery {
                     Sent::Failed(failure) => self.failures.push(failure),
                     Sent::Gone => {
                         let picked = std::mem::take(&mut bucket.picked);
-                        self.send_elsewhere(entry, origin, batch, at, &picked);
+                        self.send_elsewhere(entry, origin, batch, (at, &picked));
                         if let Some(bucket) = self.buckets.get_mut(number) {
                             bucket.picked = picked;
                         }
