@@ -170,7 +170,7 @@ mod tests {
 
     /// A flow of the same set as flow 7.
     fn of_set_7(number: usize) -> u32 {
-        u32::try_from(7 + number * SETS).unwrap()
+        u32::try_from(number.wrapping_mul(SETS).wrapping_add(7)).unwrap()
     }
 
     #[test]
