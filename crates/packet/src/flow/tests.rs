@@ -102,12 +102,15 @@ fn both_directions_are_one_flow() {
     assert_eq!(flow_hash(&arp), flow_hash(&turned(&arp)));
 }
 
+/// Makes a tunnel's packet of a frame: protocol and payload.
+type Wrap = fn(&[u8]) -> (u8, Vec<u8>);
+
 /// An outer packet of `protocol` around `inner`.
 fn outer4(protocol: u8, payload: &[&[u8]]) -> Vec<u8> {
     let payload = payload.concat();
     let mut frame = udp4(1, 0);
     frame.truncate(34);
-    frame[16..18].copy_from_slice(&u16::try_from(payload.len() + 20).unwrap().to_be_bytes());
+    frame[16..18].copy_from_slice(&u16::try_from(payload.len().wrapping_add(20)).unwrap().to_be_bytes());
     frame[23] = protocol;
     frame.extend(payload);
     frame
@@ -117,7 +120,7 @@ fn outer4(protocol: u8, payload: &[&[u8]]) -> Vec<u8> {
 fn tunnels_are_told_apart_by_what_is_inside() {
     let inner = |port| udp4(port, 0);
     let vxlan: &[u8] = &[0xc0, 1, 0x12, 0xb5, 0, 60, 0, 0, 8, 0, 0, 0, 0, 0, 7, 0];
-    let tunnels: [(&str, fn(&[u8]) -> (u8, Vec<u8>)); 5] = [
+    let tunnels: [(&str, Wrap); 5] = [
         ("GRE with Ethernet", |frame| (47, [&[0, 0, 0x65, 0x58], frame].concat())),
         ("GRE with key and sequence", |frame| {
             (47, [&[0x30, 0, 0x65, 0x58, 0, 0, 0, 1, 0, 0, 0, 2], frame].concat())
