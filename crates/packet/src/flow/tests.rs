@@ -110,7 +110,8 @@ fn outer4(protocol: u8, payload: &[&[u8]]) -> Vec<u8> {
     let payload = payload.concat();
     let mut frame = udp4(1, 0);
     frame.truncate(34);
-    frame[16..18].copy_from_slice(&u16::try_from(payload.len().wrapping_add(20)).unwrap().to_be_bytes());
+    frame[16..18]
+        .copy_from_slice(&u16::try_from(payload.len().wrapping_add(20)).unwrap().to_be_bytes());
     frame[23] = protocol;
     frame.extend(payload);
     frame
