@@ -2,9 +2,9 @@
 //! on the pair on which the guest last sent frames of it.
 //!
 //! ```text
-//!  worker of a transmitq ── note(flow, pair) ──► ┌ set of the flow's hash ┐ ◄── pair_of(flow) ── any
-//!                                                │ 4 x tag │ when │ pair  │                   worker
-//!                                                └────────────────────────┘
+//!  a transmitq's worker ─ note(flow, pair) ─► ┌ set of the flow's hash ┐ ◄─ pair_of(flow) ─ any
+//!                                             │ 4 x tag │ when │ pair  │                 worker
+//!                                             └────────────────────────┘
 //! ```
 //!
 //! One table for a port with several pairs, made when it gets its second one. A place in a set is
