@@ -6,6 +6,7 @@ use clap::error::ErrorKind;
 use clap::{ArgGroup, Parser, ValueEnum};
 
 use crate::mac::{MacAddr, STATIONS_MAX};
+use crate::offloads::Wanted;
 
 /// Smallest frame: Ethernet without its frame check sequence.
 const FRAME_MIN: u32 = 60;
@@ -45,6 +46,12 @@ pub(crate) struct Cli {
     /// Network namespace of the tap
     #[arg(long, value_name = "NS")]
     pub(crate) netns: Option<String>,
+    /// What the tap's kernel may leave to the back end, and the back end to it: on (all that both
+    /// know), off, or a LIST of csum, host-tso4, host-tso6, host-ecn, host-uso, guest-csum,
+    /// guest-tso4, guest-tso6, guest-ecn, guest-uso4, guest-uso6, which the back end has to offer
+    /// [default: on]
+    #[arg(long, value_name = "on|off|LIST")]
+    pub(crate) offloads: Option<Wanted>,
     /// Send test frames on the first port; check those that arrive at the others
     #[arg(long)]
     pub(crate) generate: bool,
@@ -109,7 +116,8 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "N", default_value_t = 256,
           value_parser = clap::value_parser!(u16).range(2..=32768))]
     pub(crate) queue_size: u16,
-    /// Bytes of a receive buffer [default: what a frame needs; 2048 with mergeable buffers]
+    /// Bytes of a receive buffer [default: what a frame needs; with
+    /// mergeable buffers 2048, or 16384 where frames may be large]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(64..=131_072))]
     pub(crate) buffer_size: Option<u32>,
     /// Descriptors of a chain
@@ -254,6 +262,7 @@ impl Cli {
         let (receive, latency) = (self.receive, self.latency);
         let rules = [
             ("--netns", self.netns.is_some(), tap, "--tap"),
+            ("--offloads", self.offloads.is_some(), tap, "--tap"),
             ("--warm-up", self.warm_up.is_some(), latency, "--latency"),
             ("--echo", self.echo, receive, "--receive"),
             ("--window", self.window.is_some(), generate, "--generate"),
@@ -271,6 +280,11 @@ impl Cli {
             Some((option, _, _, jobs)) => Err(format!("{option}: goes with {jobs}")),
             None => Ok(()),
         }
+    }
+
+    /// The offloads of a tap.
+    pub(crate) fn offloads(&self) -> Wanted {
+        self.offloads.unwrap_or(Wanted::All)
     }
 
     /// Smallest and largest frame to send.
@@ -344,6 +358,7 @@ mod tests {
         assert!(parse("--socket a --generate --size 90 --size-max 80").is_err());
         for (job, option) in [
             ("--receive", "--netns x"),
+            ("--receive", "--offloads on"),
             ("--generate", "--echo"),
             ("--receive", "--window 5"),
             ("--latency --dst 02:00:00:00:00:01", "--flows 2"),

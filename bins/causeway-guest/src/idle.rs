@@ -30,16 +30,20 @@ pub(crate) struct Idle {
     last_work: Instant,
     turns: u32,
     calls: u64,
+    /// How long we spin after the last work.
+    pub(crate) spin: Duration,
     /// Wake up for every frame that was read, not only when there is room again.
     pub(crate) draining: bool,
 }
 
 impl Idle {
-    /// Watches `ports`, and `extra` if there is one. With `busy`, it never sleeps.
-    pub(crate) fn new(
+    /// Watches `ports`, and `others`: who reads those until they are empty is woken by what comes
+    /// next, and who cannot, for want of room, is not woken by what waits. With `busy`, it never
+    /// sleeps.
+    pub(crate) fn new<'a>(
         busy: bool,
         ports: &[GuestPort],
-        extra: Option<BorrowedFd<'_>>,
+        others: impl IntoIterator<Item = BorrowedFd<'a>>,
     ) -> anyhow::Result<Self> {
         let epoll = Epoll::new().context("cannot create an epoll set")?;
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)
@@ -49,8 +53,8 @@ impl Idle {
             epoll.ctl(ControlOperation::Add, fd, event).context("cannot watch a descriptor")
         };
         watch(timer.as_raw_fd(), EventSet::IN)?;
-        if let Some(fd) = extra {
-            watch(fd.as_raw_fd(), EventSet::IN)?;
+        for fd in others {
+            watch(fd.as_raw_fd(), EventSet::IN | EventSet::EDGE_TRIGGERED)?;
         }
         for port in ports {
             watch(port.session_fd().as_raw_fd(), EventSet::READ_HANG_UP)?;
@@ -66,6 +70,7 @@ impl Idle {
             last_work: Instant::now(),
             turns: 0,
             calls: 0,
+            spin: SPIN,
             draining: false,
         })
     }
@@ -89,7 +94,7 @@ impl Idle {
             return Ok(());
         }
         let left = until.map_or(SLEEP_MAX, |u| u.saturating_duration_since(now)).min(SLEEP_MAX);
-        if self.busy || left < SLEEP_MIN || now.duration_since(self.last_work) < SPIN {
+        if self.busy || left < SLEEP_MIN || now.duration_since(self.last_work) < self.spin {
             std::hint::spin_loop();
             return Ok(());
         }

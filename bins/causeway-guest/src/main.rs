@@ -10,6 +10,7 @@ mod idle;
 mod jobs;
 mod mac;
 mod memory;
+mod offloads;
 mod port;
 mod rings;
 mod session;
@@ -21,6 +22,7 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use crate::cli::{Cli, Unparsed};
+use crate::jobs::tap::Namespace;
 use crate::port::GuestPort;
 use crate::stop::Stop;
 use crate::totals::Totals;
@@ -64,19 +66,21 @@ fn report(text: &str) {
 /// Connects, does the job, prints the totals; returns what `--verify` found wrong.
 fn run(cli: &Cli) -> anyhow::Result<Option<String>> {
     let stop = Stop::on_signals()?;
+    let namespace = Namespace::open(cli)?;
+    let uso = namespace.as_ref().is_some_and(|namespace| namespace.uso);
     let mut ports = Vec::new();
     for (index, path) in cli.socket.iter().enumerate() {
         let mac = match cli.mac {
             Some(first) => mac::plus(first, index),
             None => mac::derived(path),
         };
-        let port = GuestPort::open(cli, path, mac, &stop)
+        let port = GuestPort::open(cli, path, mac, uso, &stop)
             .with_context(|| format!("port {}", path.display()))?;
         // Stopped while it waited: there is nothing to report.
         let Some(port) = port else { return Ok(None) };
         ports.push(port);
     }
-    let totals = work(cli, &mut ports, &stop)?;
+    let totals = work(cli, namespace.as_ref(), &mut ports, &stop)?;
     for (port, path) in ports.iter_mut().zip(&cli.socket) {
         port.stop().with_context(|| format!("port {}", path.display()))?;
     }
@@ -85,9 +89,14 @@ fn run(cli: &Cli) -> anyhow::Result<Option<String>> {
     Ok(if cli.verify { totals.complaint() } else { None })
 }
 
-fn work(cli: &Cli, ports: &mut [GuestPort], stop: &Stop) -> anyhow::Result<Option<Totals>> {
-    if cli.tap.is_some() {
-        jobs::tap::run(cli, ports, stop)
+fn work(
+    cli: &Cli,
+    namespace: Option<&Namespace>,
+    ports: &mut [GuestPort],
+    stop: &Stop,
+) -> anyhow::Result<Option<Totals>> {
+    if let Some(namespace) = namespace {
+        namespace.run(cli, ports, stop)
     } else if cli.generate {
         jobs::generate::run(cli, ports, stop)
     } else if cli.latency {

@@ -13,6 +13,7 @@ use crate::cli::{Cli, Switch};
 use crate::frame::Sender;
 use crate::mac::MacAddr;
 use crate::memory::Memory;
+use crate::offloads::Offloads;
 use crate::rings::{ChainShape, NET_HEADER, RingPlan, RxRing, TxRing};
 use crate::session::{RingSetup, Session};
 use crate::stop::Stop;
@@ -23,6 +24,11 @@ const RING_BUFFERS_MAX: u64 = 256 << 20;
 const TX_SLOTS_MAX: u16 = 512;
 /// Bytes of a mergeable receive buffer, as DPDK and Linux use them.
 const MERGEABLE_BYTES: u32 = 2048;
+/// The same where frames may be large: a ring of 256 holds what a sender's burst may be.
+const MERGEABLE_LARGE_BYTES: u32 = 16 * 1024;
+/// Bytes of a buffer that holds any frame of a tap, its header, and more: in whole cache lines.
+const LARGE_BYTES: u32 = 1026 * 64;
+const _: () = assert!(LARGE_BYTES > 65_535 + 14 + 8 + NET_HEADER);
 
 /// How long a back end may take to read a frame that announces an address.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -54,18 +60,21 @@ pub(crate) struct Agreed {
     pub(crate) event_idx: bool,
     pub(crate) indirect: bool,
     pub(crate) in_order: bool,
+    pub(crate) offloads: Offloads,
 }
 
 impl GuestPort {
-    /// Connects to the back end at `path` and starts all rings; none if stopped meanwhile.
+    /// Connects to the back end at `path` and starts all rings; none if stopped meanwhile. `uso`
+    /// says whether who is behind the port knows USO.
     pub(crate) fn open(
         cli: &Cli,
         path: &Path,
         mac: MacAddr,
+        uso: bool,
         stop: &Stop,
     ) -> anyhow::Result<Option<Self>> {
         let Some(mut session) = Session::open(path, cli.mode, stop)? else { return Ok(None) };
-        let bits = session.negotiate(cli.queues, |offered| choose(cli, offered))?;
+        let bits = session.negotiate(cli.queues, |offered| choose(cli, uso, offered))?;
         let features = Agreed::from_bits(bits);
         let (rx_plan, tx_plan) = plans(cli, features);
         let pairs = u64::from(cli.queues);
@@ -165,7 +174,7 @@ fn start(
 }
 
 /// Picks features from the offer.
-fn choose(cli: &Cli, offered: u64) -> anyhow::Result<u64> {
+fn choose(cli: &Cli, uso: bool, offered: u64) -> anyhow::Result<u64> {
     let wishes = [
         (VIRTIO_F_VERSION_1, "VERSION_1", Some(Switch::On)),
         (VIRTIO_F_RING_PACKED, "RING_PACKED (--packed)", only(cli.packed)),
@@ -184,7 +193,9 @@ fn choose(cli: &Cli, offered: u64) -> anyhow::Result<u64> {
             Some(Switch::On) | None => features |= offered & bit,
         }
     }
-    Ok(features)
+    // Test frames are made whole, and are to arrive so.
+    let offloads = cli.tap.as_ref().map(|_| cli.offloads().choose(offered, uso)).transpose()?;
+    Ok(features | offloads.unwrap_or_default().bits())
 }
 
 /// A feature that is used if and only if it was asked for.
@@ -201,6 +212,7 @@ impl Agreed {
             event_idx: has(VIRTIO_RING_F_EVENT_IDX),
             indirect: has(VIRTIO_RING_F_INDIRECT_DESC),
             in_order: has(VIRTIO_F_IN_ORDER),
+            offloads: Offloads::from_bits(bits),
         }
     }
 }
@@ -208,7 +220,12 @@ impl Agreed {
 /// The receiveq and the transmitq.
 fn plans(cli: &Cli, agreed: Agreed) -> (RingPlan, RingPlan) {
     let frame_bytes = cli.largest_frame().saturating_add(NET_HEADER);
-    let default = if agreed.mrg_rxbuf { MERGEABLE_BYTES } else { frame_bytes.max(MERGEABLE_BYTES) };
+    let default = match (agreed.mrg_rxbuf, agreed.offloads.receives_large()) {
+        (true, false) => MERGEABLE_BYTES,
+        (true, true) => MERGEABLE_LARGE_BYTES,
+        (false, false) => frame_bytes.max(MERGEABLE_BYTES),
+        (false, true) => LARGE_BYTES,
+    };
     let rx_bytes = cli.buffer_size.unwrap_or(default);
     let common = RingPlan {
         layout: if agreed.packed { Layout::Packed } else { Layout::Split },
@@ -224,7 +241,7 @@ fn plans(cli: &Cli, agreed: Agreed) -> (RingPlan, RingPlan) {
     };
     let rx =
         RingPlan { buffers: fitting(cli.queue_size, rx_bytes), buffer_bytes: rx_bytes, ..common };
-    let tx_bytes = frame_bytes.next_multiple_of(64);
+    let tx_bytes = if cli.tap.is_some() { LARGE_BYTES } else { frame_bytes.next_multiple_of(64) };
     let slots = fitting(cli.queue_size.min(TX_SLOTS_MAX), tx_bytes);
     (rx, RingPlan { buffers: slots, buffer_bytes: tx_bytes, ..common })
 }

@@ -10,12 +10,15 @@
 
 use anyhow::{Context, bail};
 use virtq::driver::{Buffer, BufferPool, DriverConfig, DriverQueue, Used};
+use virtq::mem::ReadPiece;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::memory::Memory;
 
 /// Bytes of `virtio_net_hdr` with `VIRTIO_F_VERSION_1`.
 pub(crate) const NET_HEADER: u32 = 12;
+/// The one flag of the header that a driver sets (`VIRTIO_NET_HDR_F_NEEDS_CSUM`).
+const NEEDS_CSUM: u8 = 1;
 /// Used entries that are taken at once.
 const BURST: usize = 64;
 /// The most descriptors of a chain.
@@ -186,6 +189,33 @@ impl TxRing {
         self.ring.add(slot, len.saturating_add(NET_HEADER), false)
     }
 
+    /// Makes slot `slot` available, into which a frame was read with its header, `len` bytes in
+    /// all. The bytes of the frame; none, and the slot is free again, if that is no whole frame.
+    #[inline]
+    pub(crate) fn send_read(&mut self, slot: u32, len: usize) -> anyhow::Result<Option<u64>> {
+        let len = u32::try_from(len).unwrap_or(u32::MAX);
+        let frame = len.saturating_sub(NET_HEADER);
+        let pool = &self.ring.pool;
+        // A frame that fills the slot has lost its end.
+        if frame == 0 || len >= pool.buffer_bytes() {
+            self.put_back(slot);
+            return Ok(None);
+        }
+        let mut flags = [0];
+        let _ = pool.read(slot, 0, &mut flags);
+        if flags[0] & !NEEDS_CSUM != 0 {
+            // A tap says DATA_VALID too, which a driver must not.
+            let _ = pool.write(slot, 0, &[flags[0] & NEEDS_CSUM]);
+        }
+        self.ring.add(slot, len, false)?;
+        Ok(Some(u64::from(frame)))
+    }
+
+    /// Gives back a slot that was taken and not sent.
+    pub(crate) fn put_back(&mut self, slot: u32) {
+        self.ring.pool.give(slot);
+    }
+
     /// Shows the device what was sent, and kicks it if it wants that.
     pub(crate) fn flush(&mut self) {
         self.ring.flush();
@@ -204,14 +234,6 @@ impl TxRing {
                 return Ok(total);
             }
         }
-    }
-
-    /// Frames that can be sent now.
-    pub(crate) fn room(&mut self) -> anyhow::Result<usize> {
-        let _ = self.reclaim()?;
-        let needed = if self.ring.shape.indirect { 1 } else { self.ring.shape.descriptors };
-        let chains = self.ring.queue.free().checked_div(needed).unwrap_or(0);
-        Ok(self.ring.pool.free().min(usize::from(chains)))
     }
 
     /// Whether nothing can be sent until the device has read something.
@@ -248,6 +270,16 @@ impl Received<'_> {
             skip = 0;
         }
         done
+    }
+}
+
+impl<'a> Received<'a> {
+    /// Header and frame where they are.
+    #[inline]
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = ReadPiece<'a>> + Clone + use<'a> {
+        let pool = self.pool;
+        let piece = |(slot, len): &(u32, u32)| pool.readable(*slot).reader().next_piece(*len);
+        self.parts.iter().filter_map(piece)
     }
 }
 

@@ -254,6 +254,7 @@ mod tests {
             event_idx: false,
             indirect: false,
             in_order: false,
+            offloads: crate::offloads::Offloads::default(),
         };
         Totals {
             tx_frames: 10,

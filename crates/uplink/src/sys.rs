@@ -15,7 +15,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
-use virtq::mem::ReadPiece;
+use virtq::mem::{ReadPiece, WritePiece};
 
 use interface::InterfaceRequest;
 pub(crate) use interface::{InterfaceSocket, Promiscuous};
@@ -54,6 +54,23 @@ pub(crate) fn tun_set_header(
 pub(crate) fn netlink_socket(fd: OwnedFd) -> netlink_sys::Socket {
     // SAFETY: the fd is ours alone, and goes into the socket that closes it.
     unsafe { netlink_sys::Socket::from_raw_fd(fd.into_raw_fd()) }
+}
+
+/// `TUNSETOFFLOAD`: the offloads that the kernel may leave to us.
+pub(crate) fn tun_set_offloads(fd: BorrowedFd<'_>, offloads: libc::c_uint) -> io::Result<()> {
+    // SAFETY: the request takes its argument by value.
+    check(unsafe {
+        libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(offloads))
+    })
+}
+
+/// Reads once into guest memory; how many bytes came.
+pub(crate) fn read_into(fd: BorrowedFd<'_>, to: WritePiece<'_>) -> io::Result<usize> {
+    let room = to.len() as usize;
+    // SAFETY: the piece is mapped and has `room` bytes while it is borrowed. The other side may
+    // write there meanwhile, which the kernel tolerates; no reference to the bytes exists.
+    let got = unsafe { libc::read(fd.as_raw_fd(), to.as_mut_ptr().cast(), room) };
+    usize::try_from(got).map_err(|_| io::Error::last_os_error())
 }
 
 /// Runs `work` in a thread of its own inside the network namespace that `namespace` is.

@@ -1,20 +1,23 @@
 //! A tap or macvtap interface as a port: how guests reach the host, or its network.
 //!
 //! **Limits.** At most [`QUEUES_MAX`] queues (the kernel's own limit).
-//! **Not supported.** Offloads are not offered to the kernel yet: it segments and checksums what
-//! it gives us. What guests leave undone is passed on to the kernel, which takes all of it.
+//! **Offloads.** The kernel may leave everything to us, checksums and segmentation: what an egress
+//! does not take is made up for there. What guests leave undone is passed on to the kernel, which
+//! takes all of it but USO before Linux 6.2.
 
 mod error;
 mod handover;
 mod macvtap;
+mod offloads;
 mod queue;
+mod raw;
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use port::QueueCounters;
+use port::{OffloadSet, QueueCounters};
 use rustix::fs::{Mode, OFlags};
-use virtq::mem::MapError;
 
 use crate::interface::{Link, Namespace, check_name};
 use crate::sys::{self, InterfaceSocket};
@@ -23,6 +26,7 @@ use crate::vnet::HEADER;
 pub use error::TapError;
 pub use handover::{from_parts, parts};
 pub use queue::{TapEgress, TapIngress};
+pub use raw::{RawQueue, RawTap, open_raw};
 
 /// The most queues of an interface.
 pub const QUEUES_MAX: u16 = 256;
@@ -59,29 +63,31 @@ pub fn open(settings: &TapSettings, counters: &[Arc<QueueCounters>]) -> Result<T
     }
     let namespace = Namespace::open(settings.netns.as_deref())?;
     let (fds, link) = namespace.run(|| open_here(settings, &namespace))??;
-    let queues = halves(fds, &link, counters).map_err(|error| TapError::System {
-        what: format!("open interface {}", settings.ifname),
-        error: std::io::Error::other(error),
+    let queues = halves(fds, &link, counters).map_err(|error| {
+        TapError::system(format!("set up the queues of interface {}", settings.ifname), error)
     })?;
     Ok(Tap { link, queues })
 }
 
-/// Both halves of the queues behind `fds`.
+/// Both halves of the queues behind `fds`, to which the kernel may leave everything.
 fn halves(
     fds: Vec<OwnedFd>,
     link: &Link,
     counters: &[Arc<QueueCounters>],
-) -> Result<Vec<(TapIngress, TapEgress)>, MapError> {
+) -> io::Result<Vec<(TapIngress, TapEgress)>> {
     let name: Arc<str> = link.name().into();
     let mut queues = Vec::with_capacity(fds.len());
     for (fd, counters) in fds.into_iter().zip(counters) {
+        let takes = offloads::set(fd.as_fd(), OffloadSet::ALL)?;
         let queue = queue::Queue {
             fd: Arc::new(fd),
             name: Arc::clone(&name),
             mtu: Arc::clone(link.mtu()),
             counters: Arc::clone(counters),
+            takes,
         };
-        queues.push((TapIngress::new(queue.clone())?, TapEgress::new(queue)));
+        let ingress = TapIngress::new(queue.clone()).map_err(io::Error::other)?;
+        queues.push((ingress, TapEgress::new(queue)));
     }
     Ok(queues)
 }

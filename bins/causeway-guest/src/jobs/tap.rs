@@ -1,70 +1,101 @@
 //! `--tap`: a network namespace behind the port.
 //!
 //! ```text
-//!  namespace ── tap ──► slot of the transmitq ──► back end
-//!  namespace ◄─ tap ─── private buffer ◄── receiveq ◄── back end
+//!  namespace ── tap ── read ──► slot of the transmitq ──► back end
+//!  namespace ◄─ tap ◄─ writev ─ buffers of the receiveq ◄─ back end
 //! ```
 //!
-//! **Limits.** One queue of the tap; a receiveq of every pair. No offloads on either side.
+//! Frames keep their virtio-net headers: what the tap's kernel leaves undone goes to the back end
+//! as it is, and the other way round. `--offloads` says what that may be. Nothing is copied here.
+//!
+//! **Limits.** As many queues of the tap as queue pairs, all served by one thread.
 
+use std::io;
+use std::os::fd::AsFd;
 use std::process::Command;
-use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use port::{BURST_MAX, Egress, FrameBuf, Ingress, Offload, QueueCounters};
-use uplink::tap::{Tap, TapEgress, TapIngress, TapSettings};
-use virtq::mem::Pool;
+use port::OffloadSet;
+use rustix::io::Errno;
+use uplink::tap::{RawQueue, RawTap, TapSettings, open_raw};
 
 use super::{deadline, is_over};
 use crate::cli::Cli;
 use crate::idle::Idle;
-use crate::port::GuestPort;
-use crate::rings::NET_HEADER;
+use crate::port::{GuestPort, Pair};
+use crate::rings::Received;
 use crate::stop::Stop;
 use crate::totals::{Meter, Totals};
 
-/// Bytes of a private buffer: the largest frame, in whole pages.
-const SLOT_BYTES: u32 = 17 * 4096;
+/// Frames that are read before the other way gets its turn.
+const FRAMES: usize = 64;
+/// Bytes that are read before the back end is shown them.
+const FLUSH_BYTES: usize = 128 << 10;
+/// How long we spin after the last work: both ends of the way are waiting for a CPU, too.
+const SPIN: Duration = Duration::from_micros(5);
 
-/// Runs until the time is over or a signal comes.
-pub(crate) fn run(
-    cli: &Cli,
-    ports: &mut [GuestPort],
-    stop: &Stop,
-) -> anyhow::Result<Option<Totals>> {
-    let (Some(name), Some(mac)) = (&cli.tap, ports.first().map(|p| p.mac)) else { return Ok(None) };
-    let counters = Arc::new(QueueCounters::default());
-    let settings = TapSettings { ifname: name.clone(), queues: 1, netns: cli.netns.clone() };
-    let Tap { link, queues } = uplink::tap::open(&settings, &[Arc::clone(&counters)])?;
-    set_mac(cli, name, mac)?;
-    let Some((mut from_tap, to_tap)) = queues.into_iter().next() else { return Ok(None) };
-    let mut out = Outward::new(to_tap)?;
-    let mut frames = FrameBuf::default();
-    let mut meter = Meter::new(ports, &cli.socket);
-    let mut idle = Idle::new(cli.busy, ports, from_tap.wake_fd())?;
-    let end = deadline(cli, Instant::now());
-    loop {
-        let now = Instant::now();
-        if stop.asked() || is_over(end, now) {
-            break;
+/// The tap, which is there before the back end is asked for what it offers.
+#[derive(Debug)]
+pub(crate) struct Namespace {
+    tap: RawTap,
+    /// Whether the kernel's taps know USO.
+    pub(crate) uso: bool,
+}
+
+impl Namespace {
+    /// Makes or opens the tap, if there is to be one.
+    pub(crate) fn open(cli: &Cli) -> anyhow::Result<Option<Self>> {
+        let Some(name) = &cli.tap else { return Ok(None) };
+        let settings =
+            TapSettings { ifname: name.clone(), queues: cli.queues, netns: cli.netns.clone() };
+        let tap = open_raw(&settings)?;
+        let all = OffloadSet { csum: true, uso: true, ..OffloadSet::default() };
+        let mut uso = true;
+        for queue in &tap.queues {
+            uso &= queue.set_offloads(all).context("cannot ask the tap for its offloads")?.uso;
+            let _ = queue.set_offloads(OffloadSet::default());
         }
-        let worked = {
-            let Some(port) = ports.first_mut() else { break };
-            inward(&mut from_tap, &mut frames, port, &mut meter)? | out.turn(port, &mut meter)?
-        };
-        if worked {
-            meter.active(now);
-            idle.turn(true, ports, end)?;
-        } else if from_tap.arm() {
-            from_tap.disarm();
-        } else {
-            idle.turn(false, ports, end)?;
-            from_tap.disarm();
-        }
+        Ok(Some(Self { tap, uso }))
     }
-    drop(link);
-    Ok(meter.totals(ports, idle.calls()))
+
+    /// Runs until the time is over or a signal comes.
+    pub(crate) fn run(
+        &self,
+        cli: &Cli,
+        ports: &mut [GuestPort],
+        stop: &Stop,
+    ) -> anyhow::Result<Option<Totals>> {
+        let Some(port) = ports.first_mut() else { return Ok(None) };
+        for queue in &self.tap.queues {
+            let _ = queue
+                .set_offloads(port.features.offloads.tap())
+                .context("cannot set the tap's offloads")?;
+        }
+        set_mac(cli, &self.tap.link.name(), port.mac)?;
+        let mut meter = Meter::new(ports, &cli.socket);
+        let queues = &self.tap.queues;
+        let mut idle = Idle::new(cli.busy, ports, queues.iter().map(AsFd::as_fd))?;
+        idle.spin = SPIN;
+        let end = deadline(cli, Instant::now());
+        loop {
+            let now = Instant::now();
+            if stop.asked() || is_over(end, now) {
+                break;
+            }
+            let pairs = ports.iter_mut().flat_map(|port| &mut port.pairs);
+            let mut worked = false;
+            for (queue, pair) in queues.iter().zip(pairs) {
+                worked |= inward(queue, pair, &mut meter)?;
+                worked |= outward(queue, pair, &mut meter)?;
+            }
+            if worked {
+                meter.active(now);
+            }
+            idle.turn(worked, ports, end)?;
+        }
+        Ok(meter.totals(ports, idle.calls()))
+    }
 }
 
 /// Gives the tap the address that the port has.
@@ -82,101 +113,55 @@ fn set_mac(cli: &Cli, name: &str, mac: crate::mac::MacAddr) -> anyhow::Result<()
 }
 
 /// From the tap to the back end; returns whether anything moved.
-fn inward(
-    tap: &mut TapIngress,
-    frames: &mut FrameBuf,
-    port: &mut GuestPort,
-    meter: &mut Meter,
-) -> anyhow::Result<bool> {
-    let Some(pair) = port.pairs.first_mut() else { return Ok(false) };
-    // What the ring has no room for stays in the tap's queue, where the kernel counts its drops.
-    if pair.tx.room()? < BURST_MAX.min(usize::from(pair.tx.queue().size())) {
-        return Ok(false);
-    }
-    let batch = tap.receive(frames);
-    let some = !batch.is_empty();
-    for frame in batch.frames() {
-        let room = pair.tx.pool().buffer_bytes().saturating_sub(NET_HEADER);
-        let Some(slot) = (frame.len() <= room).then(|| pair.tx.take()).transpose()?.flatten()
-        else {
+fn inward(tap: &RawQueue, pair: &mut Pair, meter: &mut Meter) -> anyhow::Result<bool> {
+    let (mut frames, mut waiting) = (0usize, 0usize);
+    while frames < FRAMES {
+        // What the ring has no room for stays in the tap's queue, where the kernel counts its
+        // drops.
+        let Some(slot) = pair.tx.take()? else { break };
+        let got = match pair.tx.pool().write_piece(slot) {
+            Some(room) => tap.read(room).context("cannot read from the tap")?,
+            None => None,
+        };
+        let Some(len) = got else {
+            pair.tx.put_back(slot);
+            break;
+        };
+        frames = frames.saturating_add(1);
+        let Some(bytes) = pair.tx.send_read(slot, len)? else {
             meter.dropped = meter.dropped.wrapping_add(1);
             continue;
         };
-        let mut writer = pair.tx.pool().writable(slot).writer();
-        let _ = writer.write(&[0; NET_HEADER as usize]);
-        let _ = writer.write(frame.head());
-        let mut body = batch.body(frame);
-        let _ = writer.copy_from(&mut body, frame.body.len);
-        pair.tx.send(slot, frame.len())?;
-        meter.sent(0, 1, u64::from(frame.len()));
+        meter.sent(0, 1, bytes);
+        waiting = waiting.saturating_add(len);
+        if waiting >= FLUSH_BYTES {
+            pair.tx.flush();
+            waiting = 0;
+        }
     }
-    let fault = batch.fault().cloned();
-    if some {
+    if waiting > 0 {
         pair.tx.flush();
     }
-    tap.release();
-    fault.map_or(Ok(some), |fault| Err(fault.into()))
+    Ok(frames > 0)
 }
 
-/// From the back end to the tap.
-struct Outward {
-    tap: TapEgress,
-    pool: Pool,
-    frames: FrameBuf,
-    /// Bytes of the frames in the pool's slots.
-    lens: Vec<u32>,
-}
-
-impl Outward {
-    fn new(tap: TapEgress) -> anyhow::Result<Self> {
-        let slots = u32::try_from(BURST_MAX)?;
-        Ok(Self {
-            tap,
-            pool: Pool::new(slots, SLOT_BYTES)?,
-            frames: FrameBuf::default(),
-            lens: Vec::with_capacity(BURST_MAX),
-        })
-    }
-
-    fn turn(&mut self, port: &mut GuestPort, meter: &mut Meter) -> anyhow::Result<bool> {
-        let mut any = false;
-        for pair in &mut port.pairs {
-            self.lens.clear();
-            let count = pair.rx.receive(|frame| {
-                let slot = u32::try_from(self.lens.len())?;
-                if let Some(buffer) = self.pool.slot_mut(slot) {
-                    let got = frame.copy_to(buffer);
-                    self.lens.push(u32::try_from(got)?);
-                    meter.received(0, u64::from(frame.len));
-                }
-                Ok(())
-            })?;
-            if count > 0 {
-                self.write()?;
-                any = true;
-            }
-        }
-        Ok(any)
-    }
-
-    fn write(&mut self) -> anyhow::Result<()> {
-        let mut picked = [0u16; BURST_MAX];
-        self.frames.clear();
-        for (slot, len) in self.lens.iter().enumerate() {
-            let span = Pool::span(u32::try_from(slot)?, 0, *len);
-            let Some(frame) = self.frames.slot() else { break };
-            if frame.fill(self.pool.store().reader(span), span, Offload::default()) {
-                let index = self.frames.len();
-                if let Some(place) = picked.get_mut(index) {
-                    *place = u16::try_from(index)?;
-                }
-                self.frames.keep();
-            }
-        }
-        let count = self.frames.len();
-        let batch = self.frames.batch(self.pool.store(), None);
-        self.tap.send(&batch, picked.get(..count).unwrap_or_default())?;
-        let _ = self.tap.notify();
+/// From the back end to the tap; returns whether anything moved.
+fn outward(tap: &RawQueue, pair: &mut Pair, meter: &mut Meter) -> anyhow::Result<bool> {
+    let count = pair.rx.receive(|frame| {
+        meter.received(0, u64::from(frame.len));
+        let sent = write(tap, &frame).context("cannot write to the tap")?;
+        meter.dropped = meter.dropped.wrapping_add(u64::from(!sent));
         Ok(())
+    })?;
+    Ok(count > 0)
+}
+
+/// Whether the kernel took the frame.
+fn write(tap: &RawQueue, frame: &Received<'_>) -> io::Result<bool> {
+    let Err(error) = tap.write(frame.pieces()) else { return Ok(true) };
+    match Errno::from_io_error(&error) {
+        // The interface is gone.
+        Some(Errno::BADFD | Errno::BADF) => Err(error),
+        _ => Ok(false),
     }
 }

@@ -49,10 +49,8 @@ pub fn from_parts(parts: Parts, counters: &[Arc<QueueCounters>]) -> Result<Tap, 
     check_queues(usize::from(state.queues), counters.len())?;
     let mut link = Link::from_parts(&state.link, &mut fds)?;
     let queues = (0..state.queues).map(|_| fds.next()).collect::<Result<Vec<_>, _>>()?;
-    let queues = halves(queues, &link, counters).map_err(|error| PartsError::System {
-        what: "make the buffers of a tap",
-        error: std::io::Error::other(error),
-    })?;
+    let queues = halves(queues, &link, counters)
+        .map_err(|error| PartsError::System { what: "set up the queues of a tap", error })?;
     link.own(&state.link);
     Ok(Tap { link, queues })
 }

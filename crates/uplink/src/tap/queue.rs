@@ -18,8 +18,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use port::{
-    BURST_MAX, Batch, DropReason, Egress, Frame, FrameBuf, Gso, Ingress, Notified, QueueCounters,
-    QueueFault,
+    Adapter, BURST_MAX, Batch, DropReason, Egress, Frame, FrameBuf, Gso, Ingress, Notified,
+    OffloadSet, QueueCounters, QueueFault, Way,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -50,6 +50,8 @@ pub(super) struct Queue {
     pub(super) name: Arc<str>,
     pub(super) mtu: Arc<AtomicU32>,
     pub(super) counters: Arc<QueueCounters>,
+    /// What the kernel's side takes unfinished.
+    pub(super) takes: OffloadSet,
 }
 
 impl Queue {
@@ -167,11 +169,43 @@ impl Ingress for TapIngress {
 #[derive(Debug)]
 pub struct TapEgress {
     queue: Queue,
+    adapter: Adapter,
 }
 
 impl TapEgress {
     pub(super) fn new(queue: Queue) -> Self {
-        Self { queue }
+        Self { queue, adapter: Adapter::default() }
+    }
+}
+
+impl Queue {
+    /// Sends frames that the kernel takes as they are.
+    fn send(&self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
+        // ORDERING: a number of its own; a frame beside a change of the MTU may see either.
+        let mtu = self.mtu.load(Ordering::Relaxed);
+        let egress = &self.counters.egress;
+        let (mut count, mut bytes) = (0u64, 0u64);
+        let mut result = Ok(());
+        for (done, index) in picked.iter().enumerate() {
+            let Some(frame) = batch.frames().get(usize::from(*index)) else { continue };
+            match self.send_one(batch, frame, mtu) {
+                Outcome::Sent => {
+                    count = count.wrapping_add(1);
+                    bytes = bytes.wrapping_add(u64::from(frame.len()));
+                }
+                Outcome::Dropped(reason) => egress.dropped(reason, 1),
+                Outcome::Gone(error) => {
+                    let left = picked.len().saturating_sub(done) as u64;
+                    egress.dropped(DropReason::UplinkError, left);
+                    result = Err(self.fault("write to interface", &error));
+                    break;
+                }
+            }
+        }
+        if count > 0 {
+            egress.sent(count, bytes);
+        }
+        result
     }
 
     /// Sends one frame; what became of it.
@@ -198,7 +232,7 @@ impl TapEgress {
     fn write(&self, pieces: &Pieces<'_>) -> Outcome {
         let mut tries = TRIES;
         loop {
-            let Err(error) = pieces.write(self.queue.fd.as_fd()) else { return Outcome::Sent };
+            let Err(error) = pieces.write(self.fd.as_fd()) else { return Outcome::Sent };
             match error.raw_os_error() {
                 Some(libc::EINTR) => {}
                 Some(libc::EAGAIN | libc::ENOBUFS) if tries > 1 => {
@@ -225,31 +259,10 @@ enum Outcome {
 
 impl Egress for TapEgress {
     fn send(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
-        // ORDERING: a number of its own; a frame beside a change of the MTU may see either.
-        let mtu = self.queue.mtu.load(Ordering::Relaxed);
-        let egress = &self.queue.counters.egress;
-        let (mut count, mut bytes) = (0u64, 0u64);
-        let mut result = Ok(());
-        for (done, index) in picked.iter().enumerate() {
-            let Some(frame) = batch.frames().get(usize::from(*index)) else { continue };
-            match self.send_one(batch, frame, mtu) {
-                Outcome::Sent => {
-                    count = count.wrapping_add(1);
-                    bytes = bytes.wrapping_add(u64::from(frame.len()));
-                }
-                Outcome::Dropped(reason) => egress.dropped(reason, 1),
-                Outcome::Gone(error) => {
-                    let left = picked.len().saturating_sub(done) as u64;
-                    egress.dropped(DropReason::UplinkError, left);
-                    result = Err(self.queue.fault("write to interface", &error));
-                    break;
-                }
-            }
-        }
-        if count > 0 {
-            egress.sent(count, bytes);
-        }
-        result
+        let Self { queue, adapter } = self;
+        let counters = &queue.counters.egress;
+        let way = Way { takes: queue.takes, lost: DropReason::UplinkError, counters };
+        adapter.send(batch, picked, &way, |batch, picked| queue.send(batch, picked))
     }
 
     fn notify(&mut self) -> Notified {

@@ -1,7 +1,7 @@
 //! Fixed-size buffers in guest memory, for who plays the guest.
 
 use super::{Buffer, DriverError};
-use crate::mem::{GuestMap, GuestPhysAddr, Hit, RawSeg, Readable, Writable};
+use crate::mem::{GuestMap, GuestPhysAddr, Hit, RawSeg, Readable, Writable, WritePiece};
 
 /// Buffers of one size, at consecutive addresses; their contents are read and written by index.
 #[derive(Debug)]
@@ -98,6 +98,12 @@ impl BufferPool {
     pub fn writable(&self, index: u32) -> Writable<'_> {
         let segs = self.seg(index);
         Writable { segs, len: segs.first().map_or(0, |s| s.len()) }
+    }
+
+    /// Buffer `index` as one piece to write to; none if there is no such buffer.
+    #[inline]
+    pub fn write_piece(&self, index: u32) -> Option<WritePiece<'_>> {
+        self.seg(index).first().map(|seg| WritePiece::new(*seg))
     }
 
     fn seg(&self, index: u32) -> &[RawSeg] {

@@ -90,6 +90,12 @@ impl WritePiece<'_> {
         self.len
     }
 
+    /// The address, for system calls that write there: mapped while the piece's lifetime lasts,
+    /// and shared with the other side.
+    pub fn as_mut_ptr(self) -> *mut u8 {
+        self.ptr
+    }
+
     /// Whether there is no room.
     pub fn is_empty(self) -> bool {
         self.len == 0

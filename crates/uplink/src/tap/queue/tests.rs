@@ -6,7 +6,7 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-use port::{DropReason, Egress, FrameBuf, Ingress, QueueCounters, QueueTotals};
+use port::{DropReason, Egress, FrameBuf, Ingress, OffloadSet, QueueCounters, QueueTotals};
 
 use super::{HEADER, Queue, TapEgress, TapIngress};
 
@@ -18,6 +18,10 @@ struct Bed {
 
 impl Bed {
     fn new() -> Self {
+        Self::that_takes(OffloadSet::ALL)
+    }
+
+    fn that_takes(takes: OffloadSet) -> Self {
         let (ours, host) = UnixDatagram::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         host.set_nonblocking(true).unwrap();
@@ -26,6 +30,7 @@ impl Bed {
             name: "t0".into(),
             mtu: Arc::new(AtomicU32::new(1500)),
             counters: Arc::default(),
+            takes,
         };
         let ingress = TapIngress::new(queue.clone()).unwrap();
         Self { ingress, egress: TapEgress::new(queue), host }
@@ -128,4 +133,25 @@ fn a_frame_above_the_mtu_needs_a_tag_or_offload_to_pass() {
     assert_eq!(bed.host.recv(&mut got).unwrap(), HEADER + 9000);
     assert_eq!(&got[..HEADER], &large);
     assert_eq!(bed.host.recv(&mut got).unwrap_err().kind(), ErrorKind::WouldBlock);
+}
+
+#[test]
+fn a_kernel_without_uso_gets_datagrams() {
+    let mut bed = Bed::that_takes(OffloadSet { uso: false, ..OffloadSet::ALL });
+    let mut frame = vec![2; 12];
+    frame.extend([8, 0, 0x45, 0, 0x0b, 0xd4, 0, 1, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    frame.extend([0, 7, 0, 7, 0x0b, 0xc0, 0, 0]);
+    frame.resize(14 + 20 + 8 + 3000, 5);
+    // USO with datagrams of 1000 bytes, behind headers of 42.
+    bed.give([1, 5, 42, 0, 0xe8, 3, 34, 0, 6, 0, 0, 0], &frame);
+    let mut frames = FrameBuf::default();
+    let batch = bed.ingress.receive(&mut frames);
+    bed.egress.send(&batch, &[0]).unwrap();
+    for _ in 0..3 {
+        let mut got = [0; 4000];
+        assert_eq!(bed.host.recv(&mut got).unwrap(), HEADER + 42 + 1000);
+        assert_eq!(got[1], 0, "no USO");
+    }
+    let totals = bed.totals();
+    assert_eq!((totals.tx_frames, totals.segments_added, totals.dropped()), (3, 2, 0));
 }
