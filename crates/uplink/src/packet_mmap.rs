@@ -28,6 +28,7 @@ mod ring;
 mod socket;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use port::{DropReason, QueueCounters};
 
@@ -51,6 +52,7 @@ pub fn walk_any(block: &[u8]) -> usize {
         let header = block.get(at as usize..).and_then(<[u8]>::first_chunk);
         let header = header.expect("a header within the block");
         let Ok(packet) = walk.take(header) else { break };
+        let Some(packet) = packet else { continue };
         let frame = block.get(packet.start as usize..packet.end() as usize);
         assert_eq!(frame.map(<[u8]>::len), Some(packet.len as usize), "a frame within the block");
         frames = frames.saturating_add(1);
@@ -76,6 +78,9 @@ pub struct PacketMmapSettings {
     pub retire_ms: u32,
     /// A network namespace: a name as `ip netns` knows it, or a path.
     pub netns: Option<String>,
+    /// Headers of 10 bytes as before Linux 6.4, to try what is done there.
+    #[doc(hidden)]
+    pub short_header: bool,
 }
 
 impl Default for PacketMmapSettings {
@@ -91,6 +96,7 @@ impl Default for PacketMmapSettings {
             blocks: 64,
             retire_ms: 1,
             netns: None,
+            short_header: false,
         }
     }
 }
@@ -131,10 +137,11 @@ pub fn open(
             name: Arc::clone(&name),
             mtu: Arc::clone(link.mtu()),
             counters: Arc::clone(counters),
+            given_up: Arc::default(),
         };
-        kernel.push(KernelWatch { queue: queue.clone(), freezes: 0 });
+        kernel.push(KernelWatch { queue: queue.clone(), freezes: 0, packets: 0 });
         let ingress = PacketMmapIngress::new(queue.clone(), socket.receive);
-        let egress = PacketMmapEgress::new(queue, socket.transmit, socket.direct);
+        let egress = PacketMmapEgress::new(queue, socket.transmit, (socket.direct, socket.header));
         queues.push((ingress, egress));
     }
     Ok(PacketMmap { link, queues, kernel })
@@ -146,9 +153,11 @@ fn open_here(
     namespace: &Namespace,
 ) -> Result<(Link, Vec<socket::Socket>), PacketMmapError> {
     let mut link = Link::find(namespace, &settings.ifname)?;
-    // Sockets come first: without the right to open one, nothing is to be changed.
-    let sockets = socket::open_all(settings, &link)?;
+    // Without the right to open a socket, nothing is to be changed.
+    socket::check_right(&settings.ifname)?;
+    // Before Linux 6.13 only sockets on an interface that is up can be in a group.
     link.bring_up()?;
+    let sockets = socket::open_all(settings, &link)?;
     Ok((link, sockets))
 }
 
@@ -157,6 +166,7 @@ fn open_here(
 pub struct KernelWatch {
     queue: Queue,
     freezes: u64,
+    packets: u64,
 }
 
 /// What was found new.
@@ -164,24 +174,37 @@ pub struct KernelWatch {
 pub struct KernelDrops {
     /// Frames that found no room in the ring.
     pub ring_full: u64,
+    /// Frames that the kernel cannot describe to us: SCTP that is to be segmented.
+    pub given_up: u64,
     /// How often the ring was full.
     pub freezes: u64,
 }
 
 impl KernelWatch {
     /// Asks the kernel what it dropped since the last time, counts that in the queue's counters as
-    /// `kernel_ring_full`, and returns it.
+    /// `kernel_ring_full` and `bad_offload`, and returns it.
     pub fn kernel_drops(&mut self) -> KernelDrops {
         use std::os::fd::AsFd;
         // Of a socket whose interface is gone too; if it fails all the same, nothing is known.
         let Ok(new) = packet::statistics(self.queue.fd.as_fd()) else {
             return KernelDrops::default();
         };
-        let drops =
-            KernelDrops { ring_full: u64::from(new.drops), freezes: u64::from(new.freezes) };
+        let dropped = u64::from(new.drops);
+        // ORDERING: a number of its own. What the worker has not seen yet counts as a full ring,
+        // and makes one frame less of a later one count so.
+        let seen = self.queue.given_up.swap(0, Ordering::Relaxed);
+        let given_up = seen.min(dropped);
+        let _ = self.queue.given_up.fetch_add(seen.wrapping_sub(given_up), Ordering::Relaxed);
+        let ring_full = dropped.wrapping_sub(given_up);
+        let drops = KernelDrops { ring_full, given_up, freezes: u64::from(new.freezes) };
+        self.packets = self.packets.wrapping_add(u64::from(new.packets));
         self.freezes = self.freezes.wrapping_add(drops.freezes);
-        if drops.ring_full > 0 {
-            self.queue.counters.kernel.dropped(DropReason::KernelRingFull, drops.ring_full);
+        for (reason, count) in
+            [(DropReason::KernelRingFull, ring_full), (DropReason::BadOffload, given_up)]
+        {
+            if count > 0 {
+                self.queue.counters.kernel.dropped(reason, count);
+            }
         }
         drops
     }
@@ -189,5 +212,10 @@ impl KernelWatch {
     /// How often the ring was full as a whole.
     pub fn freezes(&self) -> u64 {
         self.freezes
+    }
+
+    /// Frames that came for the socket so far, those that were dropped included.
+    pub fn packets(&self) -> u64 {
+        self.packets
     }
 }

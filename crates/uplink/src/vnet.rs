@@ -8,6 +8,9 @@ use port::{Gso, Offload};
 /// Bytes of the header.
 pub(crate) const HEADER: usize = 12;
 
+/// Bytes of a header without the number of buffers.
+pub(crate) const SHORT: usize = 10;
+
 const NEEDS_CSUM: u8 = 1;
 const DATA_VALID: u8 = 2;
 const GSO_TCPV4: u8 = 1;

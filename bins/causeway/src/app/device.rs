@@ -110,6 +110,7 @@ fn open_packet_mmap(
         block_size: spec.block_size.unwrap_or(defaults.block_size),
         blocks: spec.blocks.unwrap_or(defaults.blocks),
         retire_ms: spec.retire_ms.unwrap_or(defaults.retire_ms),
+        ..defaults
     };
     let ring = packet_mmap::open(&settings, counters).map_err(|error| error.to_string())?;
     let queues = ring.queues.into_iter().map(boxed).collect();

@@ -12,7 +12,7 @@
 //! headers and give numbers, so that any bytes can be tried.
 //! **Limits.** A block has as many frames as headers fit into it.
 
-use crate::vnet::HEADER as VNET;
+use crate::vnet::SHORT;
 
 /// Bytes of a block's description (`struct tpacket_block_desc`).
 pub(crate) const DESCRIPTION: usize = 48;
@@ -20,12 +20,14 @@ pub(crate) const DESCRIPTION: usize = 48;
 pub(crate) const FRAME_HEADER: usize = 48;
 const DESCRIPTION_BYTES: u32 = 48;
 const FRAME_HEADER_BYTES: u32 = 48;
-#[expect(clippy::cast_possible_truncation, reason = "12 fits")]
-const VNET_BYTES: u32 = VNET as u32;
+#[expect(clippy::cast_possible_truncation, reason = "10 fits")]
+const VNET_BYTES: u32 = SHORT as u32;
 
 /// Where in a block's description its status is.
 pub(crate) const BLOCK_STATUS: u32 = 8;
 
+/// The kernel wrote all of the header, and the frame.
+const STATUS_USER: u32 = 1;
 /// The kernel took the frame's tag out of it.
 const STATUS_VLAN_VALID: u32 = 1 << 4;
 /// It also said of which kind the tag was.
@@ -107,10 +109,18 @@ impl Walk {
         (self.left > 0).then_some(self.at)
     }
 
-    /// Takes the frame whose header [`Self::header_at`] named.
+    /// Takes the frame whose header [`Self::header_at`] named. None if the kernel made room for it
+    /// and then gave it up (SCTP that is to be segmented, before Linux knew a header for it): of
+    /// its header only the place of the next one is new.
     #[inline]
-    pub(crate) fn take(&mut self, header: &[u8; FRAME_HEADER]) -> Result<Packet, BlockError> {
+    pub(crate) fn take(
+        &mut self,
+        header: &[u8; FRAME_HEADER],
+    ) -> Result<Option<Packet>, BlockError> {
         let (snap_len, status) = (word(header, 12), word(header, 20));
+        if status & STATUS_USER == 0 {
+            return self.step(header).map(|()| None);
+        }
         let mac = u32::from(half(header, 24));
         let start = u64::from(self.at).wrapping_add(u64::from(mac));
         let end = start.wrapping_add(u64::from(snap_len));
@@ -126,11 +136,17 @@ impl Walk {
             original_len: word(header, 16),
             tag: tag(header, status),
         };
+        self.step(header)?;
+        Ok(Some(packet))
+    }
+
+    /// Goes on to the next header.
+    #[inline(always)]
+    fn step(&mut self, header: &[u8; FRAME_HEADER]) -> Result<(), BlockError> {
         self.left = self.left.wrapping_sub(1);
         let least = self.at.saturating_add(FRAME_HEADER_BYTES);
         self.at = self.at.saturating_add(word(header, 0));
-        self.check_header(least)?;
-        Ok(packet)
+        self.check_header(least)
     }
 
     /// Whether there is a header where the next frame should be, if there is one: at `least` or

@@ -18,10 +18,10 @@ use virtq::mem::Reader;
 
 use crate::sys::Pieces;
 use crate::sys::packet as socket;
-use crate::vnet::{self, HEADER};
+use crate::vnet::{self, HEADER, SHORT};
 
 use super::ring::{Fate, TransmitRing};
-use super::socket::Queue;
+use super::socket::{Queue, VnetHeader};
 
 /// How often frames are offered to a kernel that has no room.
 const TRIES: u32 = 4;
@@ -31,6 +31,8 @@ const ETHERNET: u32 = 14;
 const TAG: u32 = 4;
 #[expect(clippy::cast_possible_truncation, reason = "12 fits")]
 const HEADER_BYTES: u32 = HEADER as u32;
+#[expect(clippy::cast_possible_truncation, reason = "10 fits")]
+const SHORT_BYTES: u32 = SHORT as u32;
 
 /// Frames to the interface.
 #[derive(Debug)]
@@ -41,6 +43,7 @@ pub struct PacketMmapEgress {
     pub(super) head: u32,
     /// Takes the frames that are larger than a slot.
     pub(super) direct: OwnedFd,
+    pub(super) header: VnetHeader,
     /// Of each filled slot, from `head` on: its place in what was picked, and its frame's length.
     filled: [(u16, u32); BURST_MAX],
 }
@@ -77,8 +80,12 @@ enum Settled {
 }
 
 impl PacketMmapEgress {
-    pub(super) fn new(queue: Queue, ring: TransmitRing, direct: OwnedFd) -> Self {
-        Self { queue, ring, head: 0, direct, filled: [(0, 0); BURST_MAX] }
+    pub(super) fn new(
+        queue: Queue,
+        ring: TransmitRing,
+        (direct, header): (OwnedFd, VnetHeader),
+    ) -> Self {
+        Self { queue, ring, head: 0, direct, header, filled: [(0, 0); BURST_MAX] }
     }
 
     /// Fills slots with the frames picked from place `from` on. The slots filled, the place of the
@@ -111,7 +118,7 @@ impl PacketMmapEgress {
                 return (count, place, Stop::Full);
             }
             *filled = (u16::try_from(place).unwrap_or(u16::MAX), len);
-            write(&mut self.ring, slot, batch, frame);
+            write(&mut self.ring, (slot, self.header), batch, frame);
             count = count.wrapping_add(1);
             slot = self.after(slot);
         }
@@ -192,8 +199,9 @@ impl PacketMmapEgress {
     fn send_large(&self, batch: &Batch<'_>, frame: &Frame) -> Settled {
         let egress = &self.queue.counters.egress;
         let header = header(frame, frame.head().len());
+        let header = header.get(..self.header.bytes()).unwrap_or_default();
         let mut pieces = Pieces::new();
-        let mut fits = pieces.private(&header) && pieces.private(frame.head());
+        let mut fits = pieces.private(header) && pieces.private(frame.head());
         let mut body = batch.body(frame);
         while let Some(piece) = body.next_piece(u32::MAX) {
             fits &= pieces.guest(piece);
@@ -234,6 +242,17 @@ fn room(frame: &Frame, mtu: u32) -> u32 {
     if frame.tag().is_some() { room.saturating_add(TAG) } else { room }
 }
 
+/// Frames from `at` on that were neither sent nor counted: those above the MTU that were looked at
+/// already are.
+#[inline]
+fn left(batch: &Batch<'_>, picked: &[u16], at: &Place, mtu: u32) -> u64 {
+    let all = picked.len().saturating_sub(at.from);
+    let seen = picked.get(at.from..at.seen).unwrap_or_default();
+    let frame = |index: &u16| batch.frames().get(usize::from(*index));
+    let above = |frame: &&Frame| frame.offload.gso == Gso::None && frame.len() > room(frame, mtu);
+    all.saturating_sub(seen.iter().filter_map(frame).filter(above).count()) as u64
+}
+
 /// The virtio-net header of a frame of which the kernel is to copy `linear` bytes into a buffer of
 /// its own. For the others it keeps pages of the ring; where they may not leave it (a veth peer),
 /// it copies page by page, which costs more. The header length that a guest wrote is a hint.
@@ -247,23 +266,38 @@ fn header(frame: &Frame, linear: usize) -> [u8; HEADER] {
 
 /// Writes a frame into a free slot and hands that over.
 #[inline(always)]
-fn write(ring: &mut TransmitRing, slot: u32, batch: &Batch<'_>, frame: &Frame) {
+fn write(
+    ring: &mut TransmitRing,
+    (slot, kind): (u32, VnetHeader),
+    batch: &Batch<'_>,
+    frame: &Frame,
+) {
     let len = frame.len();
     let header = header(frame, len as usize);
     let body = batch.body_piece(frame);
-    let whole = (frame.body.len == 0 || body.is_some())
-        && ring.piece(slot).is_some_and(|piece| piece.write_frame(&header, frame.head(), body));
+    let simple = frame.body.len == 0 || body.is_some();
+    let piece = if simple { ring.piece(slot) } else { None };
+    let (whole, bytes) = match kind {
+        VnetHeader::Long => {
+            (piece.is_some_and(|p| p.write_frame(&header, frame.head(), body)), HEADER_BYTES)
+        }
+        VnetHeader::Short => {
+            let short: &[u8; SHORT] = header.first_chunk().unwrap_or(&[0; SHORT]);
+            (piece.is_some_and(|p| p.write_frame(short, frame.head(), body)), SHORT_BYTES)
+        }
+    };
     if !whole {
-        write_parts(ring, slot, (&header, frame), batch.body(frame));
+        let header = header.get(..kind.bytes()).unwrap_or_default();
+        write_parts(ring, slot, (header, frame), batch.body(frame));
     }
-    ring.hand_over(slot, len.wrapping_add(HEADER_BYTES));
+    ring.hand_over(slot, len.wrapping_add(bytes));
 }
 
 #[cold]
 fn write_parts(
     ring: &mut TransmitRing,
     slot: u32,
-    (header, frame): (&[u8; HEADER], &Frame),
+    (header, frame): (&[u8], &Frame),
     mut body: Reader<'_>,
 ) {
     let mut writer = ring.writer(slot);
@@ -292,12 +326,12 @@ impl Egress for PacketMmapEgress {
                 settled = self.send_large(batch, frame);
                 at.from = at.from.saturating_add(1);
             }
-            let left = picked.len().saturating_sub(at.from) as u64;
+            let left = left(batch, picked, &at, mtu);
             if let Settled::Gone(error) = settled {
                 self.queue.counters.egress.dropped(DropReason::UplinkError, left);
                 return Err(self.queue.fault("write to interface", &error));
             }
-            if stop == Stop::End || left == 0 {
+            if stop == Stop::End || at.from >= picked.len() {
                 return Ok(());
             }
             if stop == Stop::Full && count == 0 {

@@ -58,7 +58,7 @@ pub enum PacketMmapError {
         kind: u16,
     },
     /// The kernel is too old.
-    #[error("this kernel cannot {0}: packet-mmap needs Linux 6.4 or newer")]
+    #[error("this kernel cannot {0}: packet-mmap needs Linux 6.1 or newer")]
     Kernel(&'static str),
 }
 

@@ -14,7 +14,7 @@ use crate::sys::packet::RingRequest;
 
 use super::egress::PacketMmapEgress;
 use super::ingress::{PacketMmapIngress, Position};
-use super::socket::{Queue, map};
+use super::socket::{Queue, VnetHeader, map};
 use super::{KernelWatch, PacketMmap};
 
 const KIND: &str = "packet-mmap";
@@ -34,10 +34,14 @@ struct QueueState {
     slot_size: u32,
     slots: u32,
     receive: Position,
+    header: VnetHeader,
     /// The slot that the kernel looks at next.
     head: u32,
     /// How often the receive ring was full.
     freezes: u64,
+    /// Frames that came so far.
+    #[serde(default)]
+    packets: u64,
 }
 
 /// What an open interface is made of. Between this and the time when one of both goes on, nobody
@@ -65,8 +69,10 @@ pub fn parts<'a>(
             slot_size: slots.slot_bytes(),
             slots: slots.count(),
             receive: ingress.position(),
+            header: egress.header,
             head: egress.head,
             freezes: watch.freezes,
+            packets: watch.packets,
         });
     }
     fds.finish(&State { kind: KIND.to_owned(), link, queues: states })
@@ -93,11 +99,16 @@ pub fn from_parts(parts: Parts, counters: &[Arc<QueueCounters>]) -> Result<Packe
             name: Arc::clone(&name),
             mtu: Arc::clone(link.mtu()),
             counters: Arc::clone(counters),
+            given_up: Arc::default(),
         };
-        kernel.push(KernelWatch { queue: queue.clone(), freezes: state.freezes });
+        kernel.push(KernelWatch {
+            queue: queue.clone(),
+            freezes: state.freezes,
+            packets: state.packets,
+        });
         let ingress = PacketMmapIngress::at(queue.clone(), receive, &state.receive)
             .map_err(PartsError::state)?;
-        let mut egress = PacketMmapEgress::new(queue, transmit, direct);
+        let mut egress = PacketMmapEgress::new(queue, transmit, (direct, state.header));
         egress.head = state.head.min(state.slots.saturating_sub(1));
         queues.push((ingress, egress));
     }

@@ -9,6 +9,7 @@
 use std::any::Any;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use packet::{Checksum, Cut};
 use port::{Batch, DropReason, Frame, FrameBuf, Gso, Ingress, Notified, QueueCounters, QueueFault};
@@ -16,19 +17,17 @@ use serde::{Deserialize, Serialize};
 use virtq::mem::Pool;
 
 use crate::sys::packet as socket;
-use crate::vnet::{self, HEADER};
+use crate::vnet::{self, HEADER, SHORT};
 use port::finish_checksum;
 
 use super::block::{BlockError, FRAME_HEADER, Packet, Walk};
 use super::ring::ReceiveRing;
 use super::socket::Queue;
 
-/// Bytes of a virtio-net header without the number of buffers. The kernel leaves room for what
-/// `PACKET_VNET_HDR_SZ` says, and writes these right before the frame, whatever that was (seen on
-/// Linux 6.18).
-const SHORT_HEADER: usize = 10;
+/// The kernel leaves room for what `PACKET_VNET_HDR_SZ` says, and writes the short header right
+/// before the frame, whatever that was (seen on Linux 6.1 and 6.18).
 #[expect(clippy::cast_possible_truncation, reason = "10 fits")]
-const SHORT_HEADER_BYTES: u32 = SHORT_HEADER as u32;
+const SHORT_BYTES: u32 = SHORT as u32;
 /// Bytes of a tag that was taken out of a frame.
 const TAG: u32 = 4;
 /// Where in a frame the kind of its tag stands.
@@ -107,10 +106,11 @@ impl PacketMmapIngress {
         }
         if let Some((at, next)) = position.large {
             let header = new.ring.header(new.block, at).unwrap_or([0; FRAME_HEADER]);
-            let packet = Walk::at(at, 1, bytes)?.take(&header)?;
-            // It could be cut before, so it can be now.
-            let large = make(&new.ring, new.block, at, &packet, &mut Frame::default());
-            new.large = large.ok().flatten().map(|large| Large { next, ..large });
+            if let Some(packet) = Walk::at(at, 1, bytes)?.take(&header)? {
+                // It could be cut before, so it can be now.
+                let large = make(&new.ring, new.block, at, &packet, &mut Frame::default());
+                new.large = large.ok().flatten().map(|large| Large { next, ..large });
+            }
         }
         Ok(new)
     }
@@ -180,7 +180,11 @@ impl PacketMmapIngress {
         let ingress = &self.queue.counters.ingress;
         while let (Some(at), Some(frame)) = (walk.header_at(), frames.slot()) {
             let Some(header) = self.ring.header(self.block, at) else { break };
-            let packet = walk.take(&header)?;
+            let Some(packet) = walk.take(&header)? else {
+                // ORDERING: a number of its own.
+                let _ = self.queue.given_up.fetch_add(1, Ordering::Relaxed);
+                continue;
+            };
             match make(&self.ring, self.block, at, &packet, frame) {
                 Ok(None) => {
                     tally.count(frame.len());
@@ -260,8 +264,8 @@ fn make(
     // The walk saw to it that the packet is within the block.
     let piece = ring.piece(block, packet.end()).ok_or(DropReason::Runt)?;
     let mut header = [0; HEADER];
-    let short = header.first_chunk_mut::<SHORT_HEADER>();
-    let before = packet.start.wrapping_sub(SHORT_HEADER_BYTES);
+    let short = header.first_chunk_mut::<SHORT>();
+    let before = packet.start.wrapping_sub(SHORT_BYTES);
     if !short.is_some_and(|short| piece.copy_to(before, short)) {
         return Err(DropReason::Runt);
     }

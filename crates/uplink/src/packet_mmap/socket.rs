@@ -3,15 +3,16 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use port::{QueueCounters, QueueFault};
+use serde::{Deserialize, Serialize};
 use virtq::mem::{MapError, SharedSlots};
 
 use crate::interface::Link;
 use crate::sys::map::map_fd;
 use crate::sys::packet::{self, RingRequest};
-use crate::vnet::HEADER as VNET;
+use crate::vnet::{HEADER as VNET, SHORT};
 
 use super::ring::{ReceiveRing, TransmitRing};
 use super::{PacketMmapError, PacketMmapSettings, geometry};
@@ -35,6 +36,8 @@ pub(super) struct Queue {
     pub(super) name: Arc<str>,
     pub(super) mtu: Arc<AtomicU32>,
     pub(super) counters: Arc<QueueCounters>,
+    /// Frames for which the kernel made room and then gave them up: it counts them as drops.
+    pub(super) given_up: Arc<AtomicU64>,
 }
 
 impl Queue {
@@ -52,6 +55,26 @@ pub(super) struct Socket {
     /// A second socket, for frames that are too large for the ring: one that has a transmit ring
     /// sends nothing else.
     pub(super) direct: OwnedFd,
+    pub(super) header: VnetHeader,
+}
+
+/// Which virtio-net header stands before frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum VnetHeader {
+    /// 10 bytes: all that kernels before 6.4 know.
+    Short,
+    /// 12 bytes.
+    Long,
+}
+
+impl VnetHeader {
+    pub(super) fn bytes(self) -> usize {
+        match self {
+            Self::Short => SHORT,
+            Self::Long => VNET,
+        }
+    }
 }
 
 /// Opens the sockets of all queues.
@@ -93,12 +116,18 @@ fn check_ethernet(name: &str, fd: BorrowedFd<'_>) -> Result<(), PacketMmapError>
     }
 }
 
+/// Whether this process may open packet sockets.
+pub(super) fn check_right(ifname: &str) -> Result<(), PacketMmapError> {
+    let socket = packet::open();
+    socket.map(drop).map_err(|e| PacketMmapError::raw(format!("open a socket on {ifname}"), e))
+}
+
 fn open_one(settings: &PacketMmapSettings, link: &Link) -> Result<Socket, PacketMmapError> {
     let name = &settings.ifname;
     let open =
         || packet::open().map_err(|e| PacketMmapError::raw(format!("open a socket on {name}"), e));
     let (fd, direct) = (open()?, open()?);
-    configure(fd.as_fd())?;
+    let header = configure(fd.as_fd(), settings)?;
     let receive = geometry::receive(settings);
     // ORDERING: a number of its own; a change beside this makes frames go the slower way.
     let transmit = geometry::transmit(link.mtu().load(Ordering::Relaxed));
@@ -109,7 +138,7 @@ fn open_one(settings: &PacketMmapSettings, link: &Link) -> Result<Socket, Packet
     let (receive, transmit) = map(fd.as_fd(), &receive, &transmit).map_err(|error| {
         PacketMmapError::raw(format!("map the rings of interface {name}"), error)
     })?;
-    configure_direct(direct.as_fd())?;
+    let _same = configure_direct(direct.as_fd(), settings)?;
     packet::keep_out(fd.as_fd())
         .map_err(|e| PacketMmapError::raw(format!("filter frames of interface {name}"), e))?;
     for (socket, protocol) in [(&fd, ALL), (&direct, 0)] {
@@ -119,26 +148,42 @@ fn open_one(settings: &PacketMmapSettings, link: &Link) -> Result<Socket, Packet
     check_ethernet(name, fd.as_fd())?;
     // An interface that is down says so at once; it is brought up later.
     let _ = rustix::net::sockopt::socket_error(&fd);
-    Ok(Socket { fd: Arc::new(fd), receive, transmit, direct })
+    Ok(Socket { fd: Arc::new(fd), receive, transmit, direct, header })
 }
 
 /// What has to be set before the rings are made.
-fn configure(fd: BorrowedFd<'_>) -> Result<(), PacketMmapError> {
+fn configure(
+    fd: BorrowedFd<'_>,
+    settings: &PacketMmapSettings,
+) -> Result<VnetHeader, PacketMmapError> {
     let version = libc::tpacket_versions::TPACKET_V3;
     set(fd, libc::PACKET_VERSION, i32::try_from(version as u32).unwrap_or(2), "use TPACKET_V3")?;
     set(fd, PACKET_IGNORE_OUTGOING, 1, "leave out the frames that it sends")?;
-    configure_direct(fd)
+    configure_direct(fd, settings)
 }
 
-/// What both kinds of sockets need to send.
-fn configure_direct(fd: BorrowedFd<'_>) -> Result<(), PacketMmapError> {
+/// What both kinds of sockets need to send. Which header comes before frames.
+fn configure_direct(
+    fd: BorrowedFd<'_>,
+    settings: &PacketMmapSettings,
+) -> Result<VnetHeader, PacketMmapError> {
     set(fd, libc::PACKET_VNET_HDR, 1, "give virtio-net headers")?;
     let bytes = i32::try_from(VNET).unwrap_or(12);
-    set(fd, PACKET_VNET_HDR_SZ, bytes, "give virtio-net headers of 12 bytes")?;
+    let long = if settings.short_header {
+        Err(io::Error::from_raw_os_error(libc::ENOPROTOOPT))
+    } else {
+        packet::set_number(fd, PACKET_VNET_HDR_SZ, bytes)
+    };
+    let header = match long {
+        Ok(()) => VnetHeader::Long,
+        // Before Linux 6.4 there is one size only.
+        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => VnetHeader::Short,
+        Err(error) => return Err(PacketMmapError::raw("give virtio-net headers", error)),
+    };
     set(fd, libc::PACKET_QDISC_BYPASS, 1, "send past the queueing discipline")?;
     // With less room, bursts end earlier.
     let _ = packet::set_send_buffer(fd, SEND_BUFFER);
-    Ok(())
+    Ok(header)
 }
 
 fn set(

@@ -20,7 +20,15 @@ fn check(arrived: &[Vec<u8>], sent: &[Vec<u8>]) {
 
 #[test]
 fn frames_of_all_sizes_cross_both_ways_unchanged_and_in_order() {
-    let mut two = Two::new(9000);
+    cross(Two::new(9000));
+}
+
+#[test]
+fn frames_cross_with_the_headers_of_old_kernels_too() {
+    cross(Two::with(9000, true));
+}
+
+fn cross(mut two: Two) {
     let sizes: Vec<usize> = (60..320).chain([1514, 2000, 4096, 8192, 9000, 9014]).collect();
     let frames: Vec<_> = sizes.iter().enumerate().map(|(n, len)| numbered(n, *len)).collect();
     for (from, to) in [(&mut two.left, &mut two.right)] {

@@ -18,10 +18,10 @@ mod offloads;
 use std::time::{Duration, Instant};
 
 use port::{Egress, Frame, FrameBuf, Ingress, Offload, QueueCounters, QueueTotals};
-use uplink::packet_mmap::PacketMmap;
+use uplink::packet_mmap::{PacketMmap, PacketMmapSettings};
 use virtq::mem::Pool;
 
-use namespace::Namespace;
+use namespace::{Namespace, open_with};
 
 /// Both ends of a veth pair, each open.
 struct Two {
@@ -33,11 +33,20 @@ struct Two {
 
 impl Two {
     fn new(mtu: u32) -> Self {
+        Self::with(mtu, false)
+    }
+
+    /// The same; with `short_header` as on a kernel before 6.4.
+    fn with(mtu: u32, short_header: bool) -> Self {
         pin();
         let (left_namespace, right_namespace) = (Namespace::new(), Namespace::new());
         left_namespace.pair("left0", &right_namespace, "right0", mtu);
-        let left = left_namespace.open("left0", 1).unwrap();
-        let right = right_namespace.open("right0", 1).unwrap();
+        let open = |namespace: &Namespace, name: &str| {
+            let settings = namespace.settings(name, 1);
+            open_with(&PacketMmapSettings { short_header, ..settings }).unwrap()
+        };
+        let left = open(&left_namespace, "left0");
+        let right = open(&right_namespace, "right0");
         Self { left, right, left_namespace, _right_namespace: right_namespace }
     }
 }

@@ -146,7 +146,12 @@ fn large(payload: usize) -> (Vec<u8>, Offload) {
 
 #[test]
 fn large_frames_of_guests_pass_and_arrive_cut() {
-    let mut two = Two::new(1500);
+    for short_header in [false, true] {
+        pass_and_cut(Two::with(1500, short_header));
+    }
+}
+
+fn pass_and_cut(mut two: Two) {
     // Within a slot of the ring, and above; more segments than a burst; between ordinary frames.
     for payload in [1460, 1461, 1900, 2000, 3000, 20_000, 64_000] {
         let (frame, offload) = large(payload);
