@@ -258,8 +258,13 @@ fn open_fds() -> usize {
 
 fuzz_target!(|data: &[u8]| {
     let before = open_fds();
-    let settings =
-        SessionSettings { queues: RINGS / 2, queue_size: 1024, mtu: 9000, ring_reset: false };
+    let settings = SessionSettings {
+        queues: RINGS / 2,
+        queue_size: 1024,
+        mtu: 9000,
+        ring_reset: false,
+        offloads: port::OffloadSet::ALL,
+    };
     let mut input = Input(data);
     let (mut session, mut shelf) = (Session::new(settings), Shelf::default());
     match input.byte() % 4 {

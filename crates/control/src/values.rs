@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 
+use port::OffloadSet;
+
 /// A VLAN: 1 to 4094.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VlanId(u16);
@@ -171,6 +173,62 @@ impl fmt::Display for Steer {
     }
 }
 
+/// What a guest may leave to the switch, and the switch to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offloads(pub OffloadSet);
+
+impl Default for Offloads {
+    fn default() -> Self {
+        Self(OffloadSet::ALL)
+    }
+}
+
+impl Offloads {
+    /// What may be written.
+    pub const ALLOWED: &str = "on, off, or some of csum, tso4, tso6, ecn and uso joined with '+' \
+                               (tso4, tso6 and uso need csum, ecn needs tso4 or tso6)";
+
+    fn parts(set: &mut OffloadSet) -> [(&'static str, &mut bool); 5] {
+        let OffloadSet { csum, tso4, tso6, ecn, uso } = set;
+        [("csum", csum), ("tso4", tso4), ("tso6", tso6), ("ecn", ecn), ("uso", uso)]
+    }
+}
+
+impl FromStr for Offloads {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "on" => return Ok(Self(OffloadSet::ALL)),
+            "off" => return Ok(Self(OffloadSet::NONE)),
+            _ => {}
+        }
+        let mut set = OffloadSet::NONE;
+        for word in text.split('+') {
+            let mut parts = Self::parts(&mut set).into_iter();
+            let (_, on) = parts.find(|(name, on)| *name == word && !**on).ok_or(())?;
+            *on = true;
+        }
+        let tso = set.tso4 || set.tso6;
+        let complete = (set.csum || !(tso || set.uso)) && (tso || !set.ecn);
+        complete.then_some(Self(set)).ok_or(())
+    }
+}
+
+impl fmt::Display for Offloads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            OffloadSet::ALL => f.write_str("on"),
+            OffloadSet::NONE => f.write_str("off"),
+            mut some => {
+                let parts = Self::parts(&mut some).into_iter();
+                let names: Vec<_> = parts.filter(|(_, on)| **on).map(|(name, _)| name).collect();
+                f.write_str(&names.join("+"))
+            }
+        }
+    }
+}
+
 /// Permission bits of a socket file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SocketMode(pub u32);
@@ -310,7 +368,7 @@ pub(crate) fn joined<T: fmt::Display>(items: &[T], by: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{MacAddress, SocketMode, VlanId, Workers, address};
+    use super::{MacAddress, Offloads, SocketMode, VlanId, Workers, address};
 
     #[test]
     fn only_valid_values_exist() {
@@ -329,6 +387,18 @@ mod tests {
         for bad in ["", ",", "1,1", "3-1", "a", "1-", "0-70000"] {
             assert!(bad.parse::<Workers>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn offloads_come_with_those_that_they_need() {
+        for bad in ["", "csum+", "tso4", "uso", "csum+ecn", "csum+csum", "csum,tso4", "gso", "On"] {
+            assert!(bad.parse::<Offloads>().is_err(), "{bad}");
+        }
+        for good in ["on", "off", "csum", "csum+tso4", "csum+tso6+ecn", "csum+tso4+tso6+uso"] {
+            assert_eq!(good.parse::<Offloads>().unwrap().to_string(), good);
+        }
+        let all: Offloads = "uso+ecn+tso6+tso4+csum".parse().unwrap();
+        assert_eq!(all, Offloads::default());
     }
 
     #[test]

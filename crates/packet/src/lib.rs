@@ -26,7 +26,9 @@ pub use icmp::Icmp;
 pub use ipv4::{Ipv4, ip_protocol};
 pub use ipv6::{EXTENSIONS_MAX, Ipv6, Upper};
 pub use mac::{MacAddr, MacParseError};
-pub use segment::{CUT_HEADER_MAX, Cut, CutError, CutKind, SEGMENTS_MAX, SegmentHeader};
+pub use segment::{
+    CUT_HEADER_MAX, Cut, CutError, CutKind, SEGMENTS_MAX, SegmentHeader, network_offset,
+};
 pub use tcp::Tcp;
 pub use udp::Udp;
 pub use vlan::{VlanId, VlanTag};

@@ -106,9 +106,9 @@ impl Cut {
     ///
     /// [`CutError`] says what is wrong with the frame.
     pub fn new(head: &[u8], frame_len: u32, size: u16) -> Result<Self, CutError> {
-        let l3 = network_offset(head).ok_or(CutError::Protocol)?;
+        let (l3, kind) = network_offset(head).ok_or(CutError::Protocol)?;
         let packet = head.get(l3..).unwrap_or_default();
-        let (family, l4, protocol) = transport(packet).ok_or(CutError::Protocol)?;
+        let (family, l4, protocol) = transport(kind, packet).ok_or(CutError::Protocol)?;
         let l4 = l3.saturating_add(l4);
         let upper = head.get(l4..).unwrap_or_default();
         let (tcp, upper_len) = match protocol {
@@ -259,8 +259,10 @@ impl Cut {
     }
 }
 
-/// Where the IP header begins: behind the Ethernet header and its tags.
-fn network_offset(head: &[u8]) -> Option<usize> {
+/// Where the payload of an Ethernet frame begins, behind its tags, and of which type it is. At most
+/// three tags are skipped.
+#[inline]
+pub fn network_offset(head: &[u8]) -> Option<(usize, u16)> {
     let ethernet = Ethernet::parse(head)?;
     let (mut kind, mut payload) = (ethernet.ethertype(), ethernet.payload());
     for _ in 0..TAGS_MAX {
@@ -270,18 +272,17 @@ fn network_offset(head: &[u8]) -> Option<usize> {
         let tag = VlanTag::parse(payload)?;
         (kind, payload) = (tag.ethertype(), tag.payload());
     }
-    let ip = kind == ethertype::IPV4 || kind == ethertype::IPV6;
-    if ip { head.len().checked_sub(payload.len()) } else { None }
+    Some((head.len().checked_sub(payload.len())?, kind))
 }
 
 /// The family, the bytes of the IP header with what is before TCP or UDP, and the protocol.
-fn transport(packet: &[u8]) -> Option<(Family, usize, u8)> {
-    match packet.first()? >> 4 {
-        4 => {
+fn transport(kind: u16, packet: &[u8]) -> Option<(Family, usize, u8)> {
+    match kind {
+        ethertype::IPV4 => {
             let ip = Ipv4::parse(packet)?;
             (!ip.is_fragment()).then(|| (Family::V4, ip.header_len(), ip.protocol()))
         }
-        6 => {
+        ethertype::IPV6 => {
             let ip = Ipv6::parse(packet)?;
             let upper = ip.upper()?;
             // Both are parts of one slice: what is between their starts are the headers.

@@ -143,6 +143,15 @@ impl Frame {
         self.offload = Offload::default();
     }
 
+    /// Makes the offload intent what is true of the frame ([`Offload::checked`]). False if it
+    /// contradicts the frame.
+    #[inline]
+    pub fn check_offload(&mut self) -> bool {
+        let checked = self.offload.checked(self.head(), self.len());
+        self.offload = checked.unwrap_or_default();
+        checked.is_some()
+    }
+
     /// Makes this a segment of `whole`: `header`, then the bytes `payload` of the head of `whole`,
     /// then `body`. The header is not longer than what stood before the payload.
     pub fn fill_segment(

@@ -1,4 +1,10 @@
 //! Offload intent: what the sender left for the receiver, or for us, to do.
+//!
+//! **Trust.** What a sender says is checked against the frame's private head before anybody relies
+//! on it ([`Offload::checked`]): a checksum can only be in what is behind the Ethernet and IP
+//! headers, and in the head; a frame to be cut is what the intent says that it is.
+
+use packet::{Cut, CutKind, ethertype, network_offset};
 
 /// Kind of a frame that is still to be cut into segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -49,6 +55,56 @@ impl Offload {
             hdr_len: if self.gso == Gso::None { self.hdr_len } else { shift(self.hdr_len) },
             ..self
         }
+    }
+
+    /// What is true of this intent for a frame of `frame_len` bytes that begins with `head`. Hints
+    /// are made right (header length, ECN, segmentation of what is one segment anyway); `None` if
+    /// it contradicts the frame.
+    pub fn checked(self, head: &[u8], frame_len: u32) -> Option<Self> {
+        if self.is_none() {
+            return Some(Self { data_valid: self.data_valid, ..Self::default() });
+        }
+        if !self.needs_csum {
+            // Segments need checksums of their own.
+            return None;
+        }
+        let one = Self {
+            needs_csum: true,
+            csum_start: self.csum_start,
+            csum_offset: self.csum_offset,
+            ..Self::default()
+        };
+        if self.gso == Gso::None {
+            return one.is_in_payload(head).then_some(one);
+        }
+        let cut = Cut::new(head, frame_len, self.gso_size).ok()?;
+        let kind = match cut.kind() {
+            CutKind::TcpV4 => Gso::TcpV4,
+            CutKind::TcpV6 => Gso::TcpV6,
+            CutKind::Udp => Gso::UdpL4,
+        };
+        if kind != self.gso || cut.checksum_place() != (self.csum_start, self.csum_offset) {
+            return None;
+        }
+        if cut.count() == 1 {
+            return Some(one);
+        }
+        let hdr_len = u16::try_from(cut.header_len()).ok()?;
+        Some(Self { ecn: cut.has_cwr(), gso: kind, hdr_len, gso_size: self.gso_size, ..one })
+    }
+
+    /// Whether the checksum is in `head`, and covers neither what the switch decides by nor what
+    /// the network does.
+    fn is_in_payload(&self, head: &[u8]) -> bool {
+        let Some((l3, kind)) = network_offset(head) else { return false };
+        let header = match kind {
+            ethertype::IPV4 => 20,
+            ethertype::IPV6 => 40,
+            _ => 0,
+        };
+        let start = usize::from(self.csum_start);
+        let end = start.saturating_add(usize::from(self.csum_offset)).saturating_add(2);
+        start >= l3.saturating_add(header) && end <= head.len()
     }
 
     /// Whether there is nothing to do and nothing to tell.
@@ -105,3 +161,6 @@ impl OffloadSet {
         gso && (self.csum || !offload.needs_csum) && (self.ecn || !offload.ecn)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -31,7 +31,8 @@ use std::sync::Arc;
 
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
-use virtio_net::features::{DEVICE_FEATURES, RING_RESET};
+use virtio_net::OffloadSet;
+use virtio_net::features::{DEVICE_FEATURES, OFFLOADS, RING_RESET, offload_features};
 use virtq::mem::GuestMap;
 use virtq::{ChainError, QueueConfig, QueueError, RingLog, RingPosition, Virtq};
 
@@ -89,6 +90,8 @@ pub struct SessionSettings {
     /// Offer `VIRTIO_F_RING_RESET`. QEMU up to 10.0 at least lets the guest reset a ring without
     /// telling the back end, which ends that guest's network; so only for other front ends.
     pub ring_reset: bool,
+    /// The offloads to offer, in both directions.
+    pub offloads: OffloadSet,
 }
 
 /// What a ring starts with.
@@ -200,7 +203,8 @@ impl Session {
 
     /// The device features that the session offers.
     pub fn offered(&self) -> u64 {
-        if self.settings.ring_reset { FEATURES | RING_RESET } else { FEATURES }
+        let ring_reset = if self.settings.ring_reset { RING_RESET } else { 0 };
+        FEATURES & !OFFLOADS | offload_features(self.settings.offloads) | ring_reset
     }
 
     /// Handles one message.

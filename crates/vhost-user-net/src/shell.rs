@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use port::{Fabric, PortId, PortState, QueueCounters, QueueFault, StatusCell};
+use port::{Fabric, OffloadSet, PortId, PortState, QueueCounters, QueueFault, StatusCell};
 
 use crate::session::{RingIndex, Session, SessionError, SessionSettings, Unready};
 use connection::{Connection, Disconnect};
@@ -75,6 +75,8 @@ pub struct PortSettings {
     pub retries: u32,
     /// Offer `VIRTIO_F_RING_RESET`: see [`SessionSettings::ring_reset`].
     pub ring_reset: bool,
+    /// The offloads to offer, in both directions.
+    pub offloads: OffloadSet,
 }
 
 impl PortSettings {
@@ -91,6 +93,7 @@ impl PortSettings {
             mtu: u16::MAX,
             retries: virtio_net::DEFAULT_RETRIES,
             ring_reset: false,
+            offloads: OffloadSet::ALL,
         }
     }
 }
@@ -267,6 +270,7 @@ impl VhostUserPort {
             queue_size: self.settings.queue_size,
             mtu: self.settings.mtu,
             ring_reset: self.settings.ring_reset,
+            offloads: self.settings.offloads,
         };
         let session = Session::new(settings);
         let connection = Connection::new(stream);

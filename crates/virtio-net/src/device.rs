@@ -235,6 +235,7 @@ impl Device {
             | features::CTRL_MAC_ADDR;
         self.acked & !self.offered == 0
             && self.has(features::VERSION_1)
+            && features::offloads_go_together(self.acked)
             && (self.acked & needs_control == 0 || self.has(features::CTRL_VQ))
             && (!self.has(features::CTRL_RX_EXTRA) || self.has(features::CTRL_RX))
     }

@@ -7,8 +7,10 @@
 //! mask what the back end does not offer (QEMU masks `MQ` and `GUEST_ANNOUNCE`, cloud-hypervisor
 //! `CTRL_VQ` and `MQ`), so they must be offered here.
 //!
-//! **Not supported.** Checksum and segmentation offloads, `HASH_REPORT`, `RSS` and
-//! `NOTIFICATION_DATA`.
+//! **Offloads** are offered whatever the other ports can do: what an egress cannot take is made up
+//! for in software (`port::Adapter`), which costs less than if each guest did it for itself.
+//!
+//! **Not supported.** `HASH_REPORT`, `RSS` and `NOTIFICATION_DATA`.
 
 use virtio_bindings::{virtio_config as config, virtio_net as net, virtio_ring as ring};
 use virtq::{Layout, RingFeatures};
@@ -89,8 +91,42 @@ bits! {
 const DATA_PATH: u64 =
     VERSION_1 | MRG_RXBUF | EVENT_IDX | INDIRECT_DESC | RING_PACKED | IN_ORDER | RING_RESET;
 
+/// Checksum and segmentation offloads of both directions.
+pub const OFFLOADS: u64 = offload_features(OffloadSet::ALL);
+
+/// The bits of `offloads` in both directions.
+pub const fn offload_features(offloads: OffloadSet) -> u64 {
+    let mut bits = 0;
+    if offloads.csum {
+        bits |= CSUM | GUEST_CSUM;
+    }
+    if offloads.tso4 {
+        bits |= HOST_TSO4 | GUEST_TSO4;
+    }
+    if offloads.tso6 {
+        bits |= HOST_TSO6 | GUEST_TSO6;
+    }
+    if offloads.ecn {
+        bits |= HOST_ECN | GUEST_ECN;
+    }
+    if offloads.uso {
+        bits |= HOST_USO | GUEST_USO4 | GUEST_USO6;
+    }
+    bits
+}
+
+/// Whether each offload comes with those that it needs (virtio 1.3, section 5.1.3.1).
+pub fn offloads_go_together(negotiated: u64) -> bool {
+    let has = |bits: u64| negotiated & bits != 0;
+    let from_driver = has(CSUM) || !has(HOST_TSO4 | HOST_TSO6 | HOST_USO);
+    let to_driver = has(GUEST_CSUM) || !has(GUEST_TSO4 | GUEST_TSO6 | GUEST_USO4 | GUEST_USO6);
+    let ecn = (has(HOST_TSO4 | HOST_TSO6) || !has(HOST_ECN))
+        && (has(GUEST_TSO4 | GUEST_TSO6) || !has(GUEST_ECN));
+    from_driver && to_driver && ecn
+}
+
 /// What the device offers through vhost-user (`VHOST_USER_F_PROTOCOL_FEATURES` comes on top).
-pub const DEVICE_FEATURES: u64 = DATA_PATH | MQ | CTRL_VQ | GUEST_ANNOUNCE | MTU;
+pub const DEVICE_FEATURES: u64 = DATA_PATH | OFFLOADS | MQ | CTRL_VQ | GUEST_ANNOUNCE | MTU;
 
 /// What a device offers that is embedded in a VMM and owns its configuration space.
 pub const EMBEDDED_FEATURES: u64 =
@@ -123,27 +159,45 @@ pub fn queue_options(negotiated: u64, mtu: u16) -> QueueOptions {
         max_frame: u32::from(mtu).saturating_add(LINK_HEADER),
         enabled: true,
         retries: DEFAULT_RETRIES,
-        from_driver: OffloadSet {
-            csum: has(CSUM),
-            tso4: has(HOST_TSO4),
-            tso6: has(HOST_TSO6),
-            ecn: has(HOST_ECN),
-            uso: has(HOST_USO),
-        },
-        to_driver: OffloadSet {
-            csum: has(GUEST_CSUM),
-            tso4: has(GUEST_TSO4),
-            tso6: has(GUEST_TSO6),
-            ecn: has(GUEST_ECN),
-            uso: has(GUEST_USO4) && has(GUEST_USO6),
-        },
+        from_driver: from_driver(negotiated),
+        to_driver: to_driver(negotiated),
+    }
+}
+
+/// What the driver may leave to us. What lacks an offload that it needs does not count.
+fn from_driver(negotiated: u64) -> OffloadSet {
+    let csum = negotiated & CSUM != 0;
+    let has = |bit: u64| csum && negotiated & bit != 0;
+    OffloadSet {
+        csum,
+        tso4: has(HOST_TSO4),
+        tso6: has(HOST_TSO6),
+        ecn: has(HOST_ECN),
+        uso: has(HOST_USO),
+    }
+}
+
+/// What we may leave to the driver. What lacks an offload that it needs does not count, and UDP
+/// segments must be welcome over both kinds of IP.
+pub fn to_driver(negotiated: u64) -> OffloadSet {
+    let csum = negotiated & GUEST_CSUM != 0;
+    let has = |bit: u64| csum && negotiated & bit != 0;
+    OffloadSet {
+        csum,
+        tso4: has(GUEST_TSO4),
+        tso6: has(GUEST_TSO6),
+        ecn: has(GUEST_ECN),
+        uso: has(GUEST_USO4) && has(GUEST_USO6),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{MRG_RXBUF, RING_PACKED, VERSION_1, layout, queue_options};
-    use crate::HeaderLen;
+    use super::{
+        CSUM, GUEST_CSUM, GUEST_TSO4, GUEST_USO4, GUEST_USO6, HOST_TSO4, MRG_RXBUF, OFFLOADS,
+        RING_PACKED, VERSION_1, layout, queue_options,
+    };
+    use crate::{HeaderLen, OffloadSet};
     use virtq::Layout;
 
     #[test]
@@ -165,5 +219,23 @@ mod tests {
     fn packed_is_negotiated() {
         assert_eq!(layout(VERSION_1), Layout::Split);
         assert_eq!(layout(VERSION_1 | RING_PACKED), Layout::Packed);
+    }
+
+    #[test]
+    fn an_offload_counts_with_those_that_it_needs() {
+        let none = OffloadSet::NONE;
+        let csum = OffloadSet { csum: true, ..none };
+        for (negotiated, from, to) in [
+            (OFFLOADS, OffloadSet::ALL, OffloadSet::ALL),
+            (CSUM, csum, none),
+            (GUEST_CSUM, none, csum),
+            (HOST_TSO4 | GUEST_CSUM, none, csum),
+            (CSUM | HOST_TSO4 | GUEST_TSO4, OffloadSet { tso4: true, ..csum }, none),
+            (GUEST_CSUM | GUEST_USO4, none, csum),
+            (GUEST_CSUM | GUEST_USO4 | GUEST_USO6, none, OffloadSet { uso: true, ..csum }),
+        ] {
+            let options = queue_options(negotiated, 1500);
+            assert_eq!((options.from_driver, options.to_driver), (from, to), "{negotiated:#x}");
+        }
     }
 }

@@ -6,7 +6,8 @@
 //!
 //! All fields are little-endian. `num_buffers` exists with `VERSION_1` or `MRG_RXBUF` only.
 //!
-//! **Trust.** The bytes come from the driver, copied once. Offsets are checked against the frame.
+//! **Trust.** The bytes come from the driver, copied once. What they say of the frame is checked by
+//! [`Offload::checked`] against its private head.
 //! **Limits.** Legacy drivers of big-endian guests are not supported.
 
 use port::{Gso, Offload, OffloadSet};
@@ -39,25 +40,25 @@ const GSO_TCPV6: u8 = byte(net::VIRTIO_NET_HDR_GSO_TCPV6);
 const GSO_UDP_L4: u8 = byte(net::VIRTIO_NET_HDR_GSO_UDP_L4);
 const GSO_ECN: u8 = byte(net::VIRTIO_NET_HDR_GSO_ECN);
 
-/// Reads the header of a frame of `frame_len` bytes. None if it contradicts the frame or what the
-/// driver may ask for. Flags that a driver does not set are ignored, as the specification says.
+/// Reads a header. None if it says what cannot be, or what the driver may not ask for; what it says
+/// of the frame is still to be checked ([`Offload::checked`]). Flags that a driver does not set are
+/// ignored, as the specification says.
 #[inline(always)]
-pub fn parse(raw: &[u8; LEGACY_LEN], allowed: OffloadSet, frame_len: u32) -> Option<Offload> {
+pub fn parse(raw: &[u8; LEGACY_LEN], allowed: OffloadSet) -> Option<Offload> {
     let [flags, gso_type, ..] = *raw;
     if flags & NEEDS_CSUM == 0 && gso_type == GSO_NONE {
         return Some(Offload::default());
     }
-    parse_intent(raw, allowed, frame_len)
+    parse_intent(raw, allowed)
 }
 
-#[cold]
-fn parse_intent(raw: &[u8; LEGACY_LEN], allowed: OffloadSet, frame_len: u32) -> Option<Offload> {
+#[inline(never)]
+fn parse_intent(raw: &[u8; LEGACY_LEN], allowed: OffloadSet) -> Option<Offload> {
     let [flags, gso_type, h0, h1, g0, g1, s0, s1, o0, o1] = *raw;
-    let ecn = gso_type & GSO_ECN != 0;
     let offload = Offload {
         needs_csum: flags & NEEDS_CSUM != 0,
         data_valid: false,
-        ecn,
+        ecn: gso_type & GSO_ECN != 0,
         gso: match gso_type & !GSO_ECN {
             GSO_NONE => Gso::None,
             GSO_TCPV4 => Gso::TcpV4,
@@ -70,23 +71,8 @@ fn parse_intent(raw: &[u8; LEGACY_LEN], allowed: OffloadSet, frame_len: u32) -> 
         csum_start: u16::from_le_bytes([s0, s1]),
         csum_offset: u16::from_le_bytes([o0, o1]),
     };
-    (allowed.takes(&offload) && fits(&offload, frame_len)).then_some(offload)
-}
-
-/// Whether the checksum lies in the frame and the segmentation makes sense.
-fn fits(offload: &Offload, frame_len: u32) -> bool {
-    // A frame of a sender that needs segmentation needs the checksums too.
-    let sum = u32::from(offload.csum_start)
-        .saturating_add(u32::from(offload.csum_offset))
-        .saturating_add(2);
-    let csum_fits = offload.needs_csum && sum <= frame_len;
     let tcp = matches!(offload.gso, Gso::TcpV4 | Gso::TcpV6);
-    match offload.gso {
-        Gso::None => csum_fits && !offload.ecn,
-        Gso::TcpV4 | Gso::TcpV6 | Gso::UdpL4 => {
-            csum_fits && offload.gso_size > 0 && (tcp || !offload.ecn)
-        }
-    }
+    (allowed.takes(&offload) && (tcp || !offload.ecn)).then_some(offload)
 }
 
 /// Writes the header of a frame that takes `num_buffers` buffers for a driver that can do
@@ -101,7 +87,7 @@ pub fn encode(offload: &Offload, allowed: OffloadSet, num_buffers: u16) -> [u8; 
     encode_intent(offload, num_buffers)
 }
 
-#[cold]
+#[inline(never)]
 fn encode_intent(offload: &Offload, num_buffers: u16) -> [u8; V1_LEN] {
     let flags = if offload.needs_csum { NEEDS_CSUM } else { 0 };
     let gso_type = match offload.gso {

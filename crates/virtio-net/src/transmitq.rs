@@ -7,15 +7,17 @@
 //! ```
 //!
 //! **Trust.** Header and head are copied once and used from the copy.
-//! **Limits.** Frames of 14 bytes (an Ethernet header) to [`QueueOptions::max_frame`]. Every chain
-//! is a frame and is counted, even one that is shorter than its header (`runt`).
+//! **Limits.** Frames of 14 bytes (an Ethernet header) to [`QueueOptions::max_frame`]; a frame that
+//! is to be cut may be of 64 KiB, if its segments are not larger than that. Every chain is a frame
+//! and is counted, even one that is shorter than its header (`runt`).
 //! A writable part, which no driver should add, is left alone.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use port::{
-    BURST_MAX, Batch, DropReason, Frame, FrameBuf, Ingress, Notified, QueueCounters, QueueFault,
+    BURST_MAX, Batch, DropReason, Frame, FrameBuf, Gso, Ingress, Notified, QueueCounters,
+    QueueFault,
 };
 use virtq::mem::ReadPiece;
 use virtq::{ChainBuf, Chains, Virtq};
@@ -27,6 +29,8 @@ use crate::{HeaderLen, QueueOptions, notify};
 const PLAIN: [u8; 2] = [0, 0];
 /// Bytes of an Ethernet header.
 const ETHERNET: u32 = 14;
+/// The most bytes of a frame that is to be cut: the largest IPv6 packet behind two tags.
+const LARGE_MAX: u32 = 65_535 + 40 + 14 + 8;
 
 /// What a [`Transmitq`] is made of.
 #[derive(Debug)]
@@ -278,24 +282,37 @@ fn take_any<const H: usize>(
         burst.runt = burst.runt.wrapping_add(1);
         return;
     }
-    if whole.len > options.max_frame {
+    if whole.len > options.max_frame.max(LARGE_MAX) {
         burst.oversize = burst.oversize.wrapping_add(1);
         return;
     }
     let mut reader = chains.readable(index).reader();
     let mut raw = [0u8; H];
     let _ = reader.read(&mut raw);
-    let parsed = raw
-        .first_chunk::<LEGACY_LEN>()
-        .and_then(|raw| header::parse(raw, options.from_driver, whole.len));
-    let (Some(offload), Some(frame)) = (parsed, frames.slot()) else {
-        burst.bad_offload = burst.bad_offload.wrapping_add(1);
-        return;
-    };
-    if frame.fill(reader, whole, offload) {
-        frames.keep();
-    } else {
+    let parsed =
+        raw.first_chunk::<LEGACY_LEN>().and_then(|raw| header::parse(raw, options.from_driver));
+    let Some(frame) = frames.slot() else { return };
+    let filled = frame.fill(reader, whole, parsed.unwrap_or_default());
+    let good = parsed.is_some() && frame.check_offload();
+    if !filled {
         burst.runt = burst.runt.wrapping_add(1);
+    } else if !good {
+        burst.bad_offload = burst.bad_offload.wrapping_add(1);
+    } else if largest_segment(frame) > options.max_frame {
+        burst.oversize = burst.oversize.wrapping_add(1);
+    } else {
+        frames.keep();
+    }
+}
+
+/// Bytes of the frame, or of the largest segment that it will be cut into.
+#[inline]
+fn largest_segment(frame: &Frame) -> u32 {
+    match frame.offload.gso {
+        Gso::None => frame.len(),
+        Gso::TcpV4 | Gso::TcpV6 | Gso::UdpL4 => {
+            u32::from(frame.offload.hdr_len).saturating_add(u32::from(frame.offload.gso_size))
+        }
     }
 }
 

@@ -129,6 +129,7 @@ impl App {
             queue_size: spec.queue_size,
             mtu: spec.mtu.unwrap_or(u16::MAX),
             ring_reset: spec.ring_reset,
+            offloads: spec.offloads.0,
             retries: self.retries,
             ..PortSettings::server(port.spec.name.as_str(), &spec.socket)
         };

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::values::{MacAddress, SocketMode, SocketRole, Steer, XdpMode};
+use crate::values::{MacAddress, Offloads, SocketMode, SocketRole, Steer, XdpMode};
 
 /// The keys of `vhost-user`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub struct VhostUserSpec {
     pub socket_group: Option<String>,
     /// Offer `VIRTIO_F_RING_RESET`: for front ends that forward it, which QEMU does not.
     pub ring_reset: bool,
+    /// Offloads to offer, in both directions.
+    pub offloads: Offloads,
 }
 
 impl Default for VhostUserSpec {
@@ -40,6 +42,7 @@ impl Default for VhostUserSpec {
             socket_mode: SocketMode::default(),
             socket_group: None,
             ring_reset: false,
+            offloads: Offloads::default(),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::{AfXdpSpec, InterfaceSpec, PacketMmapSpec, PortSpec, VhostUserSpec};
 use crate::keys::Key;
-use crate::values::{self, VlanId, between};
+use crate::values::{self, Offloads, VlanId, between};
 
 /// The most queue pairs of a guest (virtio's limit is higher, QEMU's is this).
 const GUEST_QUEUES_MAX: u16 = 128;
@@ -141,6 +141,15 @@ pub(super) const VHOST_USER: &[Key<VhostUserSpec>] = &[
             Some(())
         },
         show: |port| port.ring_reset.then(|| "on".to_owned()),
+    },
+    Key {
+        name: "offloads",
+        allowed: Offloads::ALLOWED,
+        set: |port, text| {
+            port.offloads = text.parse().ok()?;
+            Some(())
+        },
+        show: |port| (port.offloads != Offloads::default()).then(|| port.offloads.to_string()),
     },
 ];
 

@@ -47,7 +47,7 @@ fn wrong_keys_and_values_say_what_is_right() {
     assert_eq!(
         error("vhost-user:name=a,zzz=t0"),
         "unknown key \"zzz\"; vhost-user has name, vlan, trunk, wait, socket, mode, queues, \
-         queue-size, mtu, mac, socket-mode, socket-group, ring-reset"
+         queue-size, mtu, mac, socket-mode, socket-group, ring-reset, offloads"
     );
     assert_eq!(error("tap:name=a"), "tap needs ifname=INTERFACE");
     assert_eq!(error("tap:ifname=t0"), "tap needs name=NAME");
@@ -82,6 +82,11 @@ fn wrong_keys_and_values_say_what_is_right() {
             "socket-mode=888 is not allowed: socket-mode is permission bits in octal, 0 to 0777",
         ),
         ("wait=yes", "wait=yes is not allowed: wait is on or off"),
+        (
+            "offloads=tso4",
+            "offloads=tso4 is not allowed: offloads is on, off, or some of csum, tso4, tso6, ecn \
+             and uso joined with '+' (tso4, tso6 and uso need csum, ecn needs tso4 or tso6)",
+        ),
     ];
     for (setting, text) in cases {
         assert_eq!(error(&format!("vhost-user:name=a,socket=/s,{setting}")), text);

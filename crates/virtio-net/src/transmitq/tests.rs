@@ -1,10 +1,12 @@
+#![expect(clippy::arithmetic_side_effects, clippy::cast_possible_truncation, reason = "test code")]
+
 use std::sync::atomic::{Ordering, fence};
 
 use port::{BURST_MAX, DropReason, FrameBuf, Gso, HEAD_MAX, Ingress};
 use virtq::RingFeatures;
 
 use super::Transmitq;
-use crate::features::{CSUM, HOST_TSO4};
+use crate::features::{CSUM, HOST_TSO4, HOST_TSO6, HOST_USO};
 use crate::rig::{BOTH, Guest, Ledger, counter, options, pattern, transmitq};
 use crate::{HeaderLen, QueueOptions};
 
@@ -149,29 +151,80 @@ fn frames_on_a_disabled_queue_are_taken_and_dropped() {
     }
 }
 
+/// A frame of `len` bytes that begins with the headers of TCP over IPv4.
+fn tcp(len: usize) -> Vec<u8> {
+    let mut frame = pattern(len, 0);
+    frame[12..16].copy_from_slice(&[8, 0, 0x45, 0]);
+    frame[16..18].copy_from_slice(&((len - 14) as u16).to_be_bytes());
+    frame[20..24].copy_from_slice(&[0x40, 0, 64, 6]);
+    frame[46..48].copy_from_slice(&[0x50, 0x10]);
+    frame
+}
+
+/// The header of a frame that is to be cut into segments of `size` bytes of payload.
+fn tso(size: u16) -> Vec<u8> {
+    let [lo, hi] = size.to_le_bytes();
+    vec![1, 1, 54, 0, lo, hi, 34, 0, 16, 0, 0, 0]
+}
+
 #[test]
 fn offloads_that_were_not_negotiated_are_bad() {
-    let header = [1, 1, 54, 0, 100, 0, 34, 0, 16, 0, 0, 0];
-    let frame = [&header[..], &pattern(300, 0)].concat();
+    let frame = [tso(100), tcp(300)].concat();
     for layout in BOTH {
-        let mut guest = Guest::plain(layout, 8);
-        let mut queue = transmitq(&guest, options(0));
-        guest.offer(&frame, &[]);
-        guest.transmit(&pattern(60, 1));
-        assert_eq!(receive(&mut queue), [pattern(60, 1)]);
-        finish(&mut queue);
-        assert_eq!(guest.used().len(), 2);
-        let drops = vec![(DropReason::BadOffload, 1)];
-        Ledger { rx: (2, 360), drops, ..Ledger::default() }.check(queue.counters());
-
-        let mut guest = Guest::plain(layout, 8);
-        let mut queue = transmitq(&guest, options(CSUM | HOST_TSO4));
-        guest.offer(&frame, &[]);
-        let mut buf = FrameBuf::default();
-        let batch = queue.receive(&mut buf);
-        let offload = batch.frames()[0].offload;
-        assert_eq!((offload.gso, offload.gso_size, offload.csum_start), (Gso::TcpV4, 100, 34));
+        for negotiated in [0, CSUM, HOST_TSO4, CSUM | HOST_TSO4] {
+            let good = negotiated == CSUM | HOST_TSO4;
+            let mut guest = Guest::plain(layout, 8);
+            let mut queue = transmitq(&guest, options(negotiated));
+            guest.offer(&frame, &[]);
+            guest.transmit(&pattern(60, 1));
+            let mut buf = FrameBuf::default();
+            let batch = queue.receive(&mut buf);
+            let offload = batch.frames()[0].offload;
+            assert_eq!(batch.len(), if good { 2 } else { 1 });
+            if good {
+                let what = (offload.gso, offload.gso_size, offload.csum_start);
+                assert_eq!(what, (Gso::TcpV4, 100, 34));
+            }
+            finish(&mut queue);
+            assert_eq!(guest.used().len(), 2);
+            let drops = vec![(DropReason::BadOffload, u64::from(!good))];
+            Ledger { rx: (2, 360), drops, ..Ledger::default() }.check(queue.counters());
+        }
     }
+}
+
+#[test]
+fn intent_that_contradicts_the_frame_is_bad() {
+    for (at, value) in [(1, 4), (1, 5), (4, 0), (6, 33), (8, 6), (12 + 23, 17), (12 + 12, 9)] {
+        let mut guest = Guest::plain(BOTH[0], 8);
+        let mut queue = transmitq(&guest, options(CSUM | HOST_TSO4 | HOST_TSO6 | HOST_USO));
+        let mut bytes = [tso(256), tcp(600)].concat();
+        guest.offer(&bytes, &[]);
+        bytes[at] = value;
+        bytes[5] = u8::from(at != 4);
+        guest.offer(&bytes, &[]);
+        assert_eq!(receive(&mut queue), [tcp(600)], "{at}");
+        let drops = vec![(DropReason::BadOffload, 1)];
+        Ledger { rx: (2, 1200), drops, ..Ledger::default() }.check(queue.counters());
+    }
+}
+
+#[test]
+fn a_large_frame_may_be_as_large_as_a_packet_but_not_its_segments() {
+    let mut guest = Guest::plain(BOTH[1], 16);
+    let limits = QueueOptions { max_frame: 1518, ..options(CSUM | HOST_TSO4) };
+    let mut queue = transmitq(&guest, limits);
+    guest.offer(&[tso(1464), tcp(65_549)].concat(), &[12, 54, 4096]);
+    guest.offer(&[tso(1465), tcp(65_549)].concat(), &[12]);
+    guest.offer(&[tso(1465), tcp(1519)].concat(), &[12]);
+    guest.offer(&[tso(1465), tcp(1518)].concat(), &[12]);
+    guest.offer(&[vec![0; 12], tcp(1519)].concat(), &[12]);
+    guest.offer(&[tso(1464), pattern(65_598, 0)].concat(), &[12]);
+    let lens: Vec<usize> = receive(&mut queue).iter().map(Vec::len).collect();
+    assert_eq!(lens, [65_549, 1518]);
+    let rx = (6, 65_549 * 2 + 1519 * 2 + 1518 + 65_598);
+    let drops = vec![(DropReason::Oversize, 4)];
+    Ledger { rx, drops, ..Ledger::default() }.check(queue.counters());
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use virtio_net::OffloadSet;
 use virtio_net::features::{RING_PACKED, VERSION_1};
 use virtq::mem::GuestPhysAddr;
 use virtq::{ChainBuf, QueueError, RingPosition, Virtq};
@@ -117,8 +118,13 @@ pub(super) struct Front {
 
 impl Front {
     pub(super) fn new() -> Self {
-        let settings =
-            SessionSettings { queues: 4, queue_size: 1024, mtu: 9000, ring_reset: false };
+        let settings = SessionSettings {
+            queues: 4,
+            queue_size: 1024,
+            mtu: 9000,
+            ring_reset: false,
+            offloads: OffloadSet::ALL,
+        };
         let shared = memory(REGION_BYTES);
         Self { session: Session::new(settings), rings: Recorder::default(), shared }
     }

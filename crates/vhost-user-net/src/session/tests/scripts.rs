@@ -227,11 +227,39 @@ fn rarp_and_mtu_reach_the_rings() {
 #[test]
 fn ring_reset_is_offered_where_the_front_end_forwards_it() {
     use crate::session::{Session, SessionSettings};
+    use virtio_net::OffloadSet;
     use virtio_net::features::RING_RESET;
 
     for (ring_reset, offered) in [(false, FEATURES), (true, FEATURES | RING_RESET)] {
-        let settings = SessionSettings { queues: 1, queue_size: 256, mtu: 1500, ring_reset };
+        let offloads = OffloadSet::ALL;
+        let settings =
+            SessionSettings { queues: 1, queue_size: 256, mtu: 1500, ring_reset, offloads };
         assert_eq!(Session::new(settings).offered(), offered);
     }
     assert_eq!(FEATURES & RING_RESET, 0);
+}
+
+#[test]
+fn offloads_are_offered_as_the_port_says() {
+    use crate::session::{Session, SessionSettings};
+    use virtio_net::OffloadSet;
+    use virtio_net::features::{
+        CSUM, GUEST_CSUM, GUEST_TSO4, GUEST_USO4, GUEST_USO6, HOST_TSO4, HOST_USO, OFFLOADS,
+    };
+
+    let none = OffloadSet::NONE;
+    for (offloads, bits) in [
+        (OffloadSet::ALL, OFFLOADS),
+        (none, 0),
+        (OffloadSet { csum: true, ..none }, CSUM | GUEST_CSUM),
+        (OffloadSet { csum: true, tso4: true, ..none }, CSUM | GUEST_CSUM | HOST_TSO4 | GUEST_TSO4),
+        (
+            OffloadSet { csum: true, uso: true, ..none },
+            CSUM | GUEST_CSUM | HOST_USO | GUEST_USO4 | GUEST_USO6,
+        ),
+    ] {
+        let settings =
+            SessionSettings { queues: 1, queue_size: 256, mtu: 1500, ring_reset: false, offloads };
+        assert_eq!(Session::new(settings).offered() & OFFLOADS, bits, "{offloads:?}");
+    }
 }
