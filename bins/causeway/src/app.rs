@@ -33,6 +33,7 @@ use rustix::time::{
 use switch::{Switch, SwitchEvent};
 use vhost_user_net::VhostUserPort;
 
+use crate::sandbox::Sandbox;
 use crate::signals::Signals;
 use capture::Captures;
 pub(crate) use ports::Origin;
@@ -60,6 +61,8 @@ pub(crate) struct App {
     ports: Vec<Port>,
     captures: Captures,
     source: Option<Source>,
+    /// What the process may still do.
+    sandbox: Sandbox,
     /// How often a full receiveq is tried again.
     retries: u32,
     began: Instant,
@@ -133,6 +136,7 @@ impl App {
             ports: Vec::new(),
             captures: Captures::default(),
             source: None,
+            sandbox: Sandbox::default(),
             retries: virtio_net::DEFAULT_RETRIES,
             began: Instant::now(),
             deaf: false,
@@ -148,6 +152,13 @@ impl App {
     /// What the next reload has to know.
     pub(crate) fn remember(&mut self, source: Source) {
         self.source = Some(source);
+    }
+
+    /// Gives up what the ports that are there do not need.
+    pub(crate) fn enter(&mut self, mut sandbox: Sandbox) {
+        let macvtap = self.ports.iter().any(Port::is_macvtap);
+        sandbox.enter(macvtap);
+        self.sandbox = sandbox;
     }
 
     /// Serves until a signal ends it.

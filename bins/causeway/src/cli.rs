@@ -51,6 +51,17 @@ pub(crate) struct RunArgs {
     /// Serve metrics to scrapers: a TCP port of 127.0.0.1, or ADDRESS:PORT
     #[arg(long, value_name = "ADDR", value_parser = |text: &str| switch_key("metrics", text))]
     pub(crate) metrics: Option<String>,
+    /// Give up what the ports do not need: capabilities, system calls, files
+    #[arg(long, value_enum, default_value = "on", value_name = "on|off")]
+    pub(crate) sandbox: Switched,
+    /// A directory in which sockets of ports may come and go later; may stand many times
+    #[arg(long = "allow-dir", value_name = "DIR")]
+    pub(crate) allow_dirs: Vec<PathBuf>,
+    /// A kind of ports that may come later: tap, af-xdp, packet-mmap, or netns for namespaces of
+    /// such ports; may stand many times
+    #[arg(long = "allow-kind", value_name = "KIND",
+          value_parser = ["tap", "af-xdp", "packet-mmap", "netns"])]
+    pub(crate) allow_kinds: Vec<String>,
     /// What is logged to standard error
     #[arg(long, value_enum, default_value = "info")]
     pub(crate) log: LogLevel,
@@ -74,6 +85,13 @@ impl RunArgs {
         }
         Ok(settings)
     }
+}
+
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switched {
+    On,
+    Off,
 }
 
 /// How much is logged.
@@ -296,7 +314,7 @@ mod tests {
             assert!(text.ends_with("0.1 to 3600 seconds are possible"), "{text}");
         }
         assert!(wrong("causeway run --metrics :1").contains("metrics is a TCP port as 9101"));
-        assert!(wrong("causeway run --sandbox on").starts_with("unexpected argument '--sandbox'"));
+        assert!(wrong("causeway run --sandbox maybe").contains("[possible values: on, off]"));
         assert!(wrong("causeway").starts_with("a subcommand is missing"));
         assert!(wrong("causeway ctl stat").contains("stats"));
         assert!(!wrong("causeway ctl port add").contains('\n'));

@@ -1,11 +1,11 @@
 #![doc = include_str!("../README.md")]
-#![forbid(unsafe_code)]
 
 mod app;
 mod cli;
 mod ctl;
 mod demo;
 mod run;
+mod sandbox;
 mod signals;
 
 use std::io::Write;

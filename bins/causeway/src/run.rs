@@ -11,8 +11,9 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::Failure;
 use crate::app::{App, Origin, Source};
-use crate::cli::{LogLevel, RunArgs};
+use crate::cli::{LogLevel, RunArgs, Switched};
 use crate::ctl::default_socket;
+use crate::sandbox::{Asked, Sandbox};
 use crate::signals::Signals;
 
 pub(crate) fn run(arguments: &RunArgs) -> Result<(), Failure> {
@@ -25,7 +26,7 @@ pub(crate) fn run(arguments: &RunArgs) -> Result<(), Failure> {
     check_unique(all()).map_err(Failure::Usage)?;
     check_stations(all(), &config.statics).map_err(|clash| Failure::Usage(clash.message))?;
     let settings = arguments.over(&config.switch).map_err(Failure::Usage)?;
-    let switch_config = switch_config(&settings, all())?;
+    let mut switch_config = switch_config(&settings, all())?;
     log_to_stderr(arguments.log);
 
     let socket = match &settings.control {
@@ -39,6 +40,19 @@ pub(crate) fn run(arguments: &RunArgs) -> Result<(), Failure> {
     // Signals first: whatever comes from now on ends in a clean stop.
     let signals = Signals::take_over().map_err(failed("take signals over"))?;
     let server = Server::bind(&socket).map_err(|error| Failure::Runtime(error.to_string()))?;
+    let sandbox = Sandbox::begin(
+        &Asked {
+            on: arguments.sandbox == Switched::On,
+            allow_dirs: &arguments.allow_dirs,
+            allow_kinds: &arguments.allow_kinds,
+            control: &socket,
+            config: arguments.config.as_deref(),
+            state_dir: None,
+        },
+        &all().collect::<Vec<_>>(),
+    )
+    .map_err(Failure::Runtime)?;
+    switch_config.at_start = sandbox.at_start();
     let switch = Switch::start(&switch_config).map_err(failed("start the workers"))?;
     let mut app = App::new(switch, server, signals).map_err(Failure::Runtime)?;
     if let Some(retries) = settings.retries {
@@ -62,6 +76,7 @@ pub(crate) fn run(arguments: &RunArgs) -> Result<(), Failure> {
         let given = arguments.ports.clone();
         app.remember(Source { file, given, switch: config.switch });
     }
+    app.enter(sandbox);
     tracing::info!(control = %socket.display(), ports = count, "listening");
     app.serve().map_err(Failure::Runtime)
 }
@@ -102,6 +117,7 @@ fn switch_config<'a>(
             per_port: settings.fdb_entries_per_port.unwrap_or(limits.per_port),
             age_secs: settings.ageing_s.unwrap_or(limits.age_secs),
         },
+        at_start: defaults.at_start,
         forward_reserved: settings.forward_reserved.unwrap_or(defaults.forward_reserved),
     })
 }

@@ -79,7 +79,7 @@ pub struct Done {
 }
 
 /// `ctl version`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct VersionView {
     /// The version of the running switch.
     pub version: String,
@@ -87,6 +87,34 @@ pub struct VersionView {
     pub pid: u32,
     /// Since when it runs.
     pub uptime_s: u64,
+    /// What it gave up.
+    #[serde(default)]
+    pub sandbox: SandboxView,
+}
+
+/// What a running switch gave up, and what of that the kernel knows.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SandboxView {
+    /// Whether there is a sandbox.
+    pub on: bool,
+    /// `on`, or `off:` and why; empty without a sandbox. As the next two.
+    pub no_new_privs: String,
+    /// Filters of system calls.
+    pub seccomp: String,
+    /// Restriction to some files.
+    pub landlock: String,
+    /// Capabilities that were kept.
+    pub capabilities: Vec<String>,
+    /// System calls that were refused.
+    pub refused: u32,
+}
+
+impl SandboxView {
+    /// The capabilities that were kept, in words.
+    pub fn kept(&self) -> String {
+        if self.capabilities.is_empty() { "none".to_owned() } else { self.capabilities.join(", ") }
+    }
 }
 
 /// `ctl metrics`.

@@ -123,7 +123,21 @@ pub fn fdb(view: &FdbView) -> String {
 /// `ctl version`.
 pub fn version(view: &VersionView) -> String {
     let up = duration(view.uptime_s.saturating_mul(1000));
-    format!("causeway {}, process {}, up for {up}\n", view.version, view.pid)
+    let sandbox = &view.sandbox;
+    let held = if sandbox.on {
+        format!(
+            "on\n  no_new_privs  {}\n  seccomp       {}\n  Landlock      {}\n  \
+             capabilities  {}\n  refused       {} system calls\n",
+            sandbox.no_new_privs,
+            sandbox.seccomp,
+            sandbox.landlock,
+            sandbox.kept(),
+            sandbox.refused
+        )
+    } else {
+        "off\n".to_owned()
+    };
+    format!("causeway {}, process {}, up for {up}\nsandbox: {held}", view.version, view.pid)
 }
 
 /// A time as people say it: its two largest units at most.

@@ -1,5 +1,8 @@
 //! What a switch and its ports are made from.
 
+use std::fmt;
+use std::sync::Arc;
+
 use packet::{MacAddr, VlanId};
 
 use crate::{FdbLimits, VlanRule};
@@ -17,6 +20,27 @@ pub struct SwitchConfig {
     pub fdb: FdbLimits,
     /// Whether frames to 01:80:c2:00:00:00 to 0f are forwarded.
     pub forward_reserved: bool,
+    /// What every worker thread runs before it serves anything.
+    pub at_start: AtStart,
+}
+
+/// What every worker thread runs once, on itself, before it serves anything: it may give up rights
+/// that a worker does not need. By default nothing.
+#[derive(Clone, Default)]
+pub struct AtStart(pub Option<Arc<dyn Fn() + Send + Sync>>);
+
+impl AtStart {
+    pub(crate) fn run(&self) {
+        if let Some(work) = &self.0 {
+            work();
+        }
+    }
+}
+
+impl fmt::Debug for AtStart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("AtStart").field(&self.0.is_some()).finish()
+    }
 }
 
 impl Default for SwitchConfig {
@@ -27,6 +51,7 @@ impl Default for SwitchConfig {
             poll_us: 50,
             fdb: FdbLimits::default(),
             forward_reserved: false,
+            at_start: AtStart::default(),
         }
     }
 }

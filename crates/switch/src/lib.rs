@@ -20,7 +20,7 @@ mod table;
 mod vlan;
 mod worker;
 
-pub use config::{PollMode, PortConfig, SwitchConfig, Workers};
+pub use config::{AtStart, PollMode, PortConfig, SwitchConfig, Workers};
 pub use event::{Events, SwitchEvent, Way};
 pub use fabric::{PAIRS_MAX, Placement, PortError, PortHandle, Switch};
 pub use fdb::{FdbEntry, FdbLimits, STATIC_MAX};

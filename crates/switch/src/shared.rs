@@ -13,7 +13,7 @@ use crate::event::{EventSender, SwitchEvent, Way, signal};
 use crate::fdb::{Fdb, STATIC_MAX};
 use crate::pipeline::Trouble;
 use crate::table::{Tables, record, record_mut};
-use crate::{PollMode, SwitchConfig};
+use crate::{AtStart, PollMode, SwitchConfig};
 
 /// See the module's text.
 #[derive(Debug)]
@@ -25,6 +25,7 @@ pub(crate) struct Shared {
     pub(crate) poll: PollMode,
     pub(crate) poll_ns: u64,
     pub(crate) forward_reserved: bool,
+    pub(crate) at_start: AtStart,
     /// All workers that run.
     mailboxes: Mutex<Vec<Arc<Mailbox>>>,
     /// Notified when a worker takes over a new table, or ends.
@@ -41,6 +42,7 @@ impl Shared {
             poll: config.poll,
             poll_ns: u64::from(config.poll_us).saturating_mul(1000),
             forward_reserved: config.forward_reserved,
+            at_start: config.at_start.clone(),
             mailboxes: Mutex::default(),
             acknowledged: Default::default(),
         }

@@ -62,6 +62,7 @@ impl WorkerHandle {
             let go_on = result.is_ok();
             let _ = pinned.send(result);
             if go_on {
+                worker.shared.at_start.run();
                 worker.run();
             }
         });

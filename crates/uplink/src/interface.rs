@@ -216,6 +216,11 @@ impl Link {
         self.facts().tx_dropped
     }
 
+    /// Whether it is a macvtap.
+    pub fn is_macvtap(&self) -> bool {
+        self.facts().is_macvtap
+    }
+
     /// What rtnetlink says; nothing if it does not answer.
     pub(crate) fn facts(&self) -> Facts {
         self.query.ask(self.index).unwrap_or_else(|error| {

@@ -132,6 +132,11 @@ impl Device {
         let _ = self.link.follow();
     }
 
+    /// Whether it is a macvtap, which is opened in mounts of its own.
+    pub(super) fn is_macvtap(&self) -> bool {
+        matches!(self.kind, Kind::Tap { .. }) && self.link.is_macvtap()
+    }
+
     /// How the interface is used, as far as there was a choice; else empty.
     pub(super) fn mode(&self) -> &'static str {
         match &self.kind {

@@ -10,6 +10,7 @@ use port::{Fabric, PortState, QueueFault, QueueId};
 use switch::{PortConfig, PortHandle, VlanRule, Way};
 use vhost_user_net::{CountersOf, PortLinks, PortSettings, RingIndex, SocketMode, VhostUserPort};
 
+use super::device::Device;
 use super::uplink::UplinkSide;
 use super::{App, Subscriber};
 
@@ -44,6 +45,16 @@ pub(super) enum Side {
     Guest(SubscriberId),
     /// An interface of the host.
     Uplink(Box<UplinkSide>),
+}
+
+impl Port {
+    /// Whether it is an open macvtap.
+    pub(super) fn is_macvtap(&self) -> bool {
+        match &self.side {
+            Side::Uplink(uplink) => uplink.device().is_some_and(Device::is_macvtap),
+            Side::Absent | Side::Guest(_) => false,
+        }
+    }
 }
 
 impl App {
@@ -107,6 +118,7 @@ impl App {
 
     /// Opens what is behind a port.
     pub(super) fn open(&mut self, port: &Port) -> Result<Side, String> {
+        self.sandbox.permits(&port.spec)?;
         match &port.spec.kind {
             PortKind::VhostUser(spec) => self.open_guest(port, spec).map(Side::Guest),
             PortKind::Tap(_) | PortKind::AfXdp(_) | PortKind::PacketMmap(_) => {
@@ -142,7 +154,8 @@ impl App {
             status: port.handle.status.clone(),
             counters,
         };
-        let guest = VhostUserPort::new(settings, links).map_err(|error| error.to_string())?;
+        let guest = VhostUserPort::new(settings, links)
+            .map_err(|error| self.sandbox.explain(&port.spec, error.to_string()))?;
         Ok(self.manager.add_subscriber(Subscriber::Guest(Box::new(guest))))
     }
 

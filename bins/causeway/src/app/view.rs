@@ -82,6 +82,7 @@ impl App {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_s: self.began.elapsed().as_secs(),
+            sandbox: self.sandbox.view(),
         }
     }
 }

@@ -15,6 +15,7 @@ mod guest;
 mod life;
 mod namespace;
 mod ports;
+mod sandbox;
 mod taps;
 mod uplinks;
 mod usage;

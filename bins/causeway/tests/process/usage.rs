@@ -37,7 +37,7 @@ fn wrong_specs_and_options_end_with_2() {
             &["run", "--config", "/nowhere.toml"],
             "causeway: /nowhere.toml: No such file or directory (os error 2)",
         ),
-        (&["run", "--state-dir", "/tmp"], "causeway: unexpected argument '--state-dir' found"),
+        (&["run", "--resume", "/tmp"], "causeway: unexpected argument '--resume' found"),
         (
             &["ctl", "port", "add", "tap:name=a"],
             "causeway: invalid value 'tap:name=a' for '<SPEC>': tap needs ifname=INTERFACE",

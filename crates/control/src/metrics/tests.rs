@@ -43,7 +43,8 @@ fn stats() -> StatsView {
 }
 
 fn all() -> String {
-    let version = VersionView { version: "1.2.3".to_owned(), pid: 1, uptime_s: 2 };
+    let version =
+        VersionView { version: "1.2.3".to_owned(), pid: 1, uptime_s: 2, ..Default::default() };
     text(&stats(), &version)
 }
 
