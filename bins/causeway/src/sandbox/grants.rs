@@ -91,8 +91,9 @@ impl Grants {
     }
 }
 
-pub(super) const NO_GROUP: &str = "the sandbox gave up CAP_CHOWN, because no port had a socket-group at \
-                        start: start with one that has, or with --sandbox off";
+pub(super) const NO_GROUP: &str = "the sandbox gave up CAP_CHOWN, because no port had a \
+                                   socket-group at start: start with one that has, or with \
+                                   --sandbox off";
 
 /// Whether a folder is another user's: root may write there only by `CAP_DAC_OVERRIDE`.
 fn is_foreign(folder: &Path) -> bool {
