@@ -39,6 +39,13 @@ pub(crate) fn run(arguments: &RunArgs) -> Result<(), Failure> {
     };
     // Signals first: whatever comes from now on ends in a clean stop.
     let signals = Signals::take_over().map_err(failed("take signals over"))?;
+    virtq::mem::guard::install().map_err(failed("take SIGBUS over"))?;
+    if virtio_net::notify::can_block() {
+        tracing::warn!(
+            "no asynchronous I/O (fs.aio-max-nr, or not in this kernel): a front end that fills \
+             its call eventfd and makes it blocking can stop a worker"
+        );
+    }
     let server = Server::bind(&socket).map_err(|error| Failure::Runtime(error.to_string()))?;
     let sandbox = Sandbox::begin(
         &Asked {

@@ -123,6 +123,9 @@ pub struct Guest {
 }
 
 impl Guest {
+    /// Bytes of its memory.
+    pub const BYTES: u64 = MEMORY as u64;
+
     /// A guest whose receiveq is full of buffers.
     ///
     /// # Errors
@@ -131,7 +134,18 @@ impl Guest {
     pub fn new(settings: GuestSettings) -> Result<Self, GuestError> {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)])
             .map_err(|_| MapError::Private(MEMORY))?;
-        let memory = Arc::new(memory);
+        Self::on(settings, Arc::new(memory))
+    }
+
+    /// The same in memory of the caller's: [`Self::BYTES`] bytes from address 0 on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::new`].
+    pub fn on(
+        settings: GuestSettings,
+        memory: Arc<GuestMemoryMmap<()>>,
+    ) -> Result<Self, GuestError> {
         let map = GuestMap::new(Arc::clone(&memory))?;
         let [rx_ring, tx_ring] = RINGS;
         let [rx_pool, tx_pool] = BUFFERS;

@@ -8,6 +8,8 @@ mod front_end;
 mod guest;
 mod ledger;
 mod model;
+mod remote;
+pub mod request;
 mod rng;
 
 pub use clock::VirtualClock;
@@ -17,4 +19,5 @@ pub use front_end::{FrontEnd, FrontEndError, SharedMemory};
 pub use guest::{Guest, GuestError, GuestSettings};
 pub use ledger::{Imbalance, Ledger, Moved};
 pub use model::{Outcome, SwitchModel};
+pub use remote::{Remote, RemoteError};
 pub use rng::Rng;

@@ -41,6 +41,8 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
+        // Two fds that the process needs once.
+        assert!(!virtio_net::notify::can_block());
         let folder = tempfile::tempdir().unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let switch = Arc::new(Switch::start(&SwitchConfig::default()).unwrap());

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! **Trust.** Region descriptions and files come from the front end. A region is refused if its
-//! file is shorter than it claims; a file that shrinks later cannot be defended against here.
+//! file is shorter than it claims. A file that shrinks later is met by `virtq::mem::guard`, if the
+//! program installed it: see [`RegionTable::lost`].
 //! **Limits.** [`SLOTS_MAX`] regions, [`BYTES_MAX`] bytes in total.
 
 use std::fs::File;
@@ -14,6 +15,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use virtq::mem::guard::Watch;
 use virtq::mem::{GuestMap, GuestPhysAddr, MapError};
 use vm_memory::bitmap::BS;
 use vm_memory::{
@@ -142,6 +144,12 @@ impl RegionTable {
         })
     }
 
+    /// The first region of which a page was gone when it was needed.
+    pub fn lost(&self) -> Option<GuestPhysAddr> {
+        let lost = self.slots.iter().find(|slot| slot.region.watch.is_lost());
+        lost.map(|slot| slot.region.spec.guest)
+    }
+
     /// Number of regions.
     pub fn len(&self) -> usize {
         self.slots.len()
@@ -223,7 +231,9 @@ impl FileId {
 struct Region {
     spec: RegionSpec,
     file: FileId,
-    mapping: MmapRegion,
+    /// Ends before the mapping does.
+    watch: Watch,
+    mapping: Arc<MmapRegion>,
     /// Bytes of the mapping before the region.
     skip: u64,
 }
@@ -250,7 +260,8 @@ impl Region {
         let file = FileOffset::new(File::from(fd), spec.mmap_offset.wrapping_sub(skip));
         let mapping = MmapRegion::from_file(file, len)
             .map_err(|e| MemoryError::Map(spec.guest, io::Error::other(e)))?;
-        Ok(Self { spec, file: id, mapping, skip })
+        let mapping = Arc::new(mapping);
+        Ok(Self { spec, file: id, watch: Watch::new(&mapping), mapping, skip })
     }
 }
 

@@ -38,7 +38,7 @@ use virtq::{ChainError, QueueConfig, QueueError, RingLog, RingPosition, Virtq};
 
 use crate::codec::{CodecError, Message, Reply, Request, VringFd, VringState};
 use crate::memory::{RegionTable, SLOTS_MAX};
-pub use error::{SessionError, SetUpError, Unready};
+pub use error::{Lost, SessionError, SetUpError, Unready};
 use log::Logging;
 use ring::Ring;
 
@@ -299,6 +299,13 @@ impl Session {
     pub fn take_complaints(&mut self) -> Vec<SessionError> {
         let all = std::mem::take(&mut self.complaints).into_iter();
         all.map(|(index, error)| SessionError::SetUp { index, error }).collect()
+    }
+
+    /// What was lost of the front end's memory, if something was: its file shrank. There are zeros
+    /// now, so the session is of no use any more.
+    pub fn memory_lost(&self) -> Option<Lost> {
+        let region = self.memory.lost().map(Lost::Region);
+        region.or_else(|| self.logging.is_lost().then_some(Lost::Log))
     }
 
     /// The device features that were negotiated, if they were.

@@ -6,6 +6,9 @@
 //!                                   └──────── reply ───────┘
 //! ```
 //!
+//! A front end whose memory is lost (`virtq::mem::guard`) is put into quarantine: its connection
+//! ends, and nobody is accepted before [`port::StatusCell::reset`].
+//!
 //! One front end at a time. Whatever goes wrong with it ends that connection only: its queues are
 //! taken back, its memory unmapped, its fds closed, and the port waits for the next one.
 
@@ -23,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use port::{Fabric, OffloadSet, PortId, PortState, QueueCounters, QueueFault, StatusCell};
+use virtq::mem::guard;
 
 use crate::session::{RingIndex, Session, SessionError, SessionSettings, Unready};
 use connection::{Connection, Disconnect};
@@ -133,6 +137,8 @@ pub struct VhostUserPort {
     armed: Option<Instant>,
     /// The listener is not watched until then.
     accept_again: Option<Instant>,
+    /// Gives an edge when memory was lost, of whichever port.
+    losses: OwnedFd,
 }
 
 /// How connections come about.
@@ -169,8 +175,9 @@ impl VhostUserPort {
             SocketMode::Client => Way::Connect(Reconnect::new().map_err(no_timer)?),
         };
         let (status, rings) = (links.status.clone(), FabricRings::new(links, settings.retries));
+        let losses = guard::notice().map_err(no_timer)?;
         let (link, armed, accept_again) = (None, None, None);
-        let port = Self { settings, status, rings, way, link, timer, armed, accept_again };
+        let port = Self { settings, status, rings, way, link, timer, armed, accept_again, losses };
         port.show();
         Ok(port)
     }
@@ -186,8 +193,7 @@ impl VhostUserPort {
             return self.show();
         }
         if let Some(err) = link.session.err_eventfd(ring) {
-            let _ = rustix::io::ioctl_fionbio(err.as_fd(), true);
-            let _ = rustix::io::write(err.as_fd(), &1u64.to_ne_bytes());
+            virtio_net::notify::signal(err);
         }
         tracing::warn!(port = %self.settings.name, ring = ring.0, "{fault}");
         self.status.error(format!("ring {}: {fault}", ring.0));
@@ -214,11 +220,29 @@ impl VhostUserPort {
         &self.settings
     }
 
+    fn is_quarantined(&self) -> bool {
+        self.status.read().state == PortState::Quarantined
+    }
+
+    /// Puts the port into quarantine if the front end's memory was lost. Returns whether it was.
+    fn check_memory(&mut self, ops: &mut EventOps<'_>) -> bool {
+        let lost = self.link.as_ref().and_then(|link| link.session.memory_lost());
+        let Some(region) = lost else { return false };
+        let reason = Disconnect::MemoryLost(region);
+        self.status.set(PortState::Quarantined, reason.to_string());
+        self.unlink(&reason, ops);
+        true
+    }
+
     fn accept(&mut self, ops: &mut EventOps<'_>) {
         let Way::Listen(listener) = &self.way else { return };
         match listener.accept() {
             Ok(Some(stream)) => {
-                let Some(link) = &mut self.link else { return self.open_link(stream, ops) };
+                let Some(link) = &mut self.link else {
+                    // In quarantine nobody is served: the stream closes.
+                    let wanted = (!self.is_quarantined()).then_some(stream);
+                    return wanted.map_or((), |stream| self.open_link(stream, ops));
+                };
                 drop(stream);
                 link.sent_away = link.sent_away.saturating_add(1);
                 if link.sent_away <= LOGGED_REFUSALS {
@@ -243,7 +267,7 @@ impl VhostUserPort {
     fn connect(&mut self, ops: &mut EventOps<'_>) {
         let Way::Connect(reconnect) = &mut self.way else { return };
         reconnect.expired();
-        if self.link.is_some() {
+        if self.link.is_some() || self.status.read().state == PortState::Quarantined {
             return;
         }
         match reconnect::connect(&self.settings.socket) {
@@ -283,21 +307,28 @@ impl VhostUserPort {
     fn serve(&mut self, ops: &mut EventOps<'_>) {
         let Some(link) = &mut self.link else { return };
         let result = link.turn(&mut self.rings, &self.settings.name, &self.status);
-        if let Err(reason) = result {
+        // What was lost meanwhile, perhaps on this very thread, explains what went wrong.
+        if self.check_memory(ops) {
+            return;
+        }
+        if let Err(reason) = result.and_then(|()| self.watch_link(ops)) {
             self.unlink(&reason, ops);
             return;
         }
+        self.arm_timer();
+        self.show();
+    }
+
+    /// Asks for what the connection waits for.
+    fn watch_link(&mut self, ops: &mut EventOps<'_>) -> Result<(), Disconnect> {
+        let Some(link) = &mut self.link else { return Ok(()) };
         let interest = if link.connection.has_output() { EventSet::OUT } else { EventSet::IN };
         if interest != link.interest {
             link.interest = interest;
-            if let Err(error) = ops.modify(Events::new(&link.connection.as_fd(), interest)) {
-                let reason = Disconnect::Io(io::Error::other(error.to_string()));
-                self.unlink(&reason, ops);
-                return;
-            }
+            let events = Events::new(&link.connection.as_fd(), interest);
+            ops.modify(events).map_err(|error| io::Error::other(error.to_string()))?;
         }
-        self.arm_timer();
-        self.show();
+        Ok(())
     }
 
     /// Gives transmitqs that are not enabled yet some time, and sets the timer to what is next.
@@ -437,6 +468,8 @@ impl MutEventSubscriber for VhostUserPort {
             }
         };
         let added = added.and_then(|()| ops.add(Events::new(&self.timer.as_fd(), EventSet::IN)));
+        let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        let added = added.and_then(|()| ops.add(Events::new(&self.losses, edge)));
         if let Err(error) = added {
             self.status.set(PortState::Down, format!("cannot watch the socket: {error}"));
         }
@@ -447,6 +480,10 @@ impl MutEventSubscriber for VhostUserPort {
         let of_link = |link: &Link| link.connection.as_fd().as_raw_fd() == fd;
         if self.link.as_ref().is_some_and(of_link) {
             self.serve(ops);
+            return;
+        }
+        if self.losses.as_raw_fd() == fd {
+            let _ = self.check_memory(ops);
             return;
         }
         if self.timer.as_fd().as_raw_fd() == fd {

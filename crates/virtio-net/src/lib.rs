@@ -6,7 +6,7 @@ pub mod daemon;
 pub mod device;
 pub mod features;
 pub mod header;
-mod notify;
+pub mod notify;
 mod options;
 mod receiveq;
 #[cfg(test)]

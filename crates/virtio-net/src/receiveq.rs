@@ -78,11 +78,8 @@ enum Look {
 }
 
 impl Receiveq {
-    /// Starts with kicks suppressed. The eventfds become non-blocking.
+    /// Starts with kicks suppressed.
     pub fn new(mut parts: ReceiveqParts) -> Self {
-        notify::prepare(parts.kick.as_ref());
-        notify::prepare(parts.call.as_ref());
-        notify::prepare(parts.queue.log_call());
         parts.queue.disable_kicks();
         Self {
             parts,
@@ -118,7 +115,6 @@ impl Receiveq {
 
     /// Replaces the call eventfd.
     pub fn set_call(&mut self, call: Option<Arc<OwnedFd>>) {
-        notify::prepare(call.as_ref());
         self.parts.call = call;
     }
 
@@ -286,7 +282,7 @@ impl Egress for Receiveq {
 
     fn notify(&mut self) -> Notified {
         let wanted = self.wants_call();
-        notify::signal(self.parts.queue.log_call());
+        notify::signal_any(self.parts.queue.log_call());
         notify::call(self.parts.call.as_ref(), wanted, &self.parts.counters.egress.calls)
     }
 

@@ -58,11 +58,8 @@ pub struct Transmitq {
 }
 
 impl Transmitq {
-    /// Starts with kicks suppressed. The eventfds become non-blocking.
+    /// Starts with kicks suppressed.
     pub fn new(mut parts: TransmitqParts) -> Self {
-        notify::prepare(parts.kick.as_ref());
-        notify::prepare(parts.call.as_ref());
-        notify::prepare(parts.queue.log_call());
         parts.queue.disable_kicks();
         parts.queue.read_only();
         Self { parts, chains: ChainBuf::with_capacity(BURST_MAX), held: false }
@@ -85,7 +82,6 @@ impl Transmitq {
 
     /// Replaces the call eventfd.
     pub fn set_call(&mut self, call: Option<Arc<OwnedFd>>) {
-        notify::prepare(call.as_ref());
         self.parts.call = call;
     }
 
@@ -165,7 +161,7 @@ impl Ingress for Transmitq {
 
     fn notify(&mut self) -> Notified {
         let wanted = self.wants_call();
-        notify::signal(self.parts.queue.log_call());
+        notify::signal_any(self.parts.queue.log_call());
         notify::call(self.parts.call.as_ref(), wanted, &self.parts.counters.ingress.calls)
     }
 

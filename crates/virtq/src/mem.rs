@@ -10,12 +10,14 @@
 //! **Trust.** Every byte behind a segment is hostile and may change between two reads. Addresses
 //! and lengths were checked against the map before a segment exists, and come from private copies.
 //! **Limits.** A segment is at most `u32::MAX` bytes; a map has at most [`MAX_REGIONS`] regions.
+//! A peer may shorten the file behind it: see [`guard`].
 //! **Not supported.** Dirty bitmaps of `vm-memory` regions are not marked.
 #![expect(unsafe_code, reason = "the crate's only module that dereferences guest memory")]
 
 mod dirty;
 #[cfg(feature = "driver")]
 mod driver_words;
+pub mod guard;
 mod map;
 mod piece;
 mod pool;

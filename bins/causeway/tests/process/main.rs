@@ -13,6 +13,7 @@ mod capture;
 mod counts;
 mod guest;
 mod life;
+mod memory;
 mod namespace;
 mod ports;
 mod sandbox;

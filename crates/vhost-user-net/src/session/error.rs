@@ -2,10 +2,22 @@
 
 use vhost::vhost_user::message::FrontendReq;
 use virtq::QueueError;
+use virtq::mem::GuestPhysAddr;
 
 use super::RingIndex;
 use crate::codec::CodecError;
 use crate::memory::MemoryError;
+
+/// Memory of the front end that is gone: its file was cut short while we had it mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Lost {
+    /// A region of the guest's memory.
+    #[error("the memory region at {0}")]
+    Region(GuestPhysAddr),
+    /// The log of pages that were written.
+    #[error("the log of written pages")]
+    Log,
+}
 
 /// Why a message was refused.
 #[derive(Debug, thiserror::Error)]

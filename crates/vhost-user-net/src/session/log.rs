@@ -29,6 +29,13 @@ pub(super) struct Logging {
     call: Option<Arc<OwnedFd>>,
 }
 
+impl Logging {
+    /// Whether the log's file was cut short.
+    pub(super) fn is_lost(&self) -> bool {
+        self.log.as_ref().is_some_and(DirtyLog::is_lost)
+    }
+}
+
 impl Session {
     pub(super) fn set_log_base(
         &mut self,

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use rustix::fs::{FileType, fstat};
 use virtio_net::features::{layout, ring_features};
+use virtio_net::notify;
 use virtq::{Layout, QueueConfig, RingPosition};
 
 use super::{
@@ -350,8 +351,10 @@ impl Session {
     }
 }
 
-/// Eventfds have no file type. Anything else is kept away from the workers: it could block them or
-/// fail in their poll set.
+/// Anything else is kept away from the workers: it could fail in their poll set. Where the kernel
+/// does not say what it is: eventfds have no file type.
 pub(super) fn is_no_eventfd(fd: &OwnedFd) -> bool {
-    fstat(fd).map_or(true, |s| FileType::from_raw_mode(s.st_mode) != FileType::Unknown)
+    let untyped =
+        || fstat(fd).is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Unknown);
+    !notify::is_eventfd(fd).unwrap_or_else(untyped)
 }

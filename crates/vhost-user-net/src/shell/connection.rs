@@ -10,7 +10,7 @@ use rustix::net::{
 };
 
 use crate::codec::{CodecError, Decoder, FDS_MAX, Message};
-use crate::session::SessionError;
+use crate::session::{Lost, SessionError};
 
 /// Why a connection ends.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +24,12 @@ pub(super) enum Disconnect {
     /// Somebody wants it to end.
     #[error("{0}")]
     Asked(String),
+    /// The front end took memory away that it had shared.
+    #[error(
+        "the file of {0} lost pages that were shared: it was cut short, or \
+         the host has no page left for it"
+    )]
+    MemoryLost(Lost),
     /// A message that cannot be answered with an error.
     #[error(transparent)]
     Session(#[from] SessionError),

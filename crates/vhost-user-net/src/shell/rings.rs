@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use port::{Fabric, PortId, QueueCounters, QueueId};
 use virtio_net::features::queue_options;
-use virtio_net::{QueueOptions, Receiveq, ReceiveqParts, Transmitq, TransmitqParts};
+use virtio_net::{QueueOptions, Receiveq, ReceiveqParts, Transmitq, TransmitqParts, notify};
 use virtq::QueueError;
 
 use super::{CountersOf, PortLinks};
@@ -54,7 +54,7 @@ impl Rings for FabricRings {
         // A call to the previous eventfd may have come after the driver looked at that one last:
         // one call too many is harmless, one too few is not.
         if let Some(call) = lost {
-            let _ = rustix::io::write(&call, &1u64.to_ne_bytes());
+            notify::signal(&call);
         }
         Ok(())
     }

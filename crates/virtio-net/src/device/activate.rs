@@ -45,7 +45,7 @@ impl ControlQueue {
         // `Virtq::needs_call` asks for; pairs with the driver's fence in its own arming.
         fence(Ordering::SeqCst);
         if self.queue.needs_call() {
-            notify::signal(self.events.call.as_ref());
+            notify::signal_any(self.events.call.as_ref());
         }
     }
 }
@@ -114,8 +114,6 @@ impl Device {
         let control = match self.control_index() {
             Some(index) => self.start(index, &map)?.map(|queue| {
                 let events = events(index);
-                notify::prepare(events.kick.as_ref());
-                notify::prepare(events.call.as_ref());
                 ControlQueue { queue, chains: ChainBuf::default(), events }
             }),
             None => None,

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use vm_memory::{FileOffset, MmapRegion};
 
+use super::guard::Watch;
 use super::{GuestPhysAddr, SharedMap};
 
 /// Bytes of a page: those of the log, whatever the guest's are.
@@ -23,6 +24,7 @@ pub const LOG_PAGE: u64 = 4096;
 #[derive(Clone)]
 pub struct DirtyLog {
     map: SharedMap,
+    watch: Arc<Watch>,
     skip: usize,
     bytes: usize,
 }
@@ -46,10 +48,16 @@ impl DirtyLog {
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string()))?;
         let region = Arc::new(region);
         let ptr = region.as_ptr();
+        let watch = Arc::new(Watch::new(&region));
         // SAFETY: the region is mapped for reading and writing while the `Arc` lives, nobody makes
         // references to its bytes, and a mapping starts at a page.
         let map = unsafe { SharedMap::new(ptr, len, region) };
-        Ok(Self { map, skip, bytes })
+        Ok(Self { map, watch, skip, bytes })
+    }
+
+    /// Whether its file was cut short: see [`super::guard`].
+    pub fn is_lost(&self) -> bool {
+        self.watch.is_lost()
     }
 
     /// Pages that the log has a bit for.

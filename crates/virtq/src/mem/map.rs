@@ -227,6 +227,12 @@ impl GuestMap {
         self.inner.regions.len()
     }
 
+    /// Where each region is here, and its bytes.
+    pub(super) fn host_ranges(&self) -> impl Iterator<Item = (usize, usize)> {
+        let range = |r: &Region| (r.host.addr(), usize::try_from(r.len).unwrap_or(usize::MAX));
+        self.inner.regions.iter().map(range)
+    }
+
     /// Whether both are the same snapshot.
     pub fn same_as(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.inner, &other.inner)
