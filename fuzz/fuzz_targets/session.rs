@@ -64,6 +64,8 @@ impl Rings for Shelf {
         Some(queue.into())
     }
 
+    fn forget(&mut self, _: RingIndex) {}
+
     fn announce(&mut self, mac: [u8; 6]) {
         assert_eq!(mac[0] & 1, 0);
     }

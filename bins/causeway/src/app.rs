@@ -17,6 +17,7 @@ mod uplink;
 pub(crate) mod view;
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -65,6 +66,8 @@ pub(crate) struct App {
     sandbox: Sandbox,
     /// How often a full receiveq is tried again.
     retries: u32,
+    /// Where ring positions are kept for a successor.
+    state_dir: Option<PathBuf>,
     began: Instant,
     /// Clients could not be taken: the control socket is left alone until the next tick.
     deaf: bool,
@@ -138,6 +141,7 @@ impl App {
             source: None,
             sandbox: Sandbox::default(),
             retries: virtio_net::DEFAULT_RETRIES,
+            state_dir: None,
             began: Instant::now(),
             deaf: false,
             stopping: false,
@@ -147,6 +151,11 @@ impl App {
     /// Says how often guests' full receiveqs are tried again, from now on.
     pub(crate) fn set_retries(&mut self, retries: u32) {
         self.retries = retries;
+    }
+
+    /// Says where ring positions are kept for a successor, for ports that are added from now on.
+    pub(crate) fn set_state_dir(&mut self, dir: Option<PathBuf>) {
+        self.state_dir = dir;
     }
 
     /// What the next reload has to know.

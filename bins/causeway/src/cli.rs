@@ -48,6 +48,9 @@ pub(crate) struct RunArgs {
     /// Control socket
     #[arg(long, value_name = "SOCKET", value_parser = |text: &str| switch_key("control", text))]
     pub(crate) control: Option<String>,
+    /// Where ring positions are kept, so that guests survive a crash of the switch; or off
+    #[arg(long, value_name = "DIR", value_parser = |text: &str| switch_key("state-dir", text))]
+    pub(crate) state_dir: Option<String>,
     /// Serve metrics to scrapers: a TCP port of 127.0.0.1, or ADDRESS:PORT
     #[arg(long, value_name = "ADDR", value_parser = |text: &str| switch_key("metrics", text))]
     pub(crate) metrics: Option<String>,
@@ -76,6 +79,7 @@ impl RunArgs {
             ("poll", &self.poll),
             ("poll-us", &self.poll_us),
             ("control", &self.control),
+            ("state-dir", &self.state_dir),
             ("metrics", &self.metrics),
         ];
         for (key, value) in options {
@@ -313,6 +317,8 @@ mod tests {
             let text = wrong(&format!("causeway ctl top --interval={bad}"));
             assert!(text.ends_with("0.1 to 3600 seconds are possible"), "{text}");
         }
+        let text = wrong("causeway run --state-dir=");
+        assert!(text.contains("state-dir is a directory, or off"), "{text}");
         assert!(wrong("causeway run --metrics :1").contains("metrics is a TCP port as 9101"));
         assert!(wrong("causeway run --sandbox maybe").contains("[possible values: on, off]"));
         assert!(wrong("causeway").starts_with("a subcommand is missing"));

@@ -1,13 +1,15 @@
 //! `causeway run`: from options to a switch that serves.
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 
 use control::config::{check_stations, check_unique};
 use control::scrape::Scrape;
-use control::server::Server;
-use control::{Config, Poll, PortSpec, SwitchSettings, Workers};
+use control::server::{Server, default_state_dir};
+use control::{Config, Poll, PortSpec, StateDir, SwitchSettings, Workers};
 use switch::{FdbLimits, PollMode, Switch, SwitchConfig};
 use tracing_subscriber::filter::LevelFilter;
+use vhost_user_net::record::prepare_state_dir;
 
 use crate::Failure;
 use crate::app::{App, Origin, Source};
@@ -65,6 +67,7 @@ pub(crate) fn run(arguments: &RunArgs) -> Result<(), Failure> {
     if let Some(retries) = settings.retries {
         app.set_retries(retries);
     }
+    app.set_state_dir(state_dir(settings.state_dir.as_ref())?);
     if let Some(address) = settings.metrics {
         let scrape =
             Scrape::bind(address).map_err(failed(&format!("serve metrics at {address}")))?;
@@ -86,6 +89,27 @@ pub(crate) fn run(arguments: &RunArgs) -> Result<(), Failure> {
     app.enter(sandbox);
     tracing::info!(control = %socket.display(), ports = count, "listening");
     app.serve().map_err(Failure::Runtime)
+}
+
+/// Where ring positions are kept: a directory that was asked for must do, the usual one may not.
+fn state_dir(asked: Option<&StateDir>) -> Result<Option<PathBuf>, Failure> {
+    let dir = match asked {
+        Some(StateDir::Off) => return Ok(None),
+        Some(StateDir::At(dir)) => Some(dir.clone()),
+        None => default_state_dir(),
+    };
+    let Some(dir) = dir else { return Ok(None) };
+    match prepare_state_dir(&dir) {
+        Ok(()) => Ok(Some(dir)),
+        Err(error) if asked.is_some() => {
+            let dir = dir.display();
+            Err(Failure::Runtime(format!("cannot keep ring positions in {dir}: {error}")))
+        }
+        Err(error) => {
+            tracing::warn!(dir = %dir.display(), "ring positions are not kept: {error}");
+            Ok(None)
+        }
+    }
 }
 
 fn log_to_stderr(level: LogLevel) {

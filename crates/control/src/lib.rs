@@ -20,4 +20,6 @@ pub use protocol::{Reply, Request};
 pub use spec::{
     AfXdpSpec, InterfaceSpec, PacketMmapSpec, PortKind, PortSpec, SpecError, VhostUserSpec,
 };
-pub use values::{MacAddress, Poll, SocketMode, SocketRole, Steer, VlanId, Workers, XdpMode};
+pub use values::{
+    MacAddress, Poll, SocketMode, SocketRole, StateDir, Steer, VlanId, Workers, XdpMode,
+};

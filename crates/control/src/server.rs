@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use crate::protocol::{Reply, Request};
 
-pub use bind::{BindError, default_path};
+pub use bind::{BindError, default_path, default_state_dir};
 
 /// The most clients at a time.
 pub const CLIENTS_MAX: usize = 64;

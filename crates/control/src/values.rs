@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use port::OffloadSet;
@@ -294,6 +295,36 @@ impl fmt::Display for Workers {
         match self {
             Self::PerQueue => f.write_str("per-queue"),
             Self::Cpus(cpus) => f.write_str(&joined(cpus, ",")),
+        }
+    }
+}
+
+/// Where state is kept for a successor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StateDir {
+    /// Nowhere.
+    Off,
+    /// In this directory.
+    At(PathBuf),
+}
+
+impl FromStr for StateDir {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "" => Err(()),
+            "off" => Ok(Self::Off),
+            path => Ok(Self::At(PathBuf::from(path))),
+        }
+    }
+}
+
+impl fmt::Display for StateDir {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::At(path) => write!(f, "{}", path.display()),
         }
     }
 }

@@ -4,6 +4,7 @@
 pub mod codec;
 pub mod memory;
 mod rarp;
+pub mod record;
 pub mod session;
 mod shell;
 

@@ -150,6 +150,16 @@ impl RegionTable {
         lost.map(|slot| slot.region.spec.guest)
     }
 
+    /// In which file, and where, the front end has what is at `addr`.
+    pub fn file_place(&self, addr: FrontendAddr) -> Option<FilePlace> {
+        self.slots.iter().find_map(|slot| {
+            let Region { spec, file, .. } = &*slot.region;
+            let inside = addr.0.checked_sub(spec.user.0).filter(|inside| *inside < spec.size)?;
+            let offset = spec.mmap_offset.wrapping_add(inside);
+            Some(FilePlace { device: file.device, inode: file.inode, offset })
+        })
+    }
+
     /// Number of regions.
     pub fn len(&self) -> usize {
         self.slots.len()
@@ -210,6 +220,17 @@ impl RegionTable {
         }
         Ok(self)
     }
+}
+
+/// A byte of a memory file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FilePlace {
+    /// The file system.
+    pub device: u64,
+    /// The file in it.
+    pub inode: u64,
+    /// Bytes from its start.
+    pub offset: u64,
 }
 
 /// Which file it is.

@@ -38,6 +38,7 @@ use virtq::{ChainError, QueueConfig, QueueError, RingLog, RingPosition, Virtq};
 
 use crate::codec::{CodecError, Message, Reply, Request, VringFd, VringState};
 use crate::memory::{RegionTable, SLOTS_MAX};
+use crate::record::Identity;
 pub use error::{Lost, SessionError, SetUpError, Unready};
 use log::Logging;
 use ring::Ring;
@@ -113,6 +114,11 @@ pub struct RingStart<'a> {
     pub mtu: u16,
     /// Whether the ring ran before: a call may have been lost on the way.
     pub resumed: bool,
+    /// Whether the position is certain: if not, a record of the ring is believed rather than the
+    /// front end.
+    pub known: bool,
+    /// Which ring it is, in the files of the memory.
+    pub identity: Option<Identity>,
     /// Where it notes what it writes, while the guest migrates.
     pub log: Option<RingLog>,
 }
@@ -146,6 +152,9 @@ pub trait Rings {
     /// None if the ring is lost: its worker had a bug.
     fn stop(&mut self, ring: RingIndex) -> Option<Stopped>;
 
+    /// Forgets where a ring is, if there is a record: the front end knows, or it starts anew.
+    fn forget(&mut self, ring: RingIndex);
+
     /// Tells the network that `mac` is here now.
     fn announce(&mut self, mac: [u8; 6]);
 }
@@ -157,6 +166,8 @@ pub struct Outcome {
     pub reply: Option<Vec<u8>>,
     /// Why the request was refused, if the reply says so and the session goes on.
     pub refused: Option<SessionError>,
+    /// The ring whose position the reply tells: once it was sent, no record of it is needed.
+    pub handed: Option<RingIndex>,
 }
 
 /// What a request asks back.
@@ -228,14 +239,24 @@ impl Session {
         let ack = header.need_reply && self.has_protocol(VhostUserProtocolFeatures::REPLY_ACK);
         let write = |reply: Reply| Some(reply.write(header.request));
         match result {
-            Ok(Answer::Reply(reply)) => Ok(Outcome { reply: write(reply), refused: None }),
-            Ok(Answer::Done) if ack => Ok(Outcome { reply: write(Reply::U64(0)), refused: None }),
+            Ok(Answer::Reply(reply)) => {
+                let handed = match &reply {
+                    Reply::Vring(state) => u16::try_from(state.ring).ok().map(RingIndex),
+                    Reply::U64(_) | Reply::Empty => None,
+                };
+                Ok(Outcome { reply: write(reply), refused: None, handed })
+            }
+            Ok(Answer::Done) if ack => {
+                Ok(Outcome { reply: write(Reply::U64(0)), ..Outcome::default() })
+            }
             Ok(Answer::Done) => Ok(Outcome::default()),
             Err(error) if header.request == u32::from(FrontendReq::GET_CONFIG) => {
-                Ok(Outcome { reply: write(Reply::Empty), refused: Some(error) })
+                let (reply, refused) = (write(Reply::Empty), Some(error));
+                Ok(Outcome { reply, refused, handed: None })
             }
             Err(error) if ack && !has_own_reply(header.request) => {
-                Ok(Outcome { reply: write(Reply::U64(1)), refused: Some(error) })
+                let (reply, refused) = (write(Reply::U64(1)), Some(error));
+                Ok(Outcome { reply, refused, handed: None })
             }
             Err(error) => Err(error),
         }
@@ -446,8 +467,9 @@ impl Session {
 
     fn reset(&mut self, rings: &mut dyn Rings) {
         self.close(rings);
-        for ring in self.rings.values_mut() {
+        for (index, ring) in &mut self.rings {
             ring.reset();
+            rings.forget(*index);
         }
         self.features = None;
         self.status = 0;

@@ -28,7 +28,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use port::{Fabric, OffloadSet, PortId, PortState, QueueCounters, QueueFault, StatusCell};
 use virtq::mem::guard;
 
-use crate::session::{RingIndex, Session, SessionError, SessionSettings, Unready};
+use crate::session::{RingIndex, Rings, Session, SessionError, SessionSettings, Unready};
 use connection::{Connection, Disconnect};
 use listener::Listener;
 pub use listener::OpenError;
@@ -81,6 +81,9 @@ pub struct PortSettings {
     pub ring_reset: bool,
     /// The offloads to offer, in both directions.
     pub offloads: OffloadSet,
+    /// Where ring positions are kept for a successor of this process: see
+    /// [`crate::record::prepare_state_dir`]. Without it they are kept for later connections only.
+    pub state_dir: Option<PathBuf>,
 }
 
 impl PortSettings {
@@ -98,6 +101,7 @@ impl PortSettings {
             retries: virtio_net::DEFAULT_RETRIES,
             ring_reset: false,
             offloads: OffloadSet::ALL,
+            state_dir: None,
         }
     }
 }
@@ -174,7 +178,7 @@ impl VhostUserPort {
             SocketMode::Server => Way::Listen(Listener::open(&settings)?),
             SocketMode::Client => Way::Connect(Reconnect::new().map_err(no_timer)?),
         };
-        let (status, rings) = (links.status.clone(), FabricRings::new(links, settings.retries));
+        let (status, rings) = (links.status.clone(), FabricRings::new(links, &settings));
         let losses = guard::notice().map_err(no_timer)?;
         let (link, armed, accept_again) = (None, None, None);
         let port = Self { settings, status, rings, way, link, timer, armed, accept_again, losses };
@@ -203,6 +207,21 @@ impl VhostUserPort {
     /// Ends the present connection, if there is one; the front end may come again.
     pub fn disconnect(&mut self, reason: &str, ops: &mut EventOps<'_>) {
         self.unlink(&Disconnect::Asked(reason.to_owned()), ops);
+    }
+
+    /// The locked file of ring positions, for a process that takes the port over while this one
+    /// lives: give it a duplicate, see [`Self::adopt_record_file`].
+    pub fn record_file(&self) -> Option<std::os::fd::BorrowedFd<'_>> {
+        self.rings.records.fd()
+    }
+
+    /// Goes on with the file of ring positions of the process that had the port. Before any ring
+    /// starts; without a state directory it is closed.
+    pub fn adopt_record_file(&mut self, file: OwnedFd) {
+        if let Some(dir) = &self.settings.state_dir {
+            let (socket, queues) = (&self.settings.socket, self.settings.queues);
+            self.rings.records.take_over(file, dir, socket, queues);
+        }
     }
 
     /// Whether a front end is connected.
@@ -437,6 +456,9 @@ impl Link {
             self.complain_of_rings(name, status);
             if let Some(reply) = outcome.reply {
                 self.connection.send(&reply)?;
+            }
+            if let Some(ring) = outcome.handed {
+                rings.forget(ring);
             }
         }
         Ok(())

@@ -24,7 +24,7 @@
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::fence;
 
-use crate::config::{Layout, QueueConfig, QueueError, RingPosition};
+use crate::config::{Layout, QueueConfig, QueueError, RingPosition, WRAP_BIT};
 use crate::mem::{GuestMap, PackedAreas, RecordPage, SplitAreas};
 use crate::packed::recover;
 use crate::shared::Shared;
@@ -151,6 +151,22 @@ impl RecordPage {
     /// resets it.
     pub fn forget(&self) {
         self.place().store(0, Relaxed);
+    }
+
+    /// Sets the place of a ring that nobody runs, and of which no chain is on its way.
+    pub fn leave(&self, position: RingPosition) {
+        let place = match position {
+            RingPosition::Split { used, .. } => used,
+            RingPosition::Packed { used, used_wrap, .. } => {
+                if used_wrap {
+                    used | WRAP_BIT
+                } else {
+                    used
+                }
+            }
+        };
+        self.forget();
+        Record::new(self.clone()).begin(place);
     }
 
     /// Whether there is a place.

@@ -185,8 +185,8 @@ impl Switch {
         Self::start_with(folder, &arguments)
     }
 
-    /// Starts `causeway run` with these arguments (besides the control socket), and with
-    /// `$CAUSEWAY_LOG` as its log level.
+    /// Starts `causeway run` with these arguments (besides the control socket and, unless it is
+    /// among them, the state directory), and with `$CAUSEWAY_LOG` as its log level.
     ///
     /// # Errors
     /// As [`Switch::start`].
@@ -202,6 +202,9 @@ impl Switch {
         let control = folder.join("control.sock");
         let mut command = tied_command(&program);
         let _ = command.arg("run").arg("--control").arg(&control).args(arguments);
+        if !arguments.contains(&"--state-dir") {
+            let _ = command.arg("--state-dir").arg(folder.join("state"));
+        }
         if let Some(level) = std::env::var_os("CAUSEWAY_LOG") {
             let _ = command.arg("--log").arg(level);
         }

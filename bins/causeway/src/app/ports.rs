@@ -8,6 +8,7 @@ use event_manager::{SubscriberId, SubscriberOps};
 use packet::{MacAddr, VlanId};
 use port::{Fabric, PortState, QueueFault, QueueId};
 use switch::{PortConfig, PortHandle, VlanRule, Way};
+use vhost_user_net::record::remove_record;
 use vhost_user_net::{CountersOf, PortLinks, PortSettings, RingIndex, SocketMode, VhostUserPort};
 
 use super::device::Device;
@@ -116,6 +117,20 @@ impl App {
         port
     }
 
+    /// What is kept for a successor of a port that will not come back goes.
+    pub(super) fn forget_state(&self, spec: &PortSpec) {
+        let socket = |spec: &PortSpec| match &spec.kind {
+            PortKind::VhostUser(guest) => Some(guest.socket.clone()),
+            PortKind::Tap(_) | PortKind::AfXdp(_) | PortKind::PacketMmap(_) => None,
+        };
+        if let (Some(dir), Some(gone)) = (&self.state_dir, socket(spec)) {
+            // Another port may have the socket now; then it has the file, too.
+            if !self.specs().any(|other| socket(other).as_ref() == Some(&gone)) {
+                remove_record(dir, &gone);
+            }
+        }
+    }
+
     /// Opens what is behind a port.
     pub(super) fn open(&mut self, port: &Port) -> Result<Side, String> {
         self.sandbox.permits(&port.spec)?;
@@ -143,6 +158,7 @@ impl App {
             ring_reset: spec.ring_reset,
             offloads: spec.offloads.0,
             retries: self.retries,
+            state_dir: self.state_dir.clone(),
             ..PortSettings::server(port.spec.name.as_str(), &spec.socket)
         };
         let handle = port.handle.clone();
@@ -239,7 +255,8 @@ impl App {
     pub(super) fn port_del(&mut self, name: &str) -> Reply {
         match self.take_port(name) {
             Some(port) => {
-                drop(self.remove(port));
+                let port = self.remove(port);
+                self.forget_state(&port.spec);
                 Reply::done(format!("removed port {name}"))
             }
             None => self.no_port(name),

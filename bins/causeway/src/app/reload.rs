@@ -116,6 +116,9 @@ impl App {
                 Err(reason) => format!("{error}; {name} is gone: {reason}"),
             });
         }
+        for port in &before {
+            self.forget_state(&port.spec);
+        }
         done.removed.extend(before.into_iter().map(|port| port.spec.name));
         done
     }

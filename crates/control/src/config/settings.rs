@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::keys::{Key, KeyError, names, set};
 use crate::spec::is_name;
-use crate::values::{MacAddress, Poll, VlanId, Workers, address, between, switch};
+use crate::values::{MacAddress, Poll, StateDir, VlanId, Workers, address, between, switch};
 
 /// The `[switch]` table: what is not given keeps its default.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -18,6 +18,8 @@ pub struct SwitchSettings {
     pub poll_us: Option<u32>,
     /// The control socket.
     pub control: Option<PathBuf>,
+    /// Where ring positions are kept for a successor.
+    pub state_dir: Option<StateDir>,
     /// Where scrapers read the metrics; nowhere if it is not given.
     pub metrics: Option<SocketAddr>,
     /// Seconds until a learned address is forgotten.
@@ -103,6 +105,15 @@ pub(super) const SWITCH: &[Key<SwitchSettings>] = &[
             Some(())
         },
         show: |switch| switch.control.as_ref().map(|path| path.display().to_string()),
+    },
+    Key {
+        name: "state-dir",
+        allowed: "a directory, or off",
+        set: |switch, text| {
+            switch.state_dir = Some(text.parse().ok()?);
+            Some(())
+        },
+        show: |switch| text(switch.state_dir.as_ref()),
     },
     Key {
         name: "metrics",

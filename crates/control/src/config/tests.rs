@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::{Config, Difference, check_stations, check_unique};
 use crate::spec::PortSpec;
-use crate::values::{Poll, Workers};
+use crate::values::{Poll, StateDir, Workers};
 
 const FILE: &str = r#"
 # Two guests and the host.
@@ -89,8 +89,8 @@ fn errors_name_line_value_and_what_is_allowed() {
         (
             "[switch]\npol = \"busy\"",
             "line 2: unknown key \"pol\" (did you mean poll?); [switch] has workers, poll, \
-             poll-us, control, metrics, ageing, fdb-entries, fdb-entries-per-port, retries, \
-             forward-reserved",
+             poll-us, control, state-dir, metrics, ageing, fdb-entries, fdb-entries-per-port, \
+             retries, forward-reserved",
         ),
         (
             "[switch]\n\npoll = \"lazy\"",
@@ -250,4 +250,15 @@ proptest! {
         ports.sort_by(|a, b| a.name.cmp(&b.name));
         prop_assert_eq!(ports, new.ports);
     }
+}
+
+#[test]
+fn the_state_directory_is_a_path_or_off() {
+    let set = |text: &str| Config::parse(&format!("[switch]\nstate-dir = \"{text}\""));
+    let of = |text: &str| set(text).unwrap().switch.state_dir.unwrap();
+    assert_eq!(of("off"), StateDir::Off);
+    assert_eq!(of("/run/x"), StateDir::At("/run/x".into()));
+    assert_eq!(of("/run/x").to_string(), "/run/x");
+    let error = set("").unwrap_err().to_string();
+    assert_eq!(error, "line 2: state-dir= is not allowed: state-dir is a directory, or off");
 }

@@ -67,6 +67,12 @@ pub fn default_path() -> Result<PathBuf, String> {
         .ok_or_else(|| "XDG_RUNTIME_DIR is not set: use --control SOCKET".to_owned())
 }
 
+/// `/run/causeway/state`, or the place for a user who is not root; none if that user has no runtime
+/// folder.
+pub fn default_state_dir() -> Option<PathBuf> {
+    default_path().ok().map(|socket| socket.with_file_name("state"))
+}
+
 pub(super) fn bind(path: &Path) -> Result<(UnixListener, (u64, u64)), BindError> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,

@@ -14,6 +14,7 @@ use super::{
     SessionError, SetUpError, VringFd, VringState,
 };
 use crate::codec::VringAddr;
+use crate::record::Identity;
 
 /// The largest ring that virtio knows.
 const SIZE_MAX: u16 = 32768;
@@ -38,6 +39,8 @@ pub(super) struct Ring {
     pub(super) wrong: Option<SetUpError>,
     /// It ran since it was started.
     resumed: bool,
+    /// This session knows better than any record where it is.
+    known: bool,
     /// When the time is over that the front end has for it.
     held_until: Option<Instant>,
     /// The front end took too long to say whether the ring is enabled: it is not.
@@ -52,13 +55,14 @@ impl Ring {
     /// As it was at first, but for call and err, which front ends set once.
     pub(super) fn reset(&mut self) {
         let (call, err) = (self.call.take(), self.err.take());
-        *self = Self { call, err, enabled: Some(false), ..Self::default() };
+        *self = Self { call, err, enabled: Some(false), known: true, ..Self::default() };
     }
 
     fn end(&mut self) {
         self.wrong = None;
         self.kick = None;
         self.started = false;
+        self.known = true;
         self.broken = false;
         self.resumed = false;
         self.impatient = false;
@@ -280,13 +284,24 @@ impl Session {
             features,
             mtu: self.mtu,
             resumed: ring.resumed,
+            known: ring.known,
+            identity: self.identity(ring, &config),
             log: self.ring_log(ring),
         };
         rings.start(index, start)?;
         let ring = self.ring_mut(index);
         ring.running = true;
         ring.resumed = true;
+        ring.known = true;
         Ok(())
+    }
+
+    /// Which ring it is, in the files of the memory.
+    fn identity(&self, ring: &Ring, config: &QueueConfig) -> Option<Identity> {
+        let addr = ring.addr?;
+        let place = |addr| self.memory.file_place(addr);
+        let places = [place(addr.desc)?, place(addr.avail)?, place(addr.used)?];
+        Some(Identity::new(config, places))
     }
 
     /// The ring's configuration, if all of it is known and in memory.

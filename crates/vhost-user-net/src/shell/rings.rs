@@ -7,10 +7,12 @@ use std::sync::Arc;
 use port::{Fabric, PortId, QueueCounters, QueueId};
 use virtio_net::features::queue_options;
 use virtio_net::{QueueOptions, Receiveq, ReceiveqParts, Transmitq, TransmitqParts, notify};
-use virtq::QueueError;
+use virtq::mem::RecordPage;
+use virtq::{QueueConfig, QueueError, Recovery, RingPosition};
 
-use super::{CountersOf, PortLinks};
+use super::{CountersOf, PortLinks, PortSettings};
 use crate::rarp;
+use crate::record::{Identity, Records};
 use crate::session::{RingIndex, RingStart, Rings, Stopped};
 
 /// The switch, as a session uses it.
@@ -20,11 +22,47 @@ pub(super) struct FabricRings {
     counters: CountersOf,
     /// How often a delivery looks again at a receiveq without room.
     retries: u32,
+    /// Where rings are, for who comes after this session or this process.
+    pub(super) records: Records,
+    /// The port's name in the log.
+    name: String,
 }
 
 impl FabricRings {
-    pub(super) fn new(links: PortLinks, retries: u32) -> Self {
-        Self { id: links.id, fabric: links.fabric, counters: links.counters, retries }
+    pub(super) fn new(links: PortLinks, settings: &PortSettings) -> Self {
+        let dir = settings.state_dir.as_deref();
+        Self {
+            id: links.id,
+            fabric: links.fabric,
+            counters: links.counters,
+            retries: settings.retries,
+            records: Records::new(dir, &settings.socket, settings.queues),
+            name: settings.name.clone(),
+        }
+    }
+
+    /// Where the ring goes on, if that is not certain and its record knows.
+    fn recover(
+        &self,
+        ring: RingIndex,
+        start: &RingStart<'_>,
+        (page, identity): (&RecordPage, &Identity),
+    ) -> Result<Option<RingPosition>, QueueError> {
+        if start.known || !Records::knows(page, identity) {
+            return Ok(None);
+        }
+        let (port, ring, told) = (&self.name, ring.0, start.config.position);
+        match start.config.recover(start.memory, page)? {
+            Recovery::At(position) => {
+                tracing::info!(port, ring, ?position, ?told, "goes on as recorded");
+                Ok(Some(position))
+            }
+            Recovery::Unlikely(why) => {
+                tracing::info!(port, ring, why, "the record does not fit: the driver began anew");
+                Ok(None)
+            }
+            Recovery::Unknown => Ok(None),
+        }
     }
 
     fn at(&self, ring: RingIndex) -> QueueId {
@@ -34,7 +72,20 @@ impl FabricRings {
 
 impl Rings for FabricRings {
     fn start(&mut self, ring: RingIndex, start: RingStart<'_>) -> Result<(), QueueError> {
-        let mut queue = start.config.activate(start.memory)?;
+        let page = self.records.page(ring);
+        let known = page.as_ref().zip(start.identity.as_ref());
+        let recorded = match known {
+            Some(known) => self.recover(ring, &start, known)?,
+            None => None,
+        };
+        let position = recorded.unwrap_or(start.config.position);
+        let mut queue = QueueConfig { position, ..start.config }.activate(start.memory)?;
+        if let Some((page, identity)) = known {
+            Records::claim(page, identity);
+            if self.records.outlive() {
+                queue.set_record(page.clone());
+            }
+        }
         queue.set_log(start.log);
         let options = QueueOptions {
             enabled: start.enabled,
@@ -43,7 +94,8 @@ impl Rings for FabricRings {
         };
         let counters: Arc<QueueCounters> = (self.counters)(ring.pair());
         let (kick, call) = (start.kick, start.call);
-        let lost = call.clone().filter(|_| start.resumed);
+        let begins = position == RingPosition::start(start.config.layout);
+        let lost = call.clone().filter(|_| start.resumed || recorded.is_some() || !begins);
         if ring.is_transmitq() {
             let parts = TransmitqParts { queue, kick, call, counters, options };
             self.fabric.attach_ingress(self.at(ring), Box::new(Transmitq::new(parts)));
@@ -51,8 +103,8 @@ impl Rings for FabricRings {
             let parts = ReceiveqParts { queue, kick, call, counters, options };
             self.fabric.attach_egress(self.at(ring), Box::new(Receiveq::new(parts)));
         }
-        // A call to the previous eventfd may have come after the driver looked at that one last:
-        // one call too many is harmless, one too few is not.
+        // A call to the previous eventfd, or of a predecessor, may have come after the driver
+        // looked at that one last: one call too many is harmless, one too few is not.
         if let Some(call) = lost {
             notify::signal(&call);
         }
@@ -60,6 +112,31 @@ impl Rings for FabricRings {
     }
 
     fn stop(&mut self, ring: RingIndex) -> Option<Stopped> {
+        let stopped = self.take(ring);
+        // A file has it from the queue itself.
+        if !self.records.outlive()
+            && let Some(page) = self.records.page(ring)
+        {
+            match &stopped {
+                Some(stopped) => page.leave(stopped.position),
+                None => page.forget(),
+            }
+        }
+        stopped
+    }
+
+    fn forget(&mut self, ring: RingIndex) {
+        self.records.forget(ring);
+    }
+
+    fn announce(&mut self, mac: [u8; 6]) {
+        self.fabric.originate(self.id, &rarp::announcement(mac));
+    }
+}
+
+impl FabricRings {
+    /// Takes a ring back from the switch.
+    fn take(&self, ring: RingIndex) -> Option<Stopped> {
         let queue = if ring.is_transmitq() {
             let ingress = self.fabric.detach_ingress(self.at(ring))?;
             downcast::<Transmitq>(ingress.into_any())?.into_parts().queue
@@ -68,10 +145,6 @@ impl Rings for FabricRings {
             downcast::<Receiveq>(egress.into_any())?.into_parts().queue
         };
         Some(queue.into())
-    }
-
-    fn announce(&mut self, mac: [u8; 6]) {
-        self.fabric.originate(self.id, &rarp::announcement(mac));
     }
 }
 

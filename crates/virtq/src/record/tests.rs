@@ -215,6 +215,9 @@ fn set_up_anew(case: Case, (turns, again): (usize, usize), clears: bool) {
     }
     let ran = queue.stop().position;
     assert_eq!(guest.config().recover(&guest.map, &page), Ok(Recovery::At(ran)));
+    let other = RecordMap::private(1).unwrap().page(0).unwrap();
+    other.leave(ran);
+    assert_eq!(guest.config().recover(&guest.map, &other), Ok(Recovery::At(ran)));
     let words = PackedAreas::new(&guest.map, &guest.config()).unwrap();
     let left = words.device_event().load(Relaxed);
     guest.driver.reset(|_| {}).unwrap();

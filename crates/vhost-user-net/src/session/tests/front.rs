@@ -31,6 +31,7 @@ pub(super) enum Event {
     Started { ring: u16, enabled: bool, position: RingPosition },
     Stopped(u16),
     Announced([u8; 6]),
+    Forgotten(u16),
 }
 
 #[derive(Default)]
@@ -70,6 +71,10 @@ impl Rings for Recorder {
         self.events.push(Event::Stopped(ring.0));
         let running = self.queues.remove(&ring.0).expect("stopped, but not running");
         Some(running.queue.into())
+    }
+
+    fn forget(&mut self, ring: RingIndex) {
+        self.events.push(Event::Forgotten(ring.0));
     }
 
     fn announce(&mut self, mac: [u8; 6]) {
