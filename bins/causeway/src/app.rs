@@ -72,6 +72,8 @@ pub(crate) struct App {
     /// Clients could not be taken: the control socket is left alone until the next tick.
     deaf: bool,
     stopping: bool,
+    /// Events are handled.
+    serving: bool,
 }
 
 /// What waits for events.
@@ -145,6 +147,7 @@ impl App {
             began: Instant::now(),
             deaf: false,
             stopping: false,
+            serving: false,
         })
     }
 
@@ -172,6 +175,7 @@ impl App {
 
     /// Serves until a signal ends it.
     pub(crate) fn serve(&mut self) -> Result<(), String> {
+        self.serving = true;
         while !self.stopping {
             let ran = self.manager.run();
             let _ = ran.map_err(|error| format!("the event loop failed: {error}"))?;

@@ -162,6 +162,13 @@ impl EgressCounters {
         self.drops.add(reason, frames);
     }
 
+    /// Counts frames as dropped that were counted as sent, and turn out to be lost.
+    pub fn not_sent(&self, reason: DropReason, frames: u64, bytes: u64) {
+        self.bytes.add(bytes.wrapping_neg());
+        self.frames.add(frames.wrapping_neg());
+        self.drops.add(reason, frames);
+    }
+
     /// Counts a frame that is about to become one and `more` segments: before any is sent.
     #[inline]
     pub fn segmented(&self, more: u64) {
@@ -299,6 +306,16 @@ mod tests {
         assert_eq!((totals.tx_frames, totals.tx_bytes), (2, 120));
         assert_eq!(totals.dropped(), 5);
         assert_eq!(totals.drops[DropReason::NoBuffer as usize], 4);
+    }
+
+    #[test]
+    fn what_was_not_sent_after_all_is_dropped() {
+        let counters = QueueCounters::default();
+        counters.egress.sent(10, 1000);
+        counters.egress.not_sent(DropReason::UplinkError, 3, 200);
+        let totals = counters.read_ends();
+        assert_eq!((totals.tx_frames, totals.tx_bytes, totals.dropped()), (7, 800, 3));
+        assert_eq!(counters.egress.ended(), 10);
     }
 
     #[test]

@@ -28,6 +28,7 @@ fn main() {
         steer: Steer::All,
         busy_poll: false,
         netns: None,
+        patience: Duration::from_secs(1),
     };
     let counters: Arc<QueueCounters> = Arc::default();
     let mut port = match open(&settings, &[Arc::clone(&counters)]) {

@@ -28,6 +28,8 @@ mod unfinished;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use packet::MacAddr;
 use port::{DropReason, QueueCounters};
@@ -111,6 +113,9 @@ pub struct AfXdpSettings {
     pub busy_poll: bool,
     /// A network namespace: a name as `ip netns` knows it, or a path.
     pub netns: Option<String>,
+    /// How long a queue that is in use is asked for again, while the caller waits: the kernel lets
+    /// go of one that was closed a moment ago behind our back.
+    pub patience: Duration,
 }
 
 /// An open uplink. Dropping control and link before the queues restores what was changed.
@@ -134,6 +139,8 @@ pub struct AfXdpControl {
     sockets: Vec<Arc<OwnedFd>>,
     mode: Obtained,
     can: Abilities,
+    /// Another process goes on with the queues.
+    left: Arc<AtomicBool>,
 }
 
 /// Frames for one queue that the kernel dropped, since it was opened.
@@ -189,6 +196,8 @@ impl AfXdpControl {
     /// Lets go of the interface without undoing what was changed on it: another process goes on.
     pub fn leave(mut self) {
         self.attachment.leave();
+        // ORDERING: the queues are dropped after this, by this thread or one that it tells to.
+        self.left.store(true, Ordering::Relaxed);
     }
 
     /// The memory of all frames.
@@ -249,6 +258,7 @@ fn open_here(
     let mut attachment = Attachment::prepare(&link, settings.replace)?;
     link.bring_up()?;
     link.set_promiscuous()?;
+    link.leave_tags();
     let hook = attach_best(&mut attachment, &program, &link, settings.mode)?;
     let umem = Umem::new(&name, queues)?;
     let opened = Queues::open(&umem, &link, settings, hook)?;
@@ -265,11 +275,11 @@ fn open_here(
         sockets.push(Arc::clone(socket));
     }
     let ours = sockets.iter().map(|_| Ours::all()).collect();
-    let queues = opened.into_halves(&umem, &link, (counters, ours)).map_err(|error| {
+    let (queues, left) = opened.into_halves(&umem, &link, (counters, ours)).map_err(|error| {
         AfXdpError::raw("divide the memory for frames", io::Error::other(error))
     })?;
     let umem = Arc::clone(umem.fd());
-    let control = AfXdpControl { attachment, program, umem, sockets, mode, can };
+    let control = AfXdpControl { attachment, program, umem, sockets, mode, can, left };
     Ok(AfXdp { control, link, queues })
 }
 
@@ -306,7 +316,7 @@ fn refused(link: &Link, hook: Hook, error: io::Error) -> AfXdpError {
         }
         (Hook::Native, Some(libc::ERANGE)) => {
             // ORDERING: a number of its own.
-            let mtu = link.mtu().load(std::sync::atomic::Ordering::Relaxed);
+            let mtu = link.mtu().load(Ordering::Relaxed);
             AfXdpError::Mtu { name, mtu }
         }
         (Hook::Native, Some(libc::ENOSPC)) => {

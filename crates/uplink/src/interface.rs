@@ -68,6 +68,8 @@ pub struct Link {
     promiscuous: Option<Promiscuous>,
     /// It was down, and is to be down again.
     restore_down: bool,
+    /// Its driver took tags out of frames, and is to do so again.
+    restore_tags: bool,
     made: bool,
     deleted: bool,
     mtu: Arc<AtomicU32>,
@@ -98,6 +100,7 @@ impl Link {
             query,
             promiscuous: None,
             restore_down: false,
+            restore_tags: false,
             made: false,
             deleted: false,
             mtu: Arc::new(AtomicU32::new(mtu)),
@@ -119,6 +122,32 @@ impl Link {
             self.restore_down = !self.made;
         }
         Ok(())
+    }
+
+    /// Leaves VLAN tags within frames, until the link is dropped: an `AF_XDP` socket never sees one
+    /// that the driver took out.
+    pub(crate) fn leave_tags(&mut self) {
+        let (name, (driver, _)) = (self.name(), self.driver());
+        if driver == "veth" {
+            tracing::warn!(
+                interface = name,
+                "VLAN tags that the peer leaves to its end of the veth pair are lost: use \
+                 `ethtool -K PEER txvlan off` there if it sends tagged frames"
+            );
+        }
+        // Who cannot tell has no such thing.
+        if !self.socket.takes_tags(&name).unwrap_or(false) {
+            return;
+        }
+        match self.socket.set_takes_tags(&name, false) {
+            Ok(()) => self.restore_tags = true,
+            Err(error) => tracing::warn!(
+                interface = name,
+                %error,
+                "its driver takes VLAN tags out of frames, which AF_XDP then does not see: try \
+                 `ethtool -K {name} rxvlan off`"
+            ),
+        }
     }
 
     /// Makes the interface take frames for all stations, until the link is dropped or the process
@@ -238,15 +267,25 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        if !self.restore_down || self.deleted {
+        if !(self.restore_down || self.restore_tags) || self.deleted {
             return;
         }
-        // Another interface may have the name by now: that one is not ours to set down.
+        // Another interface may have the name by now: that one is not ours to change.
         let Ok(Some(name)) = self.socket.name_of(self.index) else { return };
-        if let Err(error) = self.socket.set_up(&name, false)
-            && !is_gone(&error)
+        let failed = |what: &str, error: &io::Error| {
+            if !is_gone(error) {
+                tracing::warn!(interface = name, %error, "cannot {what} again");
+            }
+        };
+        if self.restore_tags
+            && let Err(error) = self.socket.set_takes_tags(&name, true)
         {
-            tracing::warn!(interface = name, %error, "cannot set the interface down again");
+            failed("let it take VLAN tags out of frames", &error);
+        }
+        if self.restore_down
+            && let Err(error) = self.socket.set_up(&name, false)
+        {
+            failed("set it down", &error);
         }
     }
 }

@@ -5,6 +5,7 @@ mod handover;
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use control::{AfXdpSpec, InterfaceSpec, PacketMmapSpec, PortKind, Steer, XdpMode};
 use packet::MacAddr;
@@ -43,15 +44,17 @@ enum Kind {
     PacketMmap(Vec<KernelWatch>),
 }
 
-/// Opens what `kind` asks for. Each queue pair counts in its own `counters`.
+/// Opens what `kind` asks for. Each queue pair counts in its own `counters`. A queue that is in use
+/// is asked for again, while the caller waits, for `patience`.
 pub(super) fn open(
     kind: &PortKind,
     counters: &[Arc<QueueCounters>],
+    patience: Duration,
 ) -> Result<(Device, Vec<Pair>), String> {
     match kind {
         PortKind::VhostUser(_) => Err("a guest has no interface".to_owned()),
         PortKind::Tap(spec) => open_tap(spec, counters),
-        PortKind::AfXdp(spec) => open_af_xdp(spec, counters),
+        PortKind::AfXdp(spec) => open_af_xdp(spec, counters, patience),
         PortKind::PacketMmap(spec) => open_packet_mmap(spec, counters),
     }
 }
@@ -71,6 +74,7 @@ fn open_tap(
 fn open_af_xdp(
     spec: &AfXdpSpec,
     counters: &[Arc<QueueCounters>],
+    patience: Duration,
 ) -> Result<(Device, Vec<Pair>), String> {
     let InterfaceSpec { ifname, queues, netns } = spec.interface.clone();
     let settings = AfXdpSettings {
@@ -89,6 +93,7 @@ fn open_af_xdp(
             Steer::Mac => af_xdp::Steer::Mac,
         },
         busy_poll: spec.busy_poll,
+        patience,
     };
     let xdp = af_xdp::open(&settings, counters).map_err(|error| error.to_string())?;
     let counted = vec![af_xdp::KernelDrops::default(); counters.len()];

@@ -1,6 +1,7 @@
 //! Ports come and go, fault and are reset.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use control::config::{check_stations, check_unique, stations};
 use control::{PortKind, PortSpec, Reply, SocketRole, StaticEntry, VhostUserSpec};
@@ -93,7 +94,7 @@ impl App {
         let side = Side::Absent;
         let mut port = Port { spec: spec.clone(), statics, origin, handle, side };
         let mut reason = None;
-        match self.open(&port) {
+        match self.open(&port, self.patience()) {
             Ok(side) => port.side = side,
             Err(error) => {
                 if spec.wait {
@@ -131,14 +132,20 @@ impl App {
         }
     }
 
+    /// How long something may be waited for that somebody asked for: when nobody is served yet,
+    /// longer than between two events.
+    fn patience(&self) -> Duration {
+        Duration::from_millis(if self.serving { 50 } else { 500 })
+    }
+
     /// Opens what is behind a port.
-    pub(super) fn open(&mut self, port: &Port) -> Result<Side, String> {
+    fn open(&mut self, port: &Port, patience: Duration) -> Result<Side, String> {
         self.sandbox.permits(&port.spec)?;
         match &port.spec.kind {
             PortKind::VhostUser(spec) => self.open_guest(port, spec).map(Side::Guest),
             PortKind::Tap(_) | PortKind::AfXdp(_) | PortKind::PacketMmap(_) => {
                 let events = Arc::clone(&self.link_events);
-                UplinkSide::open(events, &self.switch, &port.handle, &port.spec.kind)
+                UplinkSide::open(events, &self.switch, &port.handle, (&port.spec.kind, patience))
                     .map(|uplink| Side::Uplink(Box::new(uplink)))
             }
         }
@@ -190,7 +197,7 @@ impl App {
         for port in &mut ports {
             match &mut port.side {
                 Side::Guest(_) => {}
-                Side::Absent => match self.open(port) {
+                Side::Absent => match self.open(port, Duration::ZERO) {
                     Ok(side) => {
                         tracing::info!(port = port.spec.name, "is there now");
                         port.side = side;
@@ -269,7 +276,7 @@ impl App {
         let reply = if matches!(state, PortState::Broken | PortState::Quarantined) {
             self.close(&mut port);
             let _ = self.switch.reset_port(port.handle.id);
-            match self.open(&port) {
+            match self.open(&port, self.patience()) {
                 Ok(side) => {
                     port.side = side;
                     Reply::done(format!("port {name} is in service again"))

@@ -11,6 +11,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use control::{InterfaceSpec, PortKind};
 use port::{Fabric, PortId, PortState, QueueId};
@@ -63,15 +64,16 @@ enum State {
 }
 
 impl UplinkSide {
-    /// Opens the interface and hands its queues to the switch; `kind` is one of uplinks.
+    /// Opens the interface and hands its queues to the switch; `kind` is one of uplinks. Waits for
+    /// a queue that is in use for `patience`.
     pub(super) fn open(
         events: Arc<LinkEvents>,
         switch: &Switch,
         handle: &PortHandle,
-        kind: &PortKind,
+        (kind, patience): (&PortKind, Duration),
     ) -> Result<Self, String> {
         let interface = kind.interface().cloned().unwrap_or_default();
-        let device = attach(switch, handle, kind)?;
+        let device = attach(switch, handle, (kind, patience))?;
         let made = device.link().was_made();
         events.add(device.event_fd());
         Ok(Self { events, kind: kind.clone(), interface, state: State::Open(device), made })
@@ -152,7 +154,7 @@ impl UplinkSide {
         if !found && !self.made {
             return;
         }
-        match attach(switch, handle, &self.kind) {
+        match attach(switch, handle, (&self.kind, Duration::ZERO)) {
             Ok(device) => {
                 tracing::info!(interface = self.interface.ifname, "is back");
                 self.events.add(device.event_fd());
@@ -163,9 +165,13 @@ impl UplinkSide {
     }
 }
 
-fn attach(switch: &Switch, handle: &PortHandle, kind: &PortKind) -> Result<Device, String> {
+fn attach(
+    switch: &Switch,
+    handle: &PortHandle,
+    (kind, patience): (&PortKind, Duration),
+) -> Result<Device, String> {
     let counters: Vec<_> = (0..kind.pairs()).filter_map(|pair| handle.counters(pair)).collect();
-    let (device, queues) = device::open(kind, &counters)?;
+    let (device, queues) = device::open(kind, &counters, patience)?;
     for (pair, (ingress, egress)) in (0..kind.pairs()).zip(queues) {
         let at = QueueId { port: handle.id, pair };
         switch.attach_egress(at, egress);

@@ -231,6 +231,26 @@ impl AfXdpEgress {
     }
 }
 
+impl Drop for AfXdpEgress {
+    /// Frames that the kernel does not take in the end were not sent.
+    fn drop(&mut self) {
+        // ORDERING: set by the thread that drops this, or before it was told to.
+        if self.parts.socket.left.load(Ordering::Relaxed) {
+            return;
+        }
+        let _ = self.kick(CALLS_FOR_BURST);
+        let (mut frames, mut bytes) = (0u64, 0u64);
+        for desc in self.parts.tx.left() {
+            let last = desc.options & libc::XDP_PKT_CONTD == 0;
+            frames = frames.wrapping_add(u64::from(last));
+            bytes = bytes.wrapping_add(u64::from(desc.len));
+        }
+        if frames > 0 {
+            self.parts.counters.egress.not_sent(DropReason::UplinkError, frames, bytes);
+        }
+    }
+}
+
 /// `struct xsk_tx_metadata`: finish this checksum.
 fn metadata(offload: &Offload) -> [u8; METADATA_BYTES] {
     let mut bytes = [0; METADATA_BYTES];

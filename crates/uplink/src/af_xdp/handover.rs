@@ -101,13 +101,13 @@ pub fn from_parts(parts: Parts, counters: &[Arc<QueueCounters>]) -> Result<AfXdp
     }
     let queues = Queues { opened, can: state.can };
     let sockets = queues.sockets().map(Arc::clone).collect();
-    let queues = queues
+    let (queues, left) = queues
         .into_halves(&umem, &link, (counters, state.queues))
         .map_err(|error| failed(io::Error::other(error)))?;
     let umem = Arc::clone(umem.fd());
     attachment.own(replaced);
     let (mode, can) = (state.mode, state.can);
-    let control = AfXdpControl { attachment, program, umem, sockets, mode, can };
+    let control = AfXdpControl { attachment, program, umem, sockets, mode, can, left };
     link.own(&state.link);
     Ok(AfXdp { control, link, queues })
 }

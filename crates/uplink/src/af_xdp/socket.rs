@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use port::QueueCounters;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create};
@@ -37,8 +37,7 @@ const SEND_BUFFER: usize = 32 << 20;
 const MTU_OF_ONE_CHUNK: u32 = CHUNK - 256 - 18;
 /// Microseconds that one call polls the driver.
 const BUSY_POLL_US: u32 = 20;
-/// How long a queue that is in use is asked for: half a second.
-const BUSY_TRIES: u32 = 50;
+/// The pause between two tries to get a queue that is in use.
 const BUSY_WAIT: Duration = Duration::from_millis(10);
 
 /// The memory of all frames of an interface.
@@ -179,6 +178,9 @@ fn map_rings(fd: &OwnedFd) -> io::Result<Rings> {
     })
 }
 
+/// Both halves of all queues, and what says that another process has them.
+type Halves = (Vec<(AfXdpIngress, AfXdpEgress)>, Arc<AtomicBool>);
+
 /// All sockets of an interface.
 #[derive(Debug)]
 pub(super) struct Queues {
@@ -239,11 +241,14 @@ impl Queues {
         };
         let flags = mode | SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
         let to = |flags| SocketAddrXdp::new(flags, link.index(), 0);
+        let patience = settings.patience;
         // Before Linux 6.6 a frame has one chunk.
-        let spread = match bind_to(&first, &to(flags | SocketAddrXdpFlags::XDP_USE_SG)) {
+        let spread = match bind_to(&first, &to(flags | SocketAddrXdpFlags::XDP_USE_SG), patience) {
             Ok(()) => Ok(true),
             // Nor on a zero-copy device whose driver knows no such frames.
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => bind_to(&first, &to(flags)).map(|()| false),
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => {
+                bind_to(&first, &to(flags), patience).map(|()| false)
+            }
             Err(error) => Err(error),
         };
         let spread = spread.map_err(|error| bind_error(link, 0, settings.mode, error))?;
@@ -261,7 +266,8 @@ impl Queues {
             let addr = SocketAddrXdp::new(flags, link.index(), queue);
             let Some(first) = opened.first() else { break };
             let addr = SocketAddrXdpWithSharedUmem { addr, shared_umem_fd: first.fd.as_fd() };
-            bind_to(&next, &addr).map_err(|e| bind_error(link, queue, settings.mode, e))?;
+            bind_to(&next, &addr, patience)
+                .map_err(|e| bind_error(link, queue, settings.mode, e))?;
             opened.push(next);
         }
         // A driver without metadata of its own would not look at it.
@@ -275,13 +281,15 @@ impl Queues {
         self.opened.iter().map(|opened| &opened.fd)
     }
 
-    /// Divides the queues into their halves; `ours` says which chunks are in our hands.
+    /// Divides the queues into their halves; `ours` says which chunks are in our hands. With them
+    /// comes what says that another process has them.
     pub(super) fn into_halves(
         self,
         umem: &Umem,
         link: &Link,
         (counters, ours): (&[Arc<QueueCounters>], Vec<Ours>),
-    ) -> Result<Vec<(AfXdpIngress, AfXdpEgress)>, MapError> {
+    ) -> Result<Halves, MapError> {
+        let left = Arc::new(AtomicBool::new(false));
         let name: Arc<str> = link.name().into();
         let mut halves = Vec::with_capacity(self.opened.len());
         let can = self.can;
@@ -292,6 +300,7 @@ impl Queues {
                 fd: opened.fd,
                 name: Arc::clone(&name),
                 stuck: AtomicBool::new(tx.waiting() > 0),
+                left: Arc::clone(&left),
             });
             let incoming = Incoming {
                 socket: Arc::clone(&socket),
@@ -314,20 +323,17 @@ impl Queues {
             let egress = AfXdpEgress::new(outgoing, umem.map(), (queue, ours.free))?;
             halves.push((ingress, egress));
         }
-        Ok(halves)
+        Ok((halves, left))
     }
 }
 
 /// Binds a socket. A queue whose last socket was closed a moment ago is not free yet: the kernel
 /// lets go of it behind our back.
-fn bind_to(socket: &Opened, addr: &impl SocketAddrArg) -> Result<(), Errno> {
-    let mut tries = BUSY_TRIES;
+fn bind_to(socket: &Opened, addr: &impl SocketAddrArg, patience: Duration) -> Result<(), Errno> {
+    let start = Instant::now();
     loop {
         match bind(&socket.fd, addr) {
-            Err(Errno::BUSY) if tries > 0 => {
-                tries = tries.wrapping_sub(1);
-                std::thread::sleep(BUSY_WAIT);
-            }
+            Err(Errno::BUSY) if start.elapsed() < patience => std::thread::sleep(BUSY_WAIT),
             result => return result,
         }
     }
@@ -362,6 +368,8 @@ pub(super) struct Socket {
     name: Arc<str>,
     /// Frames to send are left in the ring, and nobody may come to send more.
     pub(super) stuck: AtomicBool,
+    /// Another process goes on with the rings.
+    pub(super) left: Arc<AtomicBool>,
 }
 
 /// How a call to the kernel ended.

@@ -21,6 +21,8 @@ pub(crate) struct LinkParts {
     mtu: u32,
     promiscuous: bool,
     restore_down: bool,
+    #[serde(default)]
+    restore_tags: bool,
     made: bool,
     deleted: bool,
 }
@@ -44,6 +46,7 @@ impl Link {
             mtu: self.current_mtu(),
             promiscuous: self.promiscuous.is_some(),
             restore_down: self.restore_down,
+            restore_tags: self.restore_tags,
             made: self.made,
             deleted: self.deleted,
         })
@@ -66,6 +69,7 @@ impl Link {
             query,
             promiscuous,
             restore_down: false,
+            restore_tags: false,
             made: parts.made,
             deleted: parts.deleted,
             mtu: Arc::new(AtomicU32::new(parts.mtu)),
@@ -75,10 +79,12 @@ impl Link {
     /// The uplink is whole: what was changed on the interface is to be undone in the end.
     pub(crate) fn own(&mut self, parts: &LinkParts) {
         self.restore_down = parts.restore_down;
+        self.restore_tags = parts.restore_tags;
     }
 
     /// Lets go of the interface without undoing what was changed on it: another process goes on.
     pub fn leave(mut self) {
         self.restore_down = false;
+        self.restore_tags = false;
     }
 }

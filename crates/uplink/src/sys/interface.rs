@@ -150,6 +150,28 @@ impl InterfaceSocket {
         Ok((combined.saturating_add(word(5)), combined.saturating_add(word(6))))
     }
 
+    /// Whether the driver takes VLAN tags out of frames that arrive.
+    pub(crate) fn takes_tags(&self, name: &str) -> io::Result<bool> {
+        Ok(self.ethtool_flags(name)? & ETH_FLAG_RXVLAN != 0)
+    }
+
+    /// Says whether the driver is to take VLAN tags out of frames that arrive.
+    pub(crate) fn set_takes_tags(&self, name: &str, takes: bool) -> io::Result<()> {
+        let flags = self.ethtool_flags(name)?;
+        let flags = if takes { flags | ETH_FLAG_RXVLAN } else { flags & !ETH_FLAG_RXVLAN };
+        let mut value = [0u8; FLAGS];
+        if let Some(place) = value.last_chunk_mut() {
+            *place = flags.to_ne_bytes();
+        }
+        self.ethtool(name, ETHTOOL_SFLAGS, &mut value)
+    }
+
+    fn ethtool_flags(&self, name: &str) -> io::Result<u32> {
+        let mut value = [0u8; FLAGS];
+        self.ethtool(name, ETHTOOL_GFLAGS, &mut value)?;
+        Ok(u32::from_ne_bytes(value.last_chunk().copied().unwrap_or_default()))
+    }
+
     fn ethtool(&self, name: &str, command: u32, info: &mut [u8]) -> io::Result<()> {
         if let Some(place) = info.first_chunk_mut() {
             *place = command.to_ne_bytes();
@@ -222,6 +244,11 @@ fn text(bytes: &[u8]) -> String {
 
 const ETHTOOL_GDRVINFO: u32 = 3;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
+const ETHTOOL_GFLAGS: u32 = 0x25;
+const ETHTOOL_SFLAGS: u32 = 0x26;
+const ETH_FLAG_RXVLAN: u32 = 1 << 8;
+/// Bytes of `struct ethtool_value`: a command and a number.
+const FLAGS: usize = 8;
 /// Bytes of `struct ethtool_drvinfo`: a command, five texts of 32 bytes and more.
 const DRIVER_INFO: usize = 196;
 /// Bytes of `struct ethtool_channels`: a command, four limits and four numbers in use (receive,

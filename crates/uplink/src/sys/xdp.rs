@@ -183,6 +183,17 @@ impl<T: Entry> Producer<T> {
     pub(crate) fn needs_wakeup(&self) -> bool {
         self.ring.needs_wakeup()
     }
+
+    /// Copies of the published entries that the kernel has not taken.
+    pub(crate) fn left(&mut self) -> impl Iterator<Item = T> + '_ {
+        let (count, first) = (self.waiting(), self.seen);
+        (0..count).map(move |index| {
+            let entry = self.ring.entry(first.wrapping_add(index));
+            // SAFETY: the index is masked to the ring, whose entries are mapped and aligned;
+            // whatever stands there, every value is valid.
+            unsafe { std::ptr::read_volatile(entry) }
+        })
+    }
 }
 
 /// A ring that the kernel fills.

@@ -10,6 +10,7 @@
 
 mod handover;
 mod namespace;
+mod restore;
 
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};

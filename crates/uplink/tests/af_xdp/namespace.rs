@@ -67,6 +67,7 @@ impl Namespace {
             steer: Steer::All,
             busy_poll: false,
             netns: Some(self.0.clone()),
+            patience: std::time::Duration::from_secs(2),
         }
     }
 

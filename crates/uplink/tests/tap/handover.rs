@@ -54,5 +54,8 @@ fn datagrams_cross_taps_whose_owner_changes() {
     assert!(a.link.was_made());
     assert_eq!(a.link.check(), LinkState::Up);
     drop(a);
-    assert!(!host.has("tap0"), "the last owner's end is its end");
+    let start = std::time::Instant::now();
+    while host.has("tap0") {
+        assert!(start.elapsed().as_secs() < 5, "the last owner's end is its end");
+    }
 }

@@ -38,6 +38,7 @@ impl Place {
             steer: Steer::All,
             busy_poll: false,
             netns: Some(self.0.clone()),
+            patience: std::time::Duration::from_secs(2),
         }
     }
 }

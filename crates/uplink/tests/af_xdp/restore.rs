@@ -1,0 +1,92 @@
+//! What is set on an interface and undone, and what is left when it closes.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use packet::MacAddr;
+use port::{DropReason, Offload, QueueCounters};
+use uplink::af_xdp::{AfXdpSettings, MACS_MAX, Steer};
+
+use super::handover::{put, taken_apart};
+use super::namespace::open_with;
+use super::{Namespace, frame, pair, send, totals};
+
+#[test]
+fn frames_that_the_kernel_never_took_count_as_dropped_in_the_end() {
+    let (namespace, [mut left, right]) = pair(1, 9000, |_| {});
+    let counters: Arc<QueueCounters> = Arc::clone(port::Egress::counters(&left.queues[0].1));
+    let burst: Vec<_> = (0..10).map(|i| frame(60 + i, 1, false)).collect();
+    send(&mut left.queues[0].1, &burst, Offload::default());
+    put(&mut left.queues[0].1, &burst);
+    assert_eq!(totals(&counters).tx_frames, 20);
+    let _ = namespace.ip(&["link", "set", "left0", "down"]);
+    drop(left);
+    let totals = totals(&counters);
+    let bytes = burst.iter().map(|frame| frame.len() as u64).sum::<u64>();
+    assert_eq!((totals.tx_frames, totals.tx_bytes), (10, bytes));
+    assert_eq!(totals.drops[DropReason::UplinkError as usize], 10);
+    assert_eq!(totals.dropped(), 10);
+    drop(right);
+}
+
+#[test]
+fn a_driver_leaves_tags_in_frames_while_the_uplink_is_open() {
+    let namespace = Namespace::new();
+    namespace.veth("left0", (&namespace, "right0"), 1, 1500);
+    let takes_tags = || {
+        let text = namespace.exec("ethtool", &["-k", "left0"]);
+        let line = text.lines().find(|line| line.starts_with("rx-vlan-offload:")).unwrap();
+        line.contains(" on")
+    };
+    assert!(takes_tags());
+    let uplink = namespace.open("left0").unwrap();
+    assert!(!takes_tags());
+    drop(uplink);
+    assert!(takes_tags(), "as it was found");
+    let _ = namespace.exec("ethtool", &["-K", "left0", "rxvlan", "off"]);
+    drop(super::reopened(&namespace));
+    assert!(!takes_tags(), "as it was found");
+}
+
+#[test]
+fn without_patience_a_queue_in_use_is_refused_at_once() {
+    let namespace = Namespace::new();
+    namespace.veth("left0", (&namespace, "right0"), 1, 1500);
+    let mut held = namespace.open("left0").unwrap();
+    // Only the socket stays: the last of the parts.
+    let socket = taken_apart(&mut held).fds.pop().unwrap();
+    drop(held);
+    let settings = AfXdpSettings { patience: Duration::ZERO, ..namespace.settings("left0") };
+    let start = Instant::now();
+    let error = loop {
+        let error = open_with(&settings).unwrap_err().to_string();
+        // The program of the one before may stay for a moment.
+        if !error.contains("BPF link") {
+            break error;
+        }
+        assert!(start.elapsed() < Duration::from_secs(5), "{error}");
+    };
+    assert_eq!(error, "queue 0 of interface left0 is in use by another AF_XDP socket");
+    drop(socket);
+    drop(super::reopened(&namespace));
+}
+
+#[test]
+fn a_map_of_stations_that_was_full_takes_others_again() {
+    let namespace = Namespace::new();
+    namespace.veth("left0", (&namespace, "right0"), 1, 1500);
+    let settings = AfXdpSettings { steer: Steer::Mac, ..namespace.settings("left0") };
+    let mut uplink = open_with(&settings).unwrap();
+    let stations = |from: u32, count: u32| -> Vec<MacAddr> {
+        let mac = |number: u32| {
+            let [a, b, c, d] = number.to_be_bytes();
+            MacAddr([2, 0, a, b, c, d])
+        };
+        (from..from + count).map(mac).collect()
+    };
+    uplink.control.set_macs(&stations(0, MACS_MAX)).unwrap();
+    assert!(uplink.control.set_macs(&stations(1000, MACS_MAX + 1)).is_err());
+    // All others at once, into a map that has no room for both.
+    uplink.control.set_macs(&stations(1_000_000, MACS_MAX)).unwrap();
+    uplink.control.set_macs(&stations(0, 3)).unwrap();
+}
