@@ -49,6 +49,7 @@ pub(crate) fn run(arguments: &RunArgs) -> Result<(), Failure> {
         );
     }
     let server = Server::bind(&socket).map_err(|error| Failure::Runtime(error.to_string()))?;
+    let state_dir = state_dir(settings.state_dir.as_ref())?;
     let sandbox = Sandbox::begin(
         &Asked {
             on: arguments.sandbox == Switched::On,
@@ -56,7 +57,7 @@ pub(crate) fn run(arguments: &RunArgs) -> Result<(), Failure> {
             allow_kinds: &arguments.allow_kinds,
             control: &socket,
             config: arguments.config.as_deref(),
-            state_dir: None,
+            state_dir: state_dir.as_deref(),
         },
         &all().collect::<Vec<_>>(),
     )
@@ -67,7 +68,7 @@ pub(crate) fn run(arguments: &RunArgs) -> Result<(), Failure> {
     if let Some(retries) = settings.retries {
         app.set_retries(retries);
     }
-    app.set_state_dir(state_dir(settings.state_dir.as_ref())?);
+    app.set_state_dir(state_dir);
     if let Some(address) = settings.metrics {
         let scrape =
             Scrape::bind(address).map_err(failed(&format!("serve metrics at {address}")))?;
