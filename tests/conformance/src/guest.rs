@@ -40,6 +40,8 @@ pub struct GuestSpec {
     pub side: Side,
     /// The last byte of its MAC address 52:54:00:00:00:XX and of its IPv4 address 10.77.0.X.
     pub number: u8,
+    /// How often QEMU tries to connect again, in milliseconds; QEMU 7 knows whole seconds only.
+    pub reconnect_ms: u32,
     /// Queue pairs, and virtual CPUs to use them.
     pub queues: u16,
     /// More properties of virtio-net-pci, such as `packed=on`.
@@ -67,6 +69,7 @@ impl GuestSpec {
             socket,
             side: Side::Client,
             number,
+            reconnect_ms: 1000,
             queues: 1,
             properties: Vec::new(),
             arguments: Vec::new(),
@@ -80,9 +83,10 @@ impl GuestSpec {
     }
 
     fn network_arguments(&self) -> Vec<String> {
-        let side = match self.side {
-            Side::Client => "reconnect=1",
-            Side::Server => "server=on,wait=off",
+        let side = match (self.side, self.version) {
+            (Side::Client, QemuVersion::V7) => "reconnect=1".to_owned(),
+            (Side::Client, QemuVersion::V10) => format!("reconnect-ms={}", self.reconnect_ms),
+            (Side::Server, _) => "server=on,wait=off".to_owned(),
         };
         let mut device = format!("virtio-net-pci,netdev=n0,mac={},romfile=", self.mac());
         if self.queues > 1 {

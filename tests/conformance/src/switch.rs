@@ -322,6 +322,19 @@ impl Switch {
         self.process.id()
     }
 
+    /// Ends the switch with SIGKILL, as a crash does.
+    pub fn kill(self) {
+        drop(self.process);
+    }
+
+    /// What it has logged.
+    ///
+    /// # Errors
+    /// The log cannot be read.
+    pub fn log(&self) -> Result<String> {
+        self.process.output_from(0)
+    }
+
     /// Ends the switch with SIGTERM and expects a clean exit.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ mod configs;
 mod migration;
 mod promises;
 mod qemu;
+mod restart;
 mod runners;
 mod switch;
 mod uplinks;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         promises::trials(),
         switch::trials(),
         uplinks::trials(),
+        restart::trials(),
         configs::trials(),
         virtio_user::trials(),
         migration::trials(),
