@@ -37,8 +37,8 @@ use vhost_user_net::VhostUserPort;
 use crate::sandbox::Sandbox;
 use crate::signals::Signals;
 use capture::Captures;
-pub(crate) use ports::Origin;
 use ports::Port;
+pub(crate) use ports::{Origin, pinned};
 pub(crate) use reload::Source;
 use steering::Steering;
 use uplink::LinkEvents;
@@ -68,6 +68,10 @@ pub(crate) struct App {
     retries: u32,
     /// Where ring positions are kept for a successor.
     state_dir: Option<PathBuf>,
+    /// Seconds between two looks whether a pair should move to another worker; 0: never.
+    rebalance_s: u32,
+    /// Ticks since the last one.
+    ticks: u32,
     began: Instant,
     /// Clients could not be taken: the control socket is left alone until the next tick.
     deaf: bool,
@@ -144,6 +148,8 @@ impl App {
             sandbox: Sandbox::default(),
             retries: virtio_net::DEFAULT_RETRIES,
             state_dir: None,
+            rebalance_s: 0,
+            ticks: 0,
             began: Instant::now(),
             deaf: false,
             stopping: false,
@@ -159,6 +165,21 @@ impl App {
     /// Says where ring positions are kept for a successor, for ports that are added from now on.
     pub(crate) fn set_state_dir(&mut self, dir: Option<PathBuf>) {
         self.state_dir = dir;
+    }
+
+    /// Says how often pairs may move to other workers, in seconds; 0: never.
+    pub(crate) fn set_rebalance(&mut self, seconds: u32) {
+        self.rebalance_s = seconds;
+    }
+
+    /// Looks at loads, and moves a pair if its time has come.
+    fn look_at_loads(&mut self) {
+        self.switch.measure();
+        self.ticks = self.ticks.saturating_add(1);
+        if self.rebalance_s > 0 && self.ticks >= self.rebalance_s {
+            self.ticks = 0;
+            let _ = self.switch.rebalance();
+        }
     }
 
     /// What the next reload has to know.
@@ -206,6 +227,7 @@ impl App {
         } else if fd == self.timer.as_raw_fd() {
             let _ = rustix::io::read(&self.timer, &mut [0; 8]);
             let _ = self.switch.age();
+            self.look_at_loads();
             if self.deaf {
                 self.accept();
             }

@@ -45,6 +45,9 @@ pub(crate) struct RunArgs {
     /// Microseconds that an adaptive worker spins without work
     #[arg(long, value_name = "N", value_parser = |text: &str| switch_key("poll-us", text))]
     pub(crate) poll_us: Option<String>,
+    /// Move queue pairs from busy workers to idle ones: every so many seconds, or off
+    #[arg(long, value_name = "SECONDS", value_parser = |text: &str| switch_key("rebalance", text))]
+    pub(crate) rebalance: Option<String>,
     /// Control socket
     #[arg(long, value_name = "SOCKET", value_parser = |text: &str| switch_key("control", text))]
     pub(crate) control: Option<String>,
@@ -78,6 +81,7 @@ impl RunArgs {
             ("workers", &self.workers),
             ("poll", &self.poll),
             ("poll-us", &self.poll_us),
+            ("rebalance", &self.rebalance),
             ("control", &self.control),
             ("state-dir", &self.state_dir),
             ("metrics", &self.metrics),

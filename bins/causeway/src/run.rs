@@ -12,7 +12,7 @@ use tracing_subscriber::filter::LevelFilter;
 use vhost_user_net::record::prepare_state_dir;
 
 use crate::Failure;
-use crate::app::{App, Origin, Source};
+use crate::app::{App, Origin, Source, pinned};
 use crate::cli::{LogLevel, RunArgs, Switched};
 use crate::ctl::default_socket;
 use crate::sandbox::{Asked, Sandbox};
@@ -29,6 +29,7 @@ pub(crate) fn run(arguments: &RunArgs) -> Result<(), Failure> {
     check_stations(all(), &config.statics).map_err(|clash| Failure::Usage(clash.message))?;
     let settings = arguments.over(&config.switch).map_err(Failure::Usage)?;
     let mut switch_config = switch_config(&settings, all())?;
+    check_placement(&settings, &switch_config.workers, all())?;
     log_to_stderr(arguments.log);
 
     let socket = match &settings.control {
@@ -42,12 +43,7 @@ pub(crate) fn run(arguments: &RunArgs) -> Result<(), Failure> {
     // Signals first: whatever comes from now on ends in a clean stop.
     let signals = Signals::take_over().map_err(failed("take signals over"))?;
     virtq::mem::guard::install().map_err(failed("take SIGBUS over"))?;
-    if virtio_net::notify::can_block() {
-        tracing::warn!(
-            "no asynchronous I/O (fs.aio-max-nr, or not in this kernel): a front end that fills \
-             its call eventfd and makes it blocking can stop a worker"
-        );
-    }
+    warn_if_calls_can_block();
     let server = Server::bind(&socket).map_err(|error| Failure::Runtime(error.to_string()))?;
     let state_dir = state_dir(settings.state_dir.as_ref())?;
     let sandbox = Sandbox::begin(
@@ -69,6 +65,7 @@ pub(crate) fn run(arguments: &RunArgs) -> Result<(), Failure> {
         app.set_retries(retries);
     }
     app.set_state_dir(state_dir);
+    app.set_rebalance(settings.rebalance_s.unwrap_or(0));
     if let Some(address) = settings.metrics {
         let scrape =
             Scrape::bind(address).map_err(failed(&format!("serve metrics at {address}")))?;
@@ -90,6 +87,15 @@ pub(crate) fn run(arguments: &RunArgs) -> Result<(), Failure> {
     app.enter(sandbox);
     tracing::info!(control = %socket.display(), ports = count, "listening");
     app.serve().map_err(Failure::Runtime)
+}
+
+fn warn_if_calls_can_block() {
+    if virtio_net::notify::can_block() {
+        tracing::warn!(
+            "no asynchronous I/O (fs.aio-max-nr, or not in this kernel): a front end that fills \
+             its call eventfd and makes it blocking can stop a worker"
+        );
+    }
 }
 
 /// Where ring positions are kept: a directory that was asked for must do, the usual one may not.
@@ -152,6 +158,31 @@ fn switch_config<'a>(
         at_start: defaults.at_start,
         forward_reserved: settings.forward_reserved.unwrap_or(defaults.forward_reserved),
     })
+}
+
+/// What is asked of the placement must be possible with these workers.
+fn check_placement<'a>(
+    settings: &SwitchSettings,
+    workers: &switch::Workers,
+    ports: impl Iterator<Item = &'a PortSpec>,
+) -> Result<(), Failure> {
+    let cpus: Vec<Option<usize>> = match workers {
+        switch::Workers::Cpus(cpus) => cpus.iter().copied().map(Some).collect(),
+        switch::Workers::PerQueue | switch::Workers::Unpinned(_) | switch::Workers::Manual(_) => {
+            Vec::new()
+        }
+    };
+    if cpus.is_empty() && settings.rebalance_s.is_some_and(|seconds| seconds > 0) {
+        return Err(Failure::Usage(
+            "rebalance has nothing to move with workers=per-queue: every pair has its own worker"
+                .to_owned(),
+        ));
+    }
+    for port in ports {
+        let in_port = |error| Failure::Usage(format!("port {}: {error}", port.name));
+        let _ = pinned(&port.cpus, &cpus).map_err(in_port)?;
+    }
+    Ok(())
 }
 
 /// The CPUs that were asked for, or those that the process may use, at most one per pair.

@@ -197,8 +197,9 @@ pub struct LastError {
     pub age_ms: u64,
 }
 
-/// Where a queue pair is served.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Where a queue pair is served, and how much work that was in the last second.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Placement {
     /// The pair.
     pub index: u16,
@@ -206,6 +207,12 @@ pub struct Placement {
     pub worker: Option<usize>,
     /// The worker's CPU; null if it is not pinned.
     pub cpu: Option<u16>,
+    /// Whether the port's `cpus` keeps it there.
+    pub pinned: bool,
+    /// Its part of what the worker did, 0 to 1.
+    pub share: f64,
+    /// The part of a CPU that this was, 0 to 1.
+    pub busy: f64,
 }
 
 /// `ctl stats`.

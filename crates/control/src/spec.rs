@@ -33,6 +33,8 @@ pub struct PortSpec {
     pub trunk: BTreeSet<VlanId>,
     /// Whether the port may come into being later, when what it needs is missing at start.
     pub wait: bool,
+    /// The CPUs whose workers serve its pairs in turn; any if there are none.
+    pub cpus: Vec<u16>,
     /// What it is made of.
     pub kind: PortKind,
 }
@@ -57,8 +59,14 @@ impl PortSpec {
         settings: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Result<Self, SpecError> {
         let kind = PortKind::named(kind).ok_or_else(|| SpecError::unknown_kind(kind))?;
-        let mut spec =
-            Self { name: String::new(), vlan: None, trunk: BTreeSet::new(), wait: false, kind };
+        let mut spec = Self {
+            name: String::new(),
+            vlan: None,
+            trunk: BTreeSet::new(),
+            wait: false,
+            cpus: Vec::new(),
+            kind,
+        };
         let mut seen = BTreeSet::new();
         for (key, value) in settings {
             spec.set(key, value)?;

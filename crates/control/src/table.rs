@@ -4,7 +4,7 @@ mod top;
 
 pub use top::top;
 
-use crate::protocol::{FdbView, PortsView, StatsView, VersionView};
+use crate::protocol::{FdbView, PortView, PortsView, StatsView, VersionView};
 
 /// How a column is aligned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +23,7 @@ pub fn ports(view: &PortsView) -> String {
         ("SINCE", Right),
         ("QUEUES", Right),
         ("CPUS", Left),
+        ("LOAD", Right),
         ("INTERFACE", Left),
         ("REASON", Left),
     ];
@@ -50,11 +51,51 @@ pub fn ports(view: &PortsView) -> String {
             duration(port.since_ms),
             port.queues.to_string(),
             cpus.join(","),
+            match port.placement.as_slice() {
+                [] => "-".to_owned(),
+                pairs => percent(pairs.iter().map(|at| at.busy).sum()),
+            },
             interface,
             reason,
         ]
     });
+    let mut text = render(&columns, rows);
+    let many = || view.ports.iter().filter(|port| port.placement.len() > 1);
+    if many().next().is_some() {
+        text.push('\n');
+        text.push_str(&pairs(many()));
+    }
+    text
+}
+
+/// The pairs of ports that have several.
+fn pairs<'a>(ports: impl Iterator<Item = &'a PortView>) -> String {
+    let columns = [
+        ("PORT", Left),
+        ("PAIR", Right),
+        ("WORKER", Right),
+        ("CPU", Right),
+        ("SHARE", Right),
+        ("LOAD", Right),
+        ("", Left),
+    ];
+    let rows = ports.flat_map(|port| port.placement.iter().map(move |at| (port, at)));
+    let rows = rows.map(|(port, at)| {
+        vec![
+            port.name.clone(),
+            at.index.to_string(),
+            at.worker.map_or_else(|| "own".to_owned(), |worker| worker.to_string()),
+            at.cpu.map_or_else(|| "any".to_owned(), |cpu| cpu.to_string()),
+            percent(at.share),
+            percent(at.busy),
+            if at.pinned { "pinned" } else { "" }.to_owned(),
+        ]
+    });
     render(&columns, rows)
+}
+
+fn percent(part: f64) -> String {
+    format!("{:.1}%", part * 100.0)
 }
 
 /// `ctl stats`: ports, their drops, the switch and the workers.
@@ -179,7 +220,7 @@ fn render(columns: &[(&str, Align)], rows: impl Iterator<Item = Vec<String>>) ->
 #[cfg(test)]
 mod tests {
     use super::{duration, fdb, ports};
-    use crate::protocol::{FdbEntry, FdbView, LastError, PortView, PortsView};
+    use crate::protocol::{FdbEntry, FdbView, LastError, Placement, PortView, PortsView};
 
     #[test]
     fn durations_are_short() {
@@ -217,9 +258,8 @@ mod tests {
         );
     }
 
-    #[test]
-    fn a_port_says_why_it_is_not_up_and_what_went_wrong() {
-        let port = PortView {
+    fn port() -> PortView {
+        PortView {
             name: "g0".to_owned(),
             kind: "vhost-user".to_owned(),
             state: "waiting".to_owned(),
@@ -231,7 +271,38 @@ mod tests {
             interface: None,
             front_end: None,
             spec: String::new(),
+        }
+    }
+
+    #[test]
+    fn pairs_of_a_port_with_several_have_lines_of_their_own() {
+        let place = |index, worker, cpu, pinned| Placement {
+            index,
+            worker,
+            cpu,
+            pinned,
+            share: 0.5,
+            busy: 0.251,
         };
+        let placement = vec![place(0, Some(1), Some(3), true), place(1, None, None, false)];
+        let text = ports(&PortsView { ports: vec![PortView { placement, ..port() }, port()] });
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[1].contains("  3,any  50.2%  "), "{text}");
+        assert!(lines[2].contains("  -  "), "{text}");
+        assert_eq!(
+            lines[3..],
+            [
+                "",
+                "PORT  PAIR  WORKER  CPU  SHARE   LOAD",
+                "g0       0       1    3  50.0%  25.1%  pinned",
+                "g0       1     own  any  50.0%  25.1%",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_port_says_why_it_is_not_up_and_what_went_wrong() {
+        let port = port();
         let text = ports(&PortsView { ports: vec![port] });
         let line = text.lines().nth(1).unwrap();
         let reason = "waiting for the front end to connect to /run/g0.sock; last error 1m1s ago: \

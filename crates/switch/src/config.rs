@@ -93,11 +93,20 @@ pub struct PortConfig {
     pub stations: Vec<(VlanId, MacAddr)>,
     /// The most queue pairs that may be attached to it.
     pub pairs: u16,
+    /// The workers, by index, that serve its pairs in turn; if it is empty, any of them does. Not
+    /// with [`Workers::PerQueue`].
+    pub workers: Vec<usize>,
 }
 
 impl PortConfig {
     /// A port that carries all VLANs and has one queue pair.
     pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), vlan: VlanRule::Any, stations: Vec::new(), pairs: 1 }
+        Self {
+            name: name.into(),
+            vlan: VlanRule::Any,
+            stations: Vec::new(),
+            pairs: 1,
+            workers: Vec::new(),
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! The switch as control and ports see it.
 
+mod balance;
+
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::os::fd::BorrowedFd;
@@ -18,6 +20,8 @@ use crate::stats::{add_totals, read_ends, read_rx};
 use crate::table::{EgressSlot, Port, Record, Records, ShortLock, record, record_mut};
 use crate::worker::{ByHand, Turn, WorkerHandle};
 use crate::{FdbEntry, PortConfig, STATIC_MAX, SwitchConfig, SwitchStats, WorkerStats};
+
+pub use balance::{Moved, Placement};
 
 /// Ids in turn while less than half of them are taken.
 const FEW_IDS: u16 = 4096;
@@ -63,17 +67,6 @@ impl PortHandle {
     }
 }
 
-/// Where a pair's ingress is served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Placement {
-    /// The pair.
-    pub queue: QueueId,
-    /// The worker, as an index into the statistics; none if it is the pair's own.
-    pub worker: Option<usize>,
-    /// The CPU that the worker is pinned to.
-    pub cpu: Option<usize>,
-}
-
 /// Why a port could not be added.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PortError {
@@ -89,6 +82,14 @@ pub enum PortError {
     /// The forwarding database has no room for a static entry.
     #[error("no room for the static entry of {0}: {STATIC_MAX} static entries are possible")]
     Station(MacAddr),
+    /// There is no such worker.
+    #[error("there is no worker {worker}: {count} share the queues")]
+    Worker {
+        /// The worker's index.
+        worker: usize,
+        /// Number of workers that serve the queues of all ports.
+        count: usize,
+    },
 }
 
 impl Switch {
@@ -138,6 +139,10 @@ impl Switch {
             return Err(PortError::Pairs(config.pairs));
         }
         let mut admin = self.admin();
+        let count = admin.workers.len();
+        if let Some(worker) = config.workers.iter().copied().find(|worker| *worker >= count) {
+            return Err(PortError::Worker { worker, count });
+        }
         let (id, taken) = self.shared.tables.read(|records| {
             let taken = records.iter().flatten().any(|r| r.port.name == config.name);
             (free_id(records, admin.next_id), taken)
@@ -300,24 +305,6 @@ impl Switch {
         self.shared.fdb.flush(port)
     }
 
-    /// Which worker serves which pair, by port and pair.
-    pub fn placement(&self) -> Vec<Placement> {
-        let admin = self.admin();
-        let place = |(queue, placed): (&QueueId, &Placed)| match placed {
-            Placed::Shared(number) => Placement {
-                queue: *queue,
-                worker: Some(*number),
-                cpu: admin.workers.get(*number).and_then(|worker| worker.mailbox.cpu),
-            },
-            Placed::Own(worker) => {
-                Placement { queue: *queue, worker: None, cpu: worker.mailbox.cpu }
-            }
-        };
-        let mut places: Vec<_> = admin.placed.iter().map(place).collect();
-        places.sort_by_key(|place| place.queue);
-        places
-    }
-
     /// Forgets stations that were silent for too long; to be called every few seconds.
     pub fn age(&self) -> usize {
         self.shared.fdb.age(self.shared.now_secs())
@@ -402,6 +389,7 @@ fn new_port(id: PortId, config: &PortConfig) -> Port {
         counters: (0..config.pairs).map(|_| Arc::default()).collect(),
         egress: (0..config.pairs).map(|_| slot()).collect(),
         steering: OnceLock::new(),
+        workers: config.workers.as_slice().into(),
     }
 }
 
@@ -427,7 +415,8 @@ impl Fabric for Switch {
         drop(self.detach_ingress(at));
         let mut admin = self.admin();
         let tap = self.note_pair(at, |record| IngressTap::new(&record.taps, at.pair));
-        if let Err(error) = admin.place(&self.shared, at, ingress, tap) {
+        let home = self.home(at);
+        if let Err(error) = admin.place(&self.shared, at, (ingress, tap), home) {
             tracing::error!(port = at.port.0, pair = at.pair, %error, "cannot serve a queue");
             if let Some(port) = self.port_of(at) {
                 port.status.error(format!("cannot serve pair {}: {error}", at.pair));
@@ -436,26 +425,7 @@ impl Fabric for Switch {
     }
 
     fn detach_ingress(&self, at: QueueId) -> Option<Box<dyn Ingress>> {
-        let mut admin = self.admin();
-        let placed = admin.placed.remove(&at)?;
-        let (reply, answer) = std::sync::mpsc::sync_channel(1);
-        let message = Message::Detach(at, reply);
-        match placed {
-            Placed::Shared(number) => {
-                let worker = admin.workers.get(number)?;
-                let sent = worker.mailbox.send(message);
-                worker.see_to_mail();
-                sent.ok().and_then(|()| answer.recv().ok()).flatten()
-            }
-            Placed::Own(mut worker) => {
-                let sent = worker.mailbox.send(message);
-                let ingress = sent.ok().and_then(|()| answer.recv().ok()).flatten();
-                worker.stop(&self.shared);
-                let copies = worker.mailbox.counters.flood_copies.get();
-                admin.ended_copies = admin.ended_copies.wrapping_add(copies);
-                ingress
-            }
-        }
+        self.take_ingress(&mut self.admin(), at)
     }
 
     fn attach_egress(&self, at: QueueId, egress: Box<dyn Egress>) {
@@ -496,6 +466,29 @@ impl Fabric for Switch {
 }
 
 impl Switch {
+    /// Takes an ingress from its worker: nobody touches it any more.
+    fn take_ingress(&self, admin: &mut Admin, at: QueueId) -> Option<Box<dyn Ingress>> {
+        let placed = admin.placed.remove(&at)?;
+        let (reply, answer) = std::sync::mpsc::sync_channel(1);
+        let message = Message::Detach(at, reply);
+        match placed {
+            Placed::Shared(number) => {
+                let worker = admin.workers.get(number)?;
+                let sent = worker.mailbox.send(message);
+                worker.see_to_mail();
+                sent.ok().and_then(|()| answer.recv().ok()).flatten()
+            }
+            Placed::Own(mut worker) => {
+                let sent = worker.mailbox.send(message);
+                let ingress = sent.ok().and_then(|()| answer.recv().ok()).flatten();
+                worker.stop(&self.shared);
+                let copies = worker.mailbox.counters.flood_copies.get();
+                admin.ended_copies = admin.ended_copies.wrapping_add(copies);
+                ingress
+            }
+        }
+    }
+
     /// Waits until every worker uses the table of `generation` or a later one.
     fn wait_for_table(&self, admin: &Admin, generation: u64) {
         admin.workers.iter().for_each(WorkerHandle::see_to_mail);

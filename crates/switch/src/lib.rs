@@ -8,6 +8,7 @@ mod config;
 mod event;
 mod fabric;
 mod fdb;
+mod load;
 mod own;
 mod panics;
 mod pipeline;
@@ -22,7 +23,7 @@ mod worker;
 
 pub use config::{AtStart, PollMode, PortConfig, SwitchConfig, Workers};
 pub use event::{Events, SwitchEvent, Way};
-pub use fabric::{PAIRS_MAX, Placement, PortError, PortHandle, Switch};
+pub use fabric::{Moved, PAIRS_MAX, Placement, PortError, PortHandle, Switch};
 pub use fdb::{FdbEntry, FdbLimits, STATIC_MAX};
 pub use shared::BATCH_SIZES;
 pub use stats::{PortStats, SwitchStats, WorkerStats};

@@ -7,6 +7,7 @@ use port::capture::IngressTap;
 use port::{Ingress, QueueId, QueueTotals};
 
 use crate::Workers;
+use crate::load::{Balancer, Meter};
 use crate::shared::{Message, Shared};
 use crate::worker::WorkerHandle;
 
@@ -23,6 +24,11 @@ pub(crate) struct Admin {
     pub(crate) ended_copies: u64,
     /// Number of the next worker.
     next_worker: usize,
+    /// What pairs and workers did lately.
+    pub(crate) meter: Meter,
+    /// The same in the intervals of balancing.
+    pub(crate) balance_meter: Meter,
+    pub(crate) balancer: Balancer,
     /// Where the search for the next port's id begins.
     pub(crate) next_id: u16,
 }
@@ -46,6 +52,9 @@ impl Admin {
             removed_ports: QueueTotals::default(),
             ended_copies: 0,
             next_worker: 0,
+            meter: Meter::default(),
+            balance_meter: Meter::default(),
+            balancer: Balancer::default(),
             next_id: 0,
         };
         let cpus: Vec<Option<usize>> = match workers {
@@ -102,18 +111,18 @@ impl Admin {
         (0..self.workers.len()).min_by_key(|number| load(*number)).unwrap_or(0)
     }
 
-    /// Hands an ingress to a worker.
+    /// Hands an ingress to a worker: its home, if it has one.
     pub(crate) fn place(
         &mut self,
         shared: &Arc<Shared>,
         at: QueueId,
-        ingress: Box<dyn Ingress>,
-        tap: Option<IngressTap>,
+        (ingress, tap): (Box<dyn Ingress>, Option<IngressTap>),
+        home: Option<usize>,
     ) -> std::io::Result<()> {
         let placed = if self.per_queue {
             Placed::Own(self.start_worker(shared, None)?)
         } else {
-            Placed::Shared(self.least_loaded())
+            Placed::Shared(home.unwrap_or_else(|| self.least_loaded()))
         };
         let worker = match &placed {
             Placed::Own(worker) => Some(worker),

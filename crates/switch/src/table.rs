@@ -61,6 +61,8 @@ pub(crate) struct Port {
     pub(crate) egress: Box<[CachePadded<ShortLock<EgressSlot>>]>,
     /// Where its flows are; made when it gets a second pair.
     pub(crate) steering: OnceLock<Arc<Steering>>,
+    /// The workers that serve its pairs in turn; any if there are none.
+    pub(crate) workers: Box<[usize]>,
 }
 
 /// A lock that is held for one burst. It is let go with a plain store, which waits for nothing: a
@@ -70,6 +72,12 @@ pub(crate) type ShortLock<T> = spin::mutex::SpinMutex<T, spin::Yield>;
 type ShortGuard<'a, T> = spin::mutex::SpinMutexGuard<'a, T>;
 
 impl Port {
+    /// The worker that a pair is to be served by, if that is not left to us.
+    pub(crate) fn home(&self, pair: u16) -> Option<usize> {
+        let turn = usize::from(pair).checked_rem(self.workers.len())?;
+        self.workers.get(turn).copied()
+    }
+
     /// The way out at `pair`, locked.
     ///
     /// A panic while it was locked was caught and dealt with by who caused it.

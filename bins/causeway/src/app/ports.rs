@@ -89,7 +89,9 @@ impl App {
         origin: Origin,
     ) -> Result<Option<String>, String> {
         let in_port = |error: String| format!("port {}: {error}", spec.name);
+        let workers = pinned(&spec.cpus, &self.switch.worker_cpus()).map_err(in_port)?;
         let config = config(spec, &statics).map_err(in_port)?;
+        let config = PortConfig { workers, ..config };
         let handle = self.switch.add_port(&config).map_err(|e| in_port(e.to_string()))?;
         let side = Side::Absent;
         let mut port = Port { spec: spec.clone(), statics, origin, handle, side };
@@ -320,5 +322,25 @@ fn config(spec: &PortSpec, statics: &[StaticEntry]) -> Result<PortConfig, String
         (vlan, MacAddr(mac.bytes()))
     });
     let pairs = spec.kind.pairs();
-    Ok(PortConfig { name: spec.name.clone(), vlan: rule, stations: known.collect(), pairs })
+    Ok(PortConfig {
+        vlan: rule,
+        stations: known.collect(),
+        pairs,
+        ..PortConfig::new(spec.name.as_str())
+    })
+}
+
+/// The workers that run on these CPUs, as indexes.
+pub(crate) fn pinned(cpus: &[u16], workers: &[Option<usize>]) -> Result<Vec<usize>, String> {
+    let worker_of = |cpu: &u16| {
+        let found = workers.iter().position(|worker| *worker == Some(usize::from(*cpu)));
+        found.ok_or_else(|| {
+            let known: Vec<_> = workers.iter().flatten().map(usize::to_string).collect();
+            if known.is_empty() {
+                return format!("cpus names CPU {cpu}, but no worker is shared: workers=per-queue");
+            }
+            format!("cpus names CPU {cpu}, where no worker runs: they run on {}", known.join(","))
+        })
+    };
+    cpus.iter().map(worker_of).collect()
 }

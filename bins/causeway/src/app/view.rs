@@ -176,6 +176,9 @@ fn placed(placement: &[switch::Placement], id: PortId) -> Vec<Placement> {
             index: at.queue.pair,
             worker: at.worker,
             cpu: at.cpu.and_then(|cpu| u16::try_from(cpu).ok()),
+            pinned: at.pinned,
+            share: at.share,
+            busy: at.busy,
         })
         .collect()
 }

@@ -13,7 +13,7 @@ fn error(arguments: &[&str]) -> (i32, String) {
 
 #[test]
 fn wrong_specs_and_options_end_with_2() {
-    let cases: [(&[&str], &str); 7] = [
+    let cases: [(&[&str], &str); 9] = [
         (
             &["run", "--port", "tap:name=a,ifname=t,queues=0"],
             "causeway: invalid value 'tap:name=a,ifname=t,queues=0' for '--port <SPEC>': queues=0 \
@@ -39,6 +39,16 @@ fn wrong_specs_and_options_end_with_2() {
         ),
         (&["run", "--resume", "/tmp"], "causeway: unexpected argument '--resume' found"),
         (
+            &["run", "--rebalance", "soon"],
+            "causeway: invalid value 'soon' for '--rebalance <SECONDS>': rebalance=soon is not \
+             allowed: rebalance is off, or a number of seconds from 1 to 3600",
+        ),
+        (
+            &["run", "--rebalance", "5", "--workers", "per-queue"],
+            "causeway: rebalance has nothing to move with workers=per-queue: every pair has its \
+             own worker",
+        ),
+        (
             &["ctl", "port", "add", "tap:name=a"],
             "causeway: invalid value 'tap:name=a' for '<SPEC>': tap needs ifname=INTERFACE",
         ),
@@ -49,6 +59,17 @@ fn wrong_specs_and_options_end_with_2() {
     let (code, text) = error(&["run", "--workers", "4000"]);
     assert_eq!(code, 2);
     assert!(text.starts_with("causeway: workers names CPU 4000; this process may use "), "{text}");
+    let (code, text) = error(&["run", "--port", "tap:name=a,ifname=t,cpus=4000"]);
+    assert_eq!(code, 2);
+    let start = "causeway: port a: cpus names CPU 4000, where no worker runs: they run on ";
+    assert!(text.starts_with(start), "{text}");
+    let pinned = "tap:name=a,ifname=t,cpus=0";
+    let (code, text) = error(&["run", "--workers", "per-queue", "--port", pinned]);
+    assert_eq!(code, 2);
+    assert!(
+        text.ends_with("cpus names CPU 0, but no worker is shared: workers=per-queue"),
+        "{text}"
+    );
 }
 
 #[test]

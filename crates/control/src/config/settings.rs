@@ -16,6 +16,8 @@ pub struct SwitchSettings {
     pub poll: Option<Poll>,
     /// How long a worker spins without work, in microseconds.
     pub poll_us: Option<u32>,
+    /// Seconds between two looks whether a pair should move to another worker; 0: never.
+    pub rebalance_s: Option<u32>,
     /// The control socket.
     pub control: Option<PathBuf>,
     /// Where ring positions are kept for a successor.
@@ -95,6 +97,18 @@ pub(super) const SWITCH: &[Key<SwitchSettings>] = &[
             Some(())
         },
         show: |switch| text(switch.poll_us.as_ref()),
+    },
+    Key {
+        name: "rebalance",
+        allowed: "off, or a number of seconds from 1 to 3600",
+        set: |switch, text| {
+            switch.rebalance_s = Some(if text == "off" { 0 } else { between(text, 1, 3600)? });
+            Some(())
+        },
+        show: |switch| match switch.rebalance_s? {
+            0 => Some("off".to_owned()),
+            seconds => Some(seconds.to_string()),
+        },
     },
     Key {
         name: "control",

@@ -83,14 +83,14 @@ fn errors_name_line_value_and_what_is_allowed() {
         (
             "[[port]]\nkind = \"tap\"\nname = \"a\"\nifnam = \"t\"",
             "line 4: unknown key \"ifnam\" (did you mean ifname?); tap has name, vlan, trunk, \
-             wait, ifname, queues, netns",
+             wait, cpus, ifname, queues, netns",
         ),
         ("[[port]]\nkind = \"tap\"\nname = \"a\"", "line 1: tap needs ifname=INTERFACE"),
         (
             "[switch]\npol = \"busy\"",
             "line 2: unknown key \"pol\" (did you mean poll?); [switch] has workers, poll, \
-             poll-us, control, state-dir, metrics, ageing, fdb-entries, fdb-entries-per-port, \
-             retries, forward-reserved",
+             poll-us, rebalance, control, state-dir, metrics, ageing, fdb-entries, \
+             fdb-entries-per-port, retries, forward-reserved",
         ),
         (
             "[switch]\n\npoll = \"lazy\"",

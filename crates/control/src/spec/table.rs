@@ -16,6 +16,8 @@ const SOCKET_PATH_MAX: usize = 107;
 const NAME_MAX: usize = 64;
 /// The longest interface name.
 const IFNAME_MAX: usize = 15;
+/// The most CPUs that a port is pinned to.
+const CPUS_MAX: usize = 64;
 
 pub(super) const COMMON: &[Key<PortSpec>] = &[
     Key {
@@ -56,6 +58,15 @@ pub(super) const COMMON: &[Key<PortSpec>] = &[
             Some(())
         },
         show: |port| port.wait.then(|| "on".to_owned()),
+    },
+    Key {
+        name: "cpus",
+        allowed: "up to 64 CPUs as A+B+C, each once",
+        set: |port, text| {
+            port.cpus = cpus(text)?;
+            Some(())
+        },
+        show: |port| (!port.cpus.is_empty()).then(|| values::joined(&port.cpus, "+")),
     },
 ];
 
@@ -263,6 +274,18 @@ fn is_ifname(text: &str) -> bool {
     let bad = |b: u8| matches!(b, b'/' | b':' | b'%' | 0) || b.is_ascii_whitespace();
     let special = matches!(text, "." | "..");
     (1..=IFNAME_MAX).contains(&text.len()) && !special && !text.bytes().any(bad)
+}
+
+fn cpus(text: &str) -> Option<Vec<u16>> {
+    let mut cpus = Vec::new();
+    for part in text.split('+') {
+        let cpu = between(part, 0, u16::MAX)?;
+        if cpus.contains(&cpu) || cpus.len() == CPUS_MAX {
+            return None;
+        }
+        cpus.push(cpu);
+    }
+    Some(cpus)
 }
 
 fn trunk(text: &str) -> Option<BTreeSet<VlanId>> {

@@ -41,12 +41,12 @@ fn wrong_shapes_and_kinds_say_what_is_right() {
 fn wrong_keys_and_values_say_what_is_right() {
     assert_eq!(
         error("tap:name=a,ifnam=t0"),
-        "unknown key \"ifnam\" (did you mean ifname?); tap has name, vlan, trunk, wait, ifname, \
-         queues, netns"
+        "unknown key \"ifnam\" (did you mean ifname?); tap has name, vlan, trunk, wait, cpus, \
+         ifname, queues, netns"
     );
     assert_eq!(
         error("vhost-user:name=a,zzz=t0"),
-        "unknown key \"zzz\"; vhost-user has name, vlan, trunk, wait, socket, mode, queues, \
+        "unknown key \"zzz\"; vhost-user has name, vlan, trunk, wait, cpus, socket, mode, queues, \
          queue-size, mtu, mac, socket-mode, socket-group, ring-reset, offloads"
     );
     assert_eq!(error("tap:name=a"), "tap needs ifname=INTERFACE");
@@ -57,6 +57,8 @@ fn wrong_keys_and_values_say_what_is_right() {
         ("queues=0", "queues=0 is not allowed: queues is a number of pairs from 1 to 128"),
         ("queues=129", "queues=129 is not allowed: queues is a number of pairs from 1 to 128"),
         ("vlan=4095", "vlan=4095 is not allowed: vlan is a VLAN from 1 to 4094"),
+        ("cpus=0+0", "cpus=0+0 is not allowed: cpus is up to 64 CPUs as A+B+C, each once"),
+        ("cpus=", "cpus= is not allowed: cpus is up to 64 CPUs as A+B+C, each once"),
         (
             "trunk=1+0",
             "trunk=1+0 is not allowed: trunk is VLANs from 1 to 4094 as A+B+C, each once",
@@ -120,13 +122,13 @@ fn uplinks_take_their_keys_and_no_others() {
     assert_eq!(port.resource(), "interface eth0");
     assert_eq!(
         error("af-xdp:name=u,ifname=e,blocks=1"),
-        "unknown key \"blocks\"; af-xdp has name, vlan, trunk, wait, ifname, queues, netns, mode, \
-         xdp, steer, busy-poll"
+        "unknown key \"blocks\"; af-xdp has name, vlan, trunk, wait, cpus, ifname, queues, netns, \
+         mode, xdp, steer, busy-poll"
     );
     assert_eq!(
         error("packet-mmap:name=u,ifname=e,mod=x"),
-        "unknown key \"mod\"; packet-mmap has name, vlan, trunk, wait, ifname, queues, netns, \
-         block-size, blocks, retire-ms"
+        "unknown key \"mod\"; packet-mmap has name, vlan, trunk, wait, cpus, ifname, queues, \
+         netns, block-size, blocks, retire-ms"
     );
     assert_eq!(error("packet-mmap:name=u"), "packet-mmap needs ifname=INTERFACE");
     for (setting, rule) in [

@@ -78,6 +78,7 @@ impl Bench {
                     counters: Box::new([Arc::clone(&counters)]),
                     egress: Box::new([ShortLock::new(slot).into()]),
                     steering: Default::default(),
+                    workers: Box::default(),
                 };
                 records.push(Some(Record {
                     port: Arc::new(port),

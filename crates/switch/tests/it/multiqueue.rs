@@ -267,3 +267,108 @@ fn a_broken_pair_leaves_its_flows_to_the_others() {
     assert_eq!(drops(&stats, DropReason::PortDown), 1);
     assert_eq!(wires[0].take().len(), 2);
 }
+
+/// The same with workers: the pairs of the sender move from one to the other all the time.
+#[test]
+fn pairs_move_between_workers_under_load_and_nothing_is_lost_or_overtaken() {
+    let switch = start(2);
+    let (guest, wires, _peer, peer) = guest_and_peer(&switch, 4);
+    let wires_of_all = all(&wires, &peer);
+    let stop = AtomicBool::new(false);
+    let mut sent = 0u32;
+    let mut next = HashMap::new();
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| {
+            let mut sent = 0;
+            while !stop.load(Ordering::Relaxed) {
+                if wires.iter().all(|wire| wire.waiting() < 500) {
+                    // Each flow stays on its pair.
+                    for (pair, wire) in (0u16..).zip(&wires) {
+                        wire.send(&[there(pair * 2, sent), there(pair * 2 + 1, sent)]);
+                    }
+                    sent += 1;
+                }
+            }
+            sent
+        });
+        for round in 0..400u16 {
+            let queue = at(guest.id, round % 4);
+            let to = usize::from(round / 4 % 2);
+            if let Some(moved) = switch.move_pair(queue, to) {
+                assert_eq!((moved.queue, moved.from, moved.to), (queue, 1 - to, to));
+            }
+            let places = switch.placement();
+            let place = places.iter().find(|place| place.queue == queue).unwrap();
+            assert_eq!((place.worker, place.pinned), (Some(to), false));
+            std::thread::sleep(std::time::Duration::from_micros(100));
+        }
+        stop.store(true, Ordering::Relaxed);
+        sent = sender.join().unwrap();
+    });
+    let stats = settled(&switch, &wires_of_all);
+    for frame in peer.take() {
+        let flow = u16::from_be_bytes(frame[34..36].try_into().unwrap());
+        let expected = next.entry(flow).or_insert(0);
+        assert_eq!(u32::from_be_bytes(frame[42..46].try_into().unwrap()), *expected);
+        *expected += 1;
+    }
+    assert!(next.len() == 8 && next.values().all(|count| *count == sent), "{sent}: {next:?}");
+    assert!(stats.workers.iter().all(|worker| worker.frames > 0), "{:?}", stats.workers);
+    assert_eq!(switch.move_pair(at(guest.id, 0), 2), None, "there is no third worker");
+    assert_eq!(switch.move_pair(at(guest.id, 9), 0), None, "there is no such pair");
+}
+
+#[test]
+fn a_port_is_served_where_it_says() {
+    let switch = start(3);
+    let config = PortConfig { pairs: 5, workers: vec![2, 0], ..PortConfig::new("pinned") };
+    let port = switch.add_port(&config).unwrap();
+    for pair in 0..5 {
+        let _ = attach(&switch, &port, pair);
+    }
+    let workers: Vec<_> = switch.placement().iter().map(|p| (p.worker, p.pinned)).collect();
+    assert_eq!(workers, [2, 0, 2, 0, 2].map(|worker| (Some(worker), true)));
+    let wrong = PortConfig { workers: vec![1, 3], ..PortConfig::new("wrong") };
+    let error = switch.add_port(&wrong).unwrap_err();
+    assert_eq!(error.to_string(), "there is no worker 3: 3 share the queues");
+}
+
+#[test]
+fn a_loud_pair_moves_to_the_idle_worker_and_stays() {
+    let workers = Workers::Manual(2);
+    let switch = Switch::start(&SwitchConfig { workers, ..SwitchConfig::default() }).unwrap();
+    let guest = switch.add_port(&PortConfig { pairs: 3, ..PortConfig::new("guest") }).unwrap();
+    let wires: Vec<_> = (0..3).map(|pair| attach(&switch, &guest, pair)).collect();
+    let (_peer, _wire) = add(&switch, &PortConfig::new("peer"));
+    let place = |pair: u16| {
+        let places = switch.placement();
+        *places.iter().find(|place| place.queue == at(guest.id, pair)).unwrap()
+    };
+    assert_eq!([0, 1, 2].map(|pair| place(pair).worker), [Some(0), Some(1), Some(0)]);
+    // Each look at these two takes 2 ms.
+    for pair in [0, 2] {
+        wires[pair].behave(Behaviour::Slow);
+    }
+    let mut moves = Vec::new();
+    for interval in 0..8 {
+        for round in 0..5 {
+            for pair in [0, 2] {
+                wires[pair].send(&[there(pair as u16, interval * 10 + round)]);
+            }
+            // One turn with work, and one that ends it.
+            for worker in [0, 1, 0, 1] {
+                let _ = switch.turn(worker);
+            }
+        }
+        switch.measure();
+        moves.extend(switch.rebalance());
+    }
+    assert_eq!(moves.len(), 1, "{moves:?}");
+    assert_eq!((moves[0].queue, moves[0].from, moves[0].to), (at(guest.id, 0), 0, 1));
+    assert_eq!([0, 1, 2].map(|pair| place(pair).worker), [Some(1), Some(1), Some(0)]);
+    for pair in [0, 2] {
+        let place = place(pair);
+        assert!(place.share > 0.9 && place.busy > 0.1, "{place:?}");
+    }
+    assert!(place(1).share < 0.1);
+}
