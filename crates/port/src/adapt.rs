@@ -134,7 +134,7 @@ impl Adapter {
 
 #[inline]
 fn fits(batch: &Batch<'_>, index: u16, takes: OffloadSet) -> bool {
-    batch.frames().get(usize::from(index)).is_some_and(|frame| takes.takes(&frame.offload))
+    batch.frames().get(usize::from(index)).is_none_or(|frame| takes.takes(&frame.offload))
 }
 
 /// Finishes the checksum of `frame`.

@@ -8,10 +8,9 @@
 //! The interface stays the kernel's: its own stack sees the frames too, unless it has no address.
 //! Frames that the kernel sends on the interface are not taken.
 //!
-//! **Offloads.** Both rings carry virtio-net headers. What a veth peer or the kernel's GRO left
-//! undone is done here before the switch sees the frame: checksums are computed and large frames
-//! are cut into segments, of which each counts as a received frame. What guests leave undone is
-//! the kernel's to do.
+//! **Offloads.** Both ways carry virtio-net headers. What a veth peer left undone, or the kernel's
+//! GRO put together, goes into the switch as it is: unfinished checksums, frames of 64 KiB. What
+//! guests leave undone is the kernel's to do; before Linux 6.2 all but USO.
 //! **Latency.** The kernel hands over a block when it is full or `retire_ms` old: at low rates a
 //! frame waits that long.
 //! **Limits.** At most [`QUEUES_MAX`] queues. Frames above what a block holds are dropped as

@@ -3,7 +3,7 @@
 //! **Trust.** The kernel wrote the header, but from what the network sent: values that contradict
 //! each other are refused, ranges are checked by whoever acts on them.
 
-use port::{Gso, Offload};
+use port::{Frame, Gso, Offload};
 
 /// Bytes of the header.
 pub(crate) const HEADER: usize = 12;
@@ -17,6 +17,28 @@ const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
 const GSO_ECN: u8 = 0x80;
+
+/// Whether the kernel takes `GSO_UDP_L4` in a header: Linux 6.2 and later do.
+pub(crate) fn kernel_knows_uso() -> bool {
+    knows_uso(&rustix::system::uname().release().to_string_lossy())
+}
+
+fn knows_uso(release: &str) -> bool {
+    let mut numbers = release.split(['.', '-']).map(|part| part.parse().unwrap_or(0_u32));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    version >= (6, 2)
+}
+
+/// Bytes of the frame, or of its segments once somebody cuts it, which the MTU bounds.
+#[inline(always)]
+pub(crate) fn segment_bytes(frame: &Frame) -> u32 {
+    match frame.offload.gso {
+        Gso::None => frame.len(),
+        Gso::TcpV4 | Gso::TcpV6 | Gso::UdpL4 => {
+            u32::from(frame.offload.hdr_len).wrapping_add(u32::from(frame.offload.gso_size))
+        }
+    }
+}
 
 /// Reads a header; `None` if it asks for what no frame can need.
 #[inline]
@@ -71,7 +93,7 @@ pub(crate) fn encode(offload: &Offload) -> [u8; HEADER] {
 
 #[cfg(test)]
 mod tests {
-    use super::{HEADER, decode, encode};
+    use super::{HEADER, decode, encode, knows_uso};
     use port::{Gso, Offload};
 
     #[test]
@@ -83,6 +105,12 @@ mod tests {
         for offload in [Offload::default(), plain, csum, large] {
             assert_eq!(decode(&encode(&offload)), Some(offload));
         }
+    }
+
+    #[test]
+    fn uso_came_with_6_2() {
+        assert!(["6.2.0-rc1", "6.2", "6.18.44-fc", "7.0.1"].into_iter().all(knows_uso));
+        assert!(!["6.1.0-49-cloud-amd64", "5.15.3", "", "x"].into_iter().any(knows_uso));
     }
 
     #[test]

@@ -5,7 +5,10 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use port::{Batch, DropReason, Egress, Frame, Gso, Notified, Offload, QueueCounters, QueueFault};
+use port::{
+    Adapter, Batch, DropReason, Egress, Frame, Notified, Offload, OffloadSet, QueueCounters,
+    QueueFault, Way,
+};
 use virtq::mem::{MapError, SharedMap, SharedSlots};
 
 use crate::sys::xdp::{Consumer, Desc, Producer};
@@ -54,6 +57,7 @@ pub struct AfXdpEgress {
     down: bool,
     /// What a call without an answer met, to be told by the next one.
     fault: Option<QueueFault>,
+    adapter: Adapter,
 }
 
 impl AfXdpEgress {
@@ -64,7 +68,16 @@ impl AfXdpEgress {
     ) -> Result<Self, MapError> {
         let area = Area::transmit(queue);
         let slots = SharedSlots::new(map, area.offset(), area.chunks(), CHUNK)?;
-        Ok(Self { parts, area, slots, free, pending: false, down: false, fault: None })
+        Ok(Self {
+            parts,
+            area,
+            slots,
+            free,
+            pending: false,
+            down: false,
+            fault: None,
+            adapter: Adapter::default(),
+        })
     }
 
     /// Takes back the chunks of frames that were sent.
@@ -145,8 +158,7 @@ impl AfXdpEgress {
         let room = mtu.saturating_add(ETHERNET);
         let room = if frame.tag().is_some() { room.saturating_add(TAG) } else { room };
         if len > room {
-            let gso = frame.offload.gso != Gso::None;
-            return Ok(Err(if gso { DropReason::BadOffload } else { DropReason::Oversize }));
+            return Ok(Err(DropReason::Oversize));
         }
         let body = batch.body_piece(frame);
         let simple = len <= TX_ROOM && frame.offload.is_none();
@@ -177,9 +189,6 @@ impl AfXdpEgress {
         let parts = frame.len().div_ceil(TX_ROOM);
         if parts > if self.parts.spread { PARTS_MAX.saturating_sub(1) } else { 1 } {
             return Ok(Err(DropReason::Oversize));
-        }
-        if frame.offload.gso != Gso::None {
-            return Ok(Err(DropReason::BadOffload));
         }
         if !self.has_room(parts, calls)? {
             return Ok(Err(DropReason::UplinkBusy));
@@ -263,8 +272,9 @@ fn metadata(offload: &Offload) -> [u8; METADATA_BYTES] {
     bytes
 }
 
-impl Egress for AfXdpEgress {
-    fn send(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
+impl AfXdpEgress {
+    /// Sends frames of which nothing is left to do but a checksum that the kernel is told of.
+    fn send_fitting(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
         // ORDERING: a number of its own; a frame beside a change of the MTU may see either.
         let mtu = self.parts.mtu.load(Ordering::Relaxed);
         let mut result = self.fault.clone().map_or_else(|| self.reap(), Err);
@@ -300,6 +310,19 @@ impl Egress for AfXdpEgress {
             self.parts.counters.egress.sent(count, bytes);
         }
         result
+    }
+}
+
+impl Egress for AfXdpEgress {
+    fn send(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
+        let takes = OffloadSet { csum: self.parts.metadata, ..OffloadSet::NONE };
+        let mut adapter = std::mem::take(&mut self.adapter);
+        let counters = Arc::clone(&self.parts.counters);
+        let way = Way { takes, lost: DropReason::UplinkError, counters: &counters.egress };
+        let sent =
+            adapter.send(batch, picked, &way, |batch, picked| self.send_fitting(batch, picked));
+        self.adapter = adapter;
+        sent
     }
 
     fn notify(&mut self) -> Notified {

@@ -13,7 +13,6 @@ use port::{
 use virtq::mem::{MapError, Pool, SharedMap, SharedSlots};
 
 use crate::sys::xdp::{Consumer, Desc, Producer};
-use port::finish_checksum;
 
 use super::layout::{Area, CHUNK, PARTS_MAX, RX_FRAMES};
 use super::socket::{Poked, Socket};
@@ -164,19 +163,6 @@ impl AfXdpIngress {
             Taken::Dropped(parts, len, DropReason::Runt)
         }
     }
-
-    /// Finishes the checksum of a frame whose sender did not.
-    #[inline(always)]
-    fn finish(&self, frame: &mut Frame) -> bool {
-        match unfinished(frame.head()) {
-            None => true,
-            Some(offload) => {
-                frame.offload = offload;
-                let body = self.slots.store().reader(frame.body);
-                finish_checksum(frame, body)
-            }
-        }
-    }
 }
 
 impl Ingress for AfXdpIngress {
@@ -194,8 +180,13 @@ impl Ingress for AfXdpIngress {
             let Some(frame) = frames.slot() else { break };
             let (parts, len, outcome) = match self.take(at, frame) {
                 Taken::Frame(parts, len) => {
-                    let finished = !self.parts.unfinished || self.finish(frame);
-                    (parts, len, if finished { Ok(()) } else { Err(DropReason::BadOffload) })
+                    // What the sender left undone is for the egress to do, or to leave.
+                    if self.parts.unfinished
+                        && let Some(left) = unfinished(frame.head())
+                    {
+                        frame.offload = left;
+                    }
+                    (parts, len, Ok(()))
                 }
                 Taken::Dropped(parts, len, reason) => (parts, len, Err(reason)),
                 Taken::Partial => break,

@@ -13,12 +13,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use port::{BURST_MAX, Batch, DropReason, Egress, Frame, Gso, Notified, QueueCounters, QueueFault};
+use port::{
+    Adapter, BURST_MAX, Batch, DropReason, Egress, Frame, Notified, OffloadSet, QueueCounters,
+    QueueFault, Way,
+};
 use virtq::mem::Reader;
 
 use crate::sys::Pieces;
 use crate::sys::packet as socket;
-use crate::vnet::{self, HEADER, SHORT};
+use crate::vnet::{self, HEADER, SHORT, kernel_knows_uso, segment_bytes};
 
 use super::ring::{Fate, TransmitRing};
 use super::socket::{Queue, VnetHeader};
@@ -46,6 +49,9 @@ pub struct PacketMmapEgress {
     pub(super) header: VnetHeader,
     /// Of each filled slot, from `head` on: its place in what was picked, and its frame's length.
     filled: [(u16, u32); BURST_MAX],
+    /// What the kernel takes unfinished.
+    takes: OffloadSet,
+    adapter: Adapter,
 }
 
 /// How far `send` is in what was picked.
@@ -85,7 +91,9 @@ impl PacketMmapEgress {
         ring: TransmitRing,
         (direct, header): (OwnedFd, VnetHeader),
     ) -> Self {
-        Self { queue, ring, head: 0, direct, header, filled: [(0, 0); BURST_MAX] }
+        let adapter = Adapter::default();
+        let takes = OffloadSet { uso: kernel_knows_uso(), ..OffloadSet::ALL };
+        Self { queue, ring, head: 0, direct, header, filled: [(0, 0); BURST_MAX], takes, adapter }
     }
 
     /// Fills slots with the frames picked from place `from` on. The slots filled, the place of the
@@ -102,7 +110,7 @@ impl PacketMmapEgress {
         for (place, index) in picked.iter().enumerate().skip(at.from) {
             let Some(frame) = batch.frames().get(usize::from(*index)) else { continue };
             let len = frame.len();
-            if frame.offload.gso == Gso::None && len > room(frame, mtu) {
+            if segment_bytes(frame) > room(frame, mtu) {
                 if place >= at.seen {
                     self.queue.counters.egress.dropped(DropReason::Oversize, 1);
                 }
@@ -235,7 +243,7 @@ impl PacketMmapEgress {
     }
 }
 
-/// The most bytes of an ordinary frame.
+/// The most bytes of a frame on the wire.
 #[inline(always)]
 fn room(frame: &Frame, mtu: u32) -> u32 {
     let room = mtu.saturating_add(ETHERNET);
@@ -249,7 +257,7 @@ fn left(batch: &Batch<'_>, picked: &[u16], at: &Place, mtu: u32) -> u64 {
     let all = picked.len().saturating_sub(at.from);
     let seen = picked.get(at.from..at.seen).unwrap_or_default();
     let frame = |index: &u16| batch.frames().get(usize::from(*index));
-    let above = |frame: &&Frame| frame.offload.gso == Gso::None && frame.len() > room(frame, mtu);
+    let above = |frame: &&Frame| segment_bytes(frame) > room(frame, mtu);
     all.saturating_sub(seen.iter().filter_map(frame).filter(above).count()) as u64
 }
 
@@ -306,8 +314,9 @@ fn write_parts(
     let _ = writer.copy_from(&mut body, frame.body.len);
 }
 
-impl Egress for PacketMmapEgress {
-    fn send(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
+impl PacketMmapEgress {
+    /// Sends frames that the kernel takes as they are.
+    fn send_fitting(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
         // ORDERING: a number of its own; a frame beside a change of the MTU may see either.
         let mtu = self.queue.mtu.load(Ordering::Relaxed);
         let (mut at, mut most, mut waits) = (Place { from: 0, seen: 0 }, BURST_MAX, TRIES);
@@ -343,6 +352,22 @@ impl Egress for PacketMmapEgress {
                 std::hint::spin_loop();
             }
         }
+    }
+}
+
+impl Egress for PacketMmapEgress {
+    fn send(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
+        if self.takes == OffloadSet::ALL {
+            return self.send_fitting(batch, picked);
+        }
+        let mut adapter = std::mem::take(&mut self.adapter);
+        let counters = Arc::clone(&self.queue.counters);
+        let counters = &counters.egress;
+        let way = Way { takes: self.takes, lost: DropReason::UplinkError, counters };
+        let sent =
+            adapter.send(batch, picked, &way, |batch, picked| self.send_fitting(batch, picked));
+        self.adapter = adapter;
+        sent
     }
 
     fn notify(&mut self) -> Notified {

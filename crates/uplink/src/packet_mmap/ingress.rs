@@ -3,24 +3,21 @@
 //! A batch may span blocks. A block is given back when all its frames were taken and the batch
 //! that had the last ones was released.
 //!
-//! **Trust.** Headers are copied and checked by `block`; the virtio-net header contradicts itself
-//! or it does not, places in it are checked by who acts on them.
+//! **Trust.** Headers are copied and checked by `block`; what the virtio-net header says is left to
+//! do is checked against the frame's private head.
 
 use std::any::Any;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use packet::{Checksum, Cut};
-use port::{Batch, DropReason, Frame, FrameBuf, Gso, Ingress, Notified, QueueCounters, QueueFault};
+use port::{Batch, DropReason, Frame, FrameBuf, Ingress, Notified, QueueCounters, QueueFault};
 use serde::{Deserialize, Serialize};
-use virtq::mem::Pool;
 
 use crate::sys::packet as socket;
 use crate::vnet::{self, HEADER, SHORT};
-use port::finish_checksum;
 
-use super::block::{BlockError, FRAME_HEADER, Packet, Walk};
+use super::block::{BlockError, Packet, Walk};
 use super::ring::ReceiveRing;
 use super::socket::Queue;
 
@@ -28,8 +25,6 @@ use super::socket::Queue;
 /// before the frame, whatever that was (seen on Linux 6.1 and 6.18).
 #[expect(clippy::cast_possible_truncation, reason = "10 fits")]
 const SHORT_BYTES: u32 = SHORT as u32;
-/// Bytes of a tag that was taken out of a frame.
-const TAG: u32 = 4;
 /// Where in a frame the kind of its tag stands.
 const TPID_AT: usize = 12;
 /// After so many looks in vain the socket is asked for errors, also if it is never armed.
@@ -45,21 +40,8 @@ pub struct PacketMmapIngress {
     block: u32,
     /// How many blocks before `block` are to be given back.
     done: u32,
-    /// A large frame of block `block` that is being cut.
-    large: Option<Large>,
     /// Looks in vain until the socket is asked for errors.
     looks: u32,
-}
-
-/// A large frame, and how far it is cut.
-#[derive(Debug)]
-struct Large {
-    /// Where in the block its header is.
-    at: u32,
-    cut: Cut,
-    next: u32,
-    /// Where in the block byte 0 of the frame would be, a tag that was put back counted.
-    origin: u32,
 }
 
 /// Where in the ring the next frame is.
@@ -68,8 +50,6 @@ pub(super) struct Position {
     block: u32,
     /// Where in the block, and how many frames are left.
     walk: Option<(u32, u32)>,
-    /// A large frame: where, and the segment that comes next.
-    large: Option<(u32, u32)>,
 }
 
 /// What one burst counts.
@@ -89,7 +69,7 @@ impl Tally {
 
 impl PacketMmapIngress {
     pub(super) fn new(queue: Queue, ring: ReceiveRing) -> Self {
-        Self { queue, ring, walk: None, block: 0, done: 0, large: None, looks: LOOKS }
+        Self { queue, ring, walk: None, block: 0, done: 0, looks: LOOKS }
     }
 
     /// Goes on where another process stopped.
@@ -104,48 +84,28 @@ impl PacketMmapIngress {
         if let Some((at, left)) = position.walk {
             new.walk = Some(Walk::at(at, left, bytes)?);
         }
-        if let Some((at, next)) = position.large {
-            let header = new.ring.header(new.block, at).unwrap_or([0; FRAME_HEADER]);
-            if let Some(packet) = Walk::at(at, 1, bytes)?.take(&header)? {
-                // It could be cut before, so it can be now.
-                let large = make(&new.ring, new.block, at, &packet, &mut Frame::default());
-                new.large = large.ok().flatten().map(|large| Large { next, ..large });
-            }
-        }
         Ok(new)
     }
 
     /// Where another process has to go on, when everything was released.
     pub(super) fn position(&self) -> Position {
-        Position {
-            block: self.block,
-            walk: self.walk.and_then(|walk| walk.position()),
-            large: self.large.as_ref().map(|large| (large.at, large.next)),
-        }
+        Position { block: self.block, walk: self.walk.and_then(|walk| walk.position()) }
     }
 
     /// Fills `frames` from as many blocks as it takes.
     #[inline]
     fn fill(&mut self, frames: &mut FrameBuf, tally: &mut Tally) -> Result<(), BlockError> {
-        loop {
-            if !self.cut_on(frames, tally) {
-                return Ok(());
-            }
-            let Some(mut walk) = self.current()? else { return Ok(()) };
+        while let Some(mut walk) = self.current()? {
             let taken = self.take(&mut walk, frames, tally);
             self.walk = Some(walk);
             taken?;
             if walk.header_at().is_some() {
-                if self.large.is_some() {
-                    continue;
-                }
-                return Ok(());
+                break;
             }
             self.walk = None;
-            if self.large.is_none() {
-                self.next_block();
-            }
+            self.next_block();
         }
+        Ok(())
     }
 
     /// The block to read from, if there is one.
@@ -169,7 +129,7 @@ impl PacketMmapIngress {
         self.block = if next >= self.ring.count() { 0 } else { next };
     }
 
-    /// Takes frames of one block until it or the room ends, or a large frame comes.
+    /// Takes frames of one block until it or the room ends.
     #[inline]
     fn take(
         &mut self,
@@ -185,14 +145,10 @@ impl PacketMmapIngress {
                 let _ = self.queue.given_up.fetch_add(1, Ordering::Relaxed);
                 continue;
             };
-            match make(&self.ring, self.block, at, &packet, frame) {
-                Ok(None) => {
+            match make(&self.ring, self.block, &packet, frame) {
+                Ok(()) => {
                     tally.count(frame.len());
                     frames.keep();
-                }
-                Ok(large) => {
-                    self.large = large;
-                    break;
                 }
                 Err(reason) => {
                     tally.count(packet.len);
@@ -201,23 +157,6 @@ impl PacketMmapIngress {
             }
         }
         Ok(())
-    }
-
-    /// Goes on cutting a large frame. False if there is no room for all of it now.
-    #[inline]
-    fn cut_on(&mut self, frames: &mut FrameBuf, tally: &mut Tally) -> bool {
-        let Some(large) = &mut self.large else { return true };
-        while large.next < large.cut.count() {
-            let Some(frame) = frames.slot() else { return false };
-            large.segment(&self.ring, self.block, frame);
-            tally.count(frame.len());
-            frames.keep();
-        }
-        self.large = None;
-        if self.walk.is_none() {
-            self.next_block();
-        }
-        true
     }
 
     /// Asks the socket whether something happened to the interface.
@@ -237,30 +176,14 @@ impl PacketMmapIngress {
     }
 }
 
-impl Large {
-    /// Makes the next segment in `frame`.
-    fn segment(&mut self, ring: &ReceiveRing, block: u32, frame: &mut Frame) {
-        let range = self.cut.range(self.next);
-        let len = range.end.saturating_sub(range.start);
-        let span = Pool::span(block, self.origin.saturating_add(range.start), len);
-        let mut sum = Checksum::default();
-        port::sum_body(&mut sum, ring.reader(span));
-        let header = self.cut.header(self.next, sum);
-        frame.fill_private(header.bytes());
-        frame.body = span;
-        self.next = self.next.saturating_add(1);
-    }
-}
-
-/// Makes a frame of `packet`, or says that it is a large one.
+/// Makes a frame of `packet`.
 #[inline(always)]
 fn make(
     ring: &ReceiveRing,
     block: u32,
-    at: u32,
     packet: &Packet,
     frame: &mut Frame,
-) -> Result<Option<Large>, DropReason> {
+) -> Result<(), DropReason> {
     // The walk saw to it that the packet is within the block.
     let piece = ring.piece(block, packet.end()).ok_or(DropReason::Runt)?;
     let mut header = [0; HEADER];
@@ -277,21 +200,15 @@ fn make(
         return Err(DropReason::Runt);
     }
     if packet.tag.is_none() && offload.is_plain() {
-        return Ok(None);
+        return Ok(());
     }
     frame.offload = offload;
-    Ok(finish(ring, block, packet, frame)?.map(|large| Large { at, ..large }))
+    finish(packet, frame)
 }
 
-/// Puts back what the kernel took out of the frame, and does what its sender left undone.
+/// Puts back what the kernel took out of the frame, and checks what its sender left undone.
 #[inline(never)]
-fn finish(
-    ring: &ReceiveRing,
-    block: u32,
-    packet: &Packet,
-    frame: &mut Frame,
-) -> Result<Option<Large>, DropReason> {
-    let mut origin = packet.start;
+fn finish(packet: &Packet, frame: &mut Frame) -> Result<(), DropReason> {
     if let Some((tpid, tci)) = packet.tag {
         if !frame.set_tag(false, Some(tci)) {
             return Err(DropReason::Runt);
@@ -300,18 +217,10 @@ fn finish(
         if let Some(place) = place {
             *place = tpid.to_be_bytes();
         }
-        // A block begins with more than a tag's bytes of description.
-        origin = origin.wrapping_sub(TAG);
     }
-    if frame.offload.gso == Gso::None {
-        let body = ring.reader(frame.body);
-        let done = finish_checksum(frame, body);
-        return if done { Ok(None) } else { Err(DropReason::BadOffload) };
-    }
-    let cut = Cut::new(frame.head(), frame.len(), frame.offload.gso_size)
-        .map_err(|_| DropReason::BadOffload)?;
-    debug_assert_eq!(frame.body.first, block);
-    Ok(Some(Large { at: 0, cut, next: 0, origin }))
+    let checked = frame.offload.checked(frame.head(), frame.len());
+    frame.offload = checked.ok_or(DropReason::BadOffload)?;
+    Ok(())
 }
 
 impl Ingress for PacketMmapIngress {
@@ -349,9 +258,7 @@ impl Ingress for PacketMmapIngress {
     }
 
     fn arm(&mut self) -> bool {
-        self.large.is_some()
-            || self.walk.is_some()
-            || (self.done < self.ring.count() && self.ring.is_ready(self.block))
+        self.walk.is_some() || (self.done < self.ring.count() && self.ring.is_ready(self.block))
     }
 
     fn disarm(&mut self) {

@@ -1,6 +1,6 @@
 //! The two rings of a socket in mapped memory: who owns a block or a slot, and its bytes.
 
-use virtq::mem::{Pool, ReadPiece, Reader, SegSpan, SegStore, SharedSlots, WritePiece, Writer};
+use virtq::mem::{Pool, ReadPiece, SegStore, SharedSlots, WritePiece, Writer};
 
 use super::block::{BLOCK_STATUS, DESCRIPTION, FRAME_HEADER};
 use super::geometry::SLOT_HEADER;
@@ -64,11 +64,6 @@ impl ReceiveRing {
     #[inline(always)]
     pub(super) fn piece(&self, block: u32, len: u32) -> Option<ReadPiece<'_>> {
         self.0.store().one(Pool::span(block, 0, len))
-    }
-
-    #[inline(always)]
-    pub(super) fn reader(&self, span: SegSpan) -> Reader<'_> {
-        self.0.store().reader(span)
     }
 
     #[inline(always)]

@@ -18,15 +18,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use port::{
-    Adapter, BURST_MAX, Batch, DropReason, Egress, Frame, FrameBuf, Gso, Ingress, Notified,
-    OffloadSet, QueueCounters, QueueFault, Way,
+    Adapter, BURST_MAX, Batch, DropReason, Egress, Frame, FrameBuf, Ingress, Notified, OffloadSet,
+    QueueCounters, QueueFault, Way,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use virtq::mem::{MapError, Pool};
 
 use crate::sys::Pieces;
-use crate::vnet::{self, HEADER};
+use crate::vnet::{self, HEADER, segment_bytes};
 
 /// The most bytes of a frame: the largest MTU, an Ethernet header and two tags.
 const FRAME_MAX: u32 = 65_535 + 14 + 8;
@@ -99,11 +99,12 @@ impl TapIngress {
         let offload = vnet::decode(&header).ok_or(DropReason::BadOffload)?;
         let body = bytes(len.saturating_sub(HEADER));
         let span = Pool::span(0, bytes(at.saturating_add(HEADER)), body);
-        if frame.fill(self.pool.store().reader(span), span, offload) {
-            Ok(())
-        } else {
-            Err(DropReason::Runt)
+        if !frame.fill(self.pool.store().reader(span), span, offload) {
+            return Err(DropReason::Runt);
         }
+        let checked = frame.offload.checked(frame.head(), frame.len());
+        frame.offload = checked.ok_or(DropReason::BadOffload)?;
+        Ok(())
     }
 }
 
@@ -213,7 +214,7 @@ impl Queue {
     fn send_one(&self, batch: &Batch<'_>, frame: &Frame, mtu: u32) -> Outcome {
         let room = mtu.saturating_add(ETHERNET);
         let room = if frame.tag().is_some() { room.saturating_add(TAG) } else { room };
-        if frame.offload.gso == Gso::None && frame.len() > room {
+        if segment_bytes(frame) > room {
             return Outcome::Dropped(DropReason::Oversize);
         }
         let header = vnet::encode(&frame.offload);

@@ -17,7 +17,10 @@ mod offloads;
 
 use std::time::{Duration, Instant};
 
-use port::{Egress, Frame, FrameBuf, Ingress, Offload, QueueCounters, QueueTotals};
+use port::{
+    Adapter, Batch, DropReason, Egress, Frame, FrameBuf, Ingress, Offload, OffloadSet,
+    QueueCounters, QueueTotals, Way,
+};
 use uplink::packet_mmap::{PacketMmap, PacketMmapSettings};
 use virtq::mem::Pool;
 
@@ -91,25 +94,58 @@ fn plain(frames: impl IntoIterator<Item = Vec<u8>>) -> Vec<(Vec<u8>, Offload)> {
     frames.into_iter().map(|bytes| (bytes, Offload::default())).collect()
 }
 
-/// Takes frames until `count` came, or none came for long.
+/// Takes frames until `count` came, or none came for long: as an egress gets them that takes
+/// nothing unfinished.
 fn take(from: &mut impl Ingress, count: usize) -> Vec<Vec<u8>> {
+    let (counters, mut adapter) = (QueueCounters::default(), Adapter::default());
+    let way =
+        Way { takes: OffloadSet::NONE, lost: DropReason::UplinkError, counters: &counters.egress };
     let mut taken = Vec::new();
-    let mut buffer = FrameBuf::default();
-    let mut last = Instant::now();
-    while taken.len() < count && last.elapsed() < Duration::from_secs(2) {
-        let batch = from.receive(&mut buffer);
-        assert_eq!(batch.fault(), None);
-        for frame in batch.frames() {
-            assert!(frame.offload.is_none());
-            taken.push(bytes_of(&batch, frame));
-            last = Instant::now();
-        }
-        from.release();
-    }
+    until(from, |batch| {
+        let picked: Vec<u16> = (0..batch.len() as u16).collect();
+        let adapted = adapter.send(batch, &picked, &way, |batch, picked| {
+            for index in picked {
+                let frame = &batch.frames()[usize::from(*index)];
+                assert!(frame.offload.is_none());
+                taken.push(bytes_of(batch, frame));
+            }
+            Ok(())
+        });
+        adapted.unwrap();
+        taken.len() >= count
+    });
     taken
 }
 
-fn bytes_of(batch: &port::Batch<'_>, frame: &Frame) -> Vec<u8> {
+/// Takes `count` frames as they come, with what is left to do.
+fn take_whole(from: &mut impl Ingress, count: usize) -> Vec<(Vec<u8>, Offload)> {
+    let mut taken = Vec::new();
+    until(from, |batch| {
+        taken.extend(batch.frames().iter().map(|frame| (bytes_of(batch, frame), frame.offload)));
+        taken.len() >= count
+    });
+    taken
+}
+
+/// Receives until `enough` says so of a batch, or nothing came for long.
+fn until(from: &mut impl Ingress, mut enough: impl FnMut(&Batch<'_>) -> bool) {
+    let mut buffer = FrameBuf::default();
+    let mut last = Instant::now();
+    while last.elapsed() < Duration::from_secs(2) {
+        let batch = from.receive(&mut buffer);
+        assert_eq!(batch.fault(), None);
+        if !batch.is_empty() {
+            last = Instant::now();
+        }
+        let done = enough(&batch);
+        from.release();
+        if done {
+            return;
+        }
+    }
+}
+
+fn bytes_of(batch: &Batch<'_>, frame: &Frame) -> Vec<u8> {
     let mut bytes = frame.head().to_vec();
     let mut body = vec![0; frame.body.len as usize];
     assert_eq!(batch.body(frame).read(&mut body), body.len());

@@ -113,6 +113,34 @@ fn what_is_no_frame_is_counted_and_dropped() {
     assert_eq!(drops(&totals, DropReason::BadOffload), 1);
 }
 
+/// A TCP frame over IPv4 of `len` bytes, without checksums.
+fn tcp(len: u16) -> Vec<u8> {
+    let mut frame = vec![2; 12];
+    frame.extend([8, 0, 0x45, 0]);
+    frame.extend(len.saturating_sub(14).to_be_bytes());
+    frame.extend([0, 1, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    frame.extend([0, 80, 0, 80, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 1, 0, 0, 0, 0, 0]);
+    frame.resize(usize::from(len), 7);
+    frame
+}
+
+#[test]
+fn what_contradicts_the_frame_is_dropped() {
+    let mut bed = Bed::new();
+    let right = [1, 1, 54, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0];
+    // IPv6, a checksum elsewhere, in the addresses, outside of the frame's head.
+    for (at, value) in [(1, 4), (8, 6), (6, 26), (6, 200), (4, 0)] {
+        let mut wrong = right;
+        wrong[at] = value;
+        wrong[5] &= if at == 4 { 0 } else { 0xff };
+        bed.give(wrong, &tcp(9000));
+    }
+    bed.give(right, &tcp(9000));
+    let mut frames = FrameBuf::default();
+    assert_eq!(bed.ingress.receive(&mut frames).len(), 1);
+    assert_eq!(drops(&bed.totals(), DropReason::BadOffload), 5);
+}
+
 #[test]
 fn a_frame_above_the_mtu_needs_a_tag_or_offload_to_pass() {
     let mut bed = Bed::new();
@@ -123,11 +151,14 @@ fn a_frame_above_the_mtu_needs_a_tag_or_offload_to_pass() {
     let large = [1, 1, 54, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0];
     bed.give([0; HEADER], &[1; 1515]);
     bed.give([0; HEADER], &tagged);
-    bed.give(large, &[1; 9000]);
+    bed.give(large, &tcp(9000));
+    let mut too_large = large;
+    too_large[4] += 13;
+    bed.give(too_large, &tcp(9000));
     let batch = bed.ingress.receive(&mut frames);
-    bed.egress.send(&batch, &[0, 1, 2]).unwrap();
+    bed.egress.send(&batch, &[0, 1, 2, 3]).unwrap();
     let totals = bed.totals();
-    assert_eq!((totals.tx_frames, drops(&totals, DropReason::Oversize)), (2, 1));
+    assert_eq!((totals.tx_frames, drops(&totals, DropReason::Oversize)), (2, 2));
     let mut got = [0; 10_000];
     assert_eq!(bed.host.recv(&mut got).unwrap(), HEADER + 1518);
     assert_eq!(bed.host.recv(&mut got).unwrap(), HEADER + 9000);
