@@ -68,6 +68,11 @@ impl FrontEnd {
         Ok(Self { stream })
     }
 
+    /// The connection.
+    pub fn stream(&self) -> &UnixStream {
+        &self.stream
+    }
+
     /// Sends bytes as they are, with descriptors.
     ///
     /// # Errors
@@ -157,7 +162,12 @@ impl FrontEnd {
         Ok(body)
     }
 
-    fn receive_exact(&mut self, out: &mut [u8]) -> io::Result<()> {
+    /// Fills `out` with what comes next.
+    ///
+    /// # Errors
+    ///
+    /// If the socket fails, or the back end closes it before.
+    pub fn receive_exact(&mut self, out: &mut [u8]) -> io::Result<()> {
         let mut done = 0usize;
         while let Some(rest) = out.get_mut(done..).filter(|rest| !rest.is_empty()) {
             match self.receive(rest)? {

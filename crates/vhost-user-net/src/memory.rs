@@ -15,6 +15,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use rustix::fs::FileType;
 use virtq::mem::guard::Watch;
 use virtq::mem::{GuestMap, GuestPhysAddr, MapError};
 use vm_memory::bitmap::BS;
@@ -262,6 +263,9 @@ struct Region {
 impl Region {
     fn map(spec: RegionSpec, fd: OwnedFd) -> Result<Self, MemoryError> {
         let stat = rustix::fs::fstat(&fd).map_err(|e| MemoryError::Stat(spec.guest, e.into()))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(MemoryError::NoFile(spec.guest));
+        }
         let needs = spec.mmap_offset.saturating_add(spec.size);
         let has = u64::try_from(stat.st_size).unwrap_or(0);
         if has < needs {
@@ -334,6 +338,12 @@ pub enum MemoryError {
     /// Too many bytes.
     #[error("{0:#x} bytes of memory, at most {BYTES_MAX:#x} are allowed")]
     TooLarge(u64),
+    /// Something that cannot hold memory, or could make us wait for another program.
+    #[error(
+        "the memory region at {0} is in something that is not used as memory: it must be a file of \
+         memfd_create, tmpfs, hugetlbfs, or a file system on a disk"
+    )]
+    NoFile(GuestPhysAddr),
     /// The file ends before the region does.
     #[error("the file of the memory region at {guest} has {has:#x} bytes, {needs:#x} are needed")]
     FileTooShort {

@@ -12,6 +12,7 @@
 //! One front end at a time. Whatever goes wrong with it ends that connection only: its queues are
 //! taken back, its memory unmapped, its fds closed, and the port waits for the next one.
 
+mod closer;
 mod connection;
 mod listener;
 mod reconnect;
@@ -29,6 +30,7 @@ use port::{Fabric, OffloadSet, PortId, PortState, QueueCounters, QueueFault, Sta
 use virtq::mem::guard;
 
 use crate::session::{RingIndex, Rings, Session, SessionError, SessionSettings, Unready};
+use closer::Closer;
 use connection::{Connection, Disconnect};
 use listener::Listener;
 pub use listener::OpenError;
@@ -143,6 +145,8 @@ pub struct VhostUserPort {
     accept_again: Option<Instant>,
     /// Gives an edge when memory was lost, of whichever port.
     losses: OwnedFd,
+    /// Closes what could make us wait.
+    closer: Closer,
 }
 
 /// How connections come about.
@@ -180,8 +184,18 @@ impl VhostUserPort {
         };
         let (status, rings) = (links.status.clone(), FabricRings::new(links, &settings));
         let losses = guard::notice().map_err(no_timer)?;
-        let (link, armed, accept_again) = (None, None, None);
-        let port = Self { settings, status, rings, way, link, timer, armed, accept_again, losses };
+        let port = Self {
+            settings,
+            status,
+            rings,
+            way,
+            link: None,
+            timer,
+            armed: None,
+            accept_again: None,
+            losses,
+            closer: Closer::default(),
+        };
         port.show();
         Ok(port)
     }
@@ -243,11 +257,12 @@ impl VhostUserPort {
         self.status.read().state == PortState::Quarantined
     }
 
-    /// Puts the port into quarantine if the front end's memory was lost. Returns whether it was.
-    fn check_memory(&mut self, ops: &mut EventOps<'_>) -> bool {
+    /// Puts the port into quarantine if the front end's memory was lost, or its fds cannot be
+    /// closed. Returns whether it did.
+    fn check_hostile(&mut self, ops: &mut EventOps<'_>) -> bool {
         let lost = self.link.as_ref().and_then(|link| link.session.memory_lost());
-        let Some(region) = lost else { return false };
-        let reason = Disconnect::MemoryLost(region);
+        let stuck = self.closer.is_stuck().then_some(Disconnect::SlowFds);
+        let Some(reason) = lost.map(Disconnect::MemoryLost).or(stuck) else { return false };
         self.status.set(PortState::Quarantined, reason.to_string());
         self.unlink(&reason, ops);
         true
@@ -259,10 +274,12 @@ impl VhostUserPort {
             Ok(Some(stream)) => {
                 let Some(link) = &mut self.link else {
                     // In quarantine nobody is served: the stream closes.
-                    let wanted = (!self.is_quarantined()).then_some(stream);
-                    return wanted.map_or((), |stream| self.open_link(stream, ops));
+                    if self.is_quarantined() {
+                        return self.closer.close_stream(stream);
+                    }
+                    return self.open_link(stream, ops);
                 };
-                drop(stream);
+                self.closer.close_stream(stream);
                 link.sent_away = link.sent_away.saturating_add(1);
                 if link.sent_away <= LOGGED_REFUSALS {
                     tracing::warn!(port = %self.settings.name, "a second front end was sent away");
@@ -316,7 +333,7 @@ impl VhostUserPort {
             offloads: self.settings.offloads,
         };
         let session = Session::new(settings);
-        let connection = Connection::new(stream);
+        let connection = Connection::new(stream, self.closer.clone());
         self.link = Some(Link { connection, session, interest, refusals: 0, sent_away: 0 });
         tracing::info!(port = %self.settings.name, "front end connected");
         self.show();
@@ -327,7 +344,7 @@ impl VhostUserPort {
         let Some(link) = &mut self.link else { return };
         let result = link.turn(&mut self.rings, &self.settings.name, &self.status);
         // What was lost meanwhile, perhaps on this very thread, explains what went wrong.
-        if self.check_memory(ops) {
+        if self.check_hostile(ops) {
             return;
         }
         if let Err(reason) = result.and_then(|()| self.watch_link(ops)) {
@@ -387,7 +404,7 @@ impl VhostUserPort {
         if let Err(error) = ops.remove(Events::empty(&link.connection.as_fd())) {
             tracing::warn!(port = %self.settings.name, %error, "cannot forget the connection");
         }
-        drop(link);
+        link.connection.close();
         if matches!(reason, Disconnect::Left) {
             tracing::info!(port = %self.settings.name, "front end disconnected");
         } else {
@@ -505,7 +522,7 @@ impl MutEventSubscriber for VhostUserPort {
             return;
         }
         if self.losses.as_raw_fd() == fd {
-            let _ = self.check_memory(ops);
+            let _ = self.check_hostile(ops);
             return;
         }
         if self.timer.as_fd().as_raw_fd() == fd {

@@ -23,7 +23,6 @@ use std::sync::{Arc, OnceLock};
 use port::{CallCounters, Notified};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::{Errno, ReadWriteFlags, ioctl_fionbio, preadv2, write};
-use rustix::pipe::{PipeFlags, pipe_with};
 use vmm_sys_util::aio::{IOCB_CMD_PREAD, IOCB_FLAG_RESFD, IoContext, IoControlBlock, IoEvent};
 
 /// The offset that stands for reading a file that has none.
@@ -36,12 +35,10 @@ thread_local! {
     static CALLER: RefCell<Option<Option<Caller>>> = const { RefCell::new(None) };
 }
 
-/// Files of our own that requests name.
+/// A file of our own that requests name.
 struct Files {
     /// Holds nothing, so a read of it is done at once.
     empty: OwnedFd,
-    /// Cannot be read.
-    unreadable: OwnedFd,
 }
 
 impl Files {
@@ -51,8 +48,7 @@ impl Files {
             return Ok(files);
         }
         let empty = memfd_create("nothing", MemfdFlags::CLOEXEC)?;
-        let (_, unreadable) = pipe_with(PipeFlags::CLOEXEC)?;
-        Ok(FILES.get_or_init(|| Self { empty, unreadable }))
+        Ok(FILES.get_or_init(|| Self { empty }))
     }
 }
 
@@ -76,25 +72,32 @@ impl Caller {
             let _ = self.context.get_events(0, &mut events, Some(&mut now));
             self.pending = 0;
         }
-        let empty = self.files.empty.as_fd();
-        if self.submit(empty, fd).is_ok() {
+        if self.submit((0, 0), fd).is_ok() {
             self.pending = self.pending.saturating_add(1);
         }
     }
 
     /// Whether the kernel takes `fd` for an eventfd; nothing is signalled. It looks at it before it
     /// finds that the request cannot be done.
-    fn is_eventfd(&self, fd: BorrowedFd<'_>) -> bool {
-        let refused = self.submit(self.files.unreadable.as_fd(), fd);
-        refused.is_err_and(|error| error.raw_os_error() == Some(Errno::BADF.raw_os_error()))
+    fn is_eventfd(&self, fd: BorrowedFd<'_>) -> Option<bool> {
+        let nowhere = (u64::MAX, 1);
+        let refused = self.submit(nowhere, fd).err()?;
+        match Errno::from_io_error(&refused)? {
+            Errno::FAULT => Some(true),
+            Errno::INVAL | Errno::BADF => Some(false),
+            _ => None,
+        }
     }
 
-    /// A read of no bytes of `file`, at whose end `fd` is signalled.
-    fn submit(&self, file: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> io::Result<usize> {
+    /// A read to an address, of so many bytes, at whose end `fd` is signalled. There is nothing to
+    /// be read: nothing is written to the address.
+    fn submit(&self, (to, bytes): (u64, u64), fd: BorrowedFd<'_>) -> io::Result<usize> {
         let number = |fd: BorrowedFd<'_>| u32::try_from(fd.as_raw_fd()).unwrap_or(u32::MAX);
         let mut request = IoControlBlock {
             aio_lio_opcode: u16::try_from(IOCB_CMD_PREAD).unwrap_or_default(),
-            aio_fildes: number(file),
+            aio_fildes: number(self.files.empty.as_fd()),
+            aio_buf: to,
+            aio_nbytes: bytes,
             aio_flags: IOCB_FLAG_RESFD,
             aio_resfd: number(fd),
             ..IoControlBlock::default()
@@ -121,7 +124,7 @@ pub fn can_block() -> bool {
 
 /// Whether `fd` is an eventfd; none if this cannot be found out.
 pub fn is_eventfd(fd: impl AsFd) -> Option<bool> {
-    with_caller(|caller| caller.is_eventfd(fd.as_fd()))
+    with_caller(|caller| caller.is_eventfd(fd.as_fd())).flatten()
 }
 
 /// Adds one to an eventfd's counter, without ever waiting.
@@ -178,7 +181,10 @@ mod tests {
     use std::time::Duration;
 
     use rustix::event::{EventfdFlags, PollFd, PollFlags, epoll, eventfd, poll};
+    use rustix::pipe::{PipeFlags, pipe_with};
     use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
+
+    use rustix::fs::{Mode, OFlags, open};
 
     use super::*;
 
@@ -250,7 +256,8 @@ mod tests {
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC).unwrap();
         let set = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
         let file = memfd_create("file", MemfdFlags::CLOEXEC).unwrap();
-        for fd in [reader, writer, timer, set, file] {
+        let path = open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        for fd in [reader, writer, timer, set, file, path] {
             assert_eq!(is_eventfd(&fd), Some(false), "{fd:?}");
         }
         for flags in [EventfdFlags::empty(), EventfdFlags::SEMAPHORE | EventfdFlags::NONBLOCK] {

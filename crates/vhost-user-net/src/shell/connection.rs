@@ -9,8 +9,13 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recvmsg, send,
 };
 
-use crate::codec::{CodecError, Decoder, FDS_MAX, Message};
+use super::closer::Closer;
+use crate::codec::{CodecError, Decoder, Message};
 use crate::session::{Lost, SessionError};
+
+/// The most fds that the kernel hands over at once. All are taken, though no message has so many:
+/// those without room the kernel would close here and now, and that may take its time.
+const KERNEL_FDS_MAX: usize = 253;
 
 /// Why a connection ends.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +35,9 @@ pub(super) enum Disconnect {
          the host has no page left for it"
     )]
     MemoryLost(Lost),
+    /// Its fds cannot be closed in a reasonable time.
+    #[error("the front end sent fds that take very long to be closed")]
+    SlowFds,
     /// A message that cannot be answered with an error.
     #[error(transparent)]
     Session(#[from] SessionError),
@@ -50,18 +58,24 @@ pub(super) struct Connection {
     stream: OwnedFd,
     decoder: Decoder,
     output: Vec<u8>,
+    closer: Closer,
 }
 
 impl Connection {
     /// Takes a non-blocking stream.
-    pub(super) fn new(stream: OwnedFd) -> Self {
-        Self { stream, decoder: Decoder::default(), output: Vec::new() }
+    pub(super) fn new(stream: OwnedFd, closer: Closer) -> Self {
+        Self { stream, decoder: Decoder::default(), output: Vec::new(), closer }
+    }
+
+    /// Ends it, without waiting for what is in it.
+    pub(super) fn close(self) {
+        self.closer.close_stream(self.stream);
     }
 
     /// The next message if all of it has arrived.
     pub(super) fn receive(&mut self) -> Result<Option<Message>, Disconnect> {
         loop {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(KERNEL_FDS_MAX))];
             let mut control = RecvAncillaryBuffer::new(&mut space);
             let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
             let mut parts = [IoSliceMut::new(self.decoder.space())];
@@ -80,6 +94,7 @@ impl Connection {
                 })
                 .flatten()
                 .collect();
+            let fds = self.closer.sort(fds);
             // The kernel has closed the fds for which there was no space.
             if got.flags.contains(ReturnFlags::CTRUNC) {
                 return Err(CodecError::TooManyFds.into());

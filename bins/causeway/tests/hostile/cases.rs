@@ -1,0 +1,71 @@
+//! The cases, by what they abuse.
+
+mod addresses;
+mod chains;
+mod fds;
+mod frames;
+mod memory;
+mod messages;
+mod states;
+
+use crate::world::{Case, run};
+
+/// The least number of cases; each runs with split and with packed rings.
+const PROMISED: usize = 200;
+
+fn all() -> [Vec<Case>; 7] {
+    [
+        messages::cases(),
+        memory::cases(),
+        addresses::cases(),
+        chains::cases(),
+        frames::cases(),
+        fds::cases(),
+        states::cases(),
+    ]
+}
+
+#[test]
+fn there_are_as_many_cases_as_promised_and_none_twice() {
+    let mut names: Vec<String> = all().into_iter().flatten().map(|case| case.name).collect();
+    let count = names.len();
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), count, "two cases have one name");
+    assert!(count >= PROMISED, "{count} cases");
+}
+
+#[test]
+fn messages() {
+    run(&messages::cases());
+}
+
+#[test]
+fn memory_tables() {
+    run(&memory::cases());
+}
+
+#[test]
+fn ring_addresses() {
+    run(&addresses::cases());
+}
+
+#[test]
+fn ring_contents() {
+    run(&chains::cases());
+}
+
+#[test]
+fn frames() {
+    run(&frames::cases());
+}
+
+#[test]
+fn descriptors() {
+    run(&fds::cases());
+}
+
+#[test]
+fn departures() {
+    run(&states::cases());
+}

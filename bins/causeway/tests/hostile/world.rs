@@ -1,0 +1,232 @@
+//! The switch, the good guests beside it, and what is looked at after each case.
+
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use control::{Reply, Request};
+use packet::MacAddr;
+use serde_json::Value;
+use testkit::request::GET_FEATURES;
+use virtq::Layout;
+
+use crate::bed::{Bed, eventually};
+use crate::evil::Evil;
+use crate::good::Good;
+
+/// The hostile guest's port.
+pub(crate) const EVIL: &str = "evil";
+
+/// Something that a hostile guest does, and what has to come of it.
+pub(crate) struct Case {
+    pub(crate) name: String,
+    pub(crate) run: Box<dyn Fn(&Stage<'_>)>,
+}
+
+/// A case.
+pub(crate) fn case(name: impl Into<String>, run: impl Fn(&Stage<'_>) + 'static) -> Case {
+    Case { name: name.into(), run: Box::new(run) }
+}
+
+/// What a case finds.
+pub(crate) struct Stage<'a> {
+    pub(crate) world: &'a World,
+    pub(crate) layout: Layout,
+    began: Instant,
+}
+
+impl<'a> Stage<'a> {
+    fn new(world: &'a World, layout: Layout) -> Self {
+        Self { world, layout, began: Instant::now() }
+    }
+
+    /// The front end's connection was closed, and the port says why.
+    pub(crate) fn closes(&self, evil: &mut Evil, text: &str) {
+        assert!(evil.front.is_closed(), "the connection goes on");
+        self.complains(text);
+    }
+
+    /// A request is refused with an acknowledgement; the session goes on.
+    pub(crate) fn refuses(&self, evil: &mut Evil, request: u32, body: &[u8], text: &str) {
+        self.refuses_fds(evil, (request, body), &[], text);
+    }
+
+    /// The same of a request with fds.
+    pub(crate) fn refuses_fds(
+        &self,
+        evil: &mut Evil,
+        (request, body): (u32, &[u8]),
+        fds: &[BorrowedFd<'_>],
+        text: &str,
+    ) {
+        assert!(!evil.ack(request, body, fds), "accepted");
+        self.complains(text);
+        self.answers(evil);
+    }
+
+    /// The session goes on.
+    pub(crate) fn answers(&self, evil: &mut Evil) {
+        let _ = evil.front.ask(GET_FEATURES, &[]).expect("an answer");
+    }
+
+    /// The port is broken, and the session goes on.
+    pub(crate) fn breaks(&self, evil: &mut Evil, text: &str) {
+        eventually("the port is broken", || self.world.port(EVIL)["state"] == "broken");
+        self.complains(text);
+        self.answers(evil);
+    }
+
+    /// The port was put into quarantine, and the front end sent away.
+    pub(crate) fn loses(&self, evil: &mut Evil) {
+        eventually("quarantined", || self.world.port(EVIL)["state"] == "quarantined");
+        self.complains("lost pages");
+        assert!(evil.front.is_closed());
+    }
+
+    /// The port carries frames.
+    pub(crate) fn is_up(&self, evil: &mut Evil) {
+        self.answers(evil);
+        eventually("the port is up", || self.world.port(EVIL)["state"] == "up");
+    }
+
+    /// The port's last error is of this case, and has this in it.
+    fn complains(&self, text: &str) {
+        let mut error = Value::Null;
+        eventually(&format!("an error with {text:?}"), || {
+            error = self.world.port(EVIL)["last_error"].clone();
+            let age = error["age_ms"].as_u64().unwrap_or(u64::MAX);
+            let now = u128::from(age) <= self.began.elapsed().as_millis() + 1;
+            let said = error["text"].as_str().unwrap_or_default();
+            now && said.contains(text)
+        });
+    }
+}
+
+pub(crate) struct World {
+    bed: Bed,
+    control: PathBuf,
+    socket: PathBuf,
+    good: Good,
+}
+
+/// What a process has.
+#[derive(Debug, PartialEq, Eq, Clone, Copy)]
+struct Held {
+    fds: usize,
+    threads: usize,
+    maps: usize,
+}
+
+impl World {
+    fn new() -> Self {
+        let sockets = ["good0", "good1"].map(|n| format!("vhost-user:name={n},socket={n}.sock"));
+        let evil = format!("vhost-user:name={EVIL},socket={EVIL}.sock,queues=2,mtu=9000");
+        let mut arguments = Vec::new();
+        for port in sockets.iter().chain([&evil]) {
+            arguments.extend(["--port", port]);
+        }
+        let bed = Bed::started(&arguments);
+        let (control, socket) = (bed.control(), bed.path("evil.sock"));
+        let good = Good::join(&[bed.path("good0.sock"), bed.path("good1.sock")]);
+        let mut world = Self { bed, control, socket, good };
+        for name in ["good0", "good1"] {
+            eventually("the good guests are there", || world.port(name)["state"] == "up");
+        }
+        world.good.start();
+        world
+    }
+
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    fn ask(&self, request: &Request) -> Value {
+        match control::client::ask(&self.control, request).unwrap() {
+            Reply::Ok(value) => value,
+            other @ (Reply::Usage(_) | Reply::Failed(_)) => panic!("{other:?}"),
+        }
+    }
+
+    /// A port of `ctl ports`.
+    pub(crate) fn port(&self, name: &str) -> Value {
+        let view = self.ask(&Request::Ports);
+        let ports = view["ports"].as_array().unwrap();
+        ports.iter().find(|port| port["name"] == name).unwrap().clone()
+    }
+
+    /// How often a frame of the hostile port was dropped for a reason, on either way.
+    pub(crate) fn drops(&self, reason: &str) -> u64 {
+        let view = self.ask(&Request::Stats);
+        let ports = view["ports"].as_array().unwrap();
+        let port = ports.iter().find(|port| port["name"] == EVIL).unwrap();
+        let queues = port["queues"].as_array().unwrap().iter();
+        queues.map(|queue| queue["drops"][reason].as_u64().unwrap()).sum()
+    }
+
+    /// Waits until the good guests have exchanged frames from now on.
+    pub(crate) fn progress(&self) {
+        let before = self.good.arrived();
+        eventually("the good guests go on", || {
+            assert!(!self.good.has_ended(), "a good guest lost something");
+            self.good.arrived() >= before + 4
+        });
+    }
+
+    /// Has a good guest send a frame to `to`: to an unknown station it reaches every port.
+    pub(crate) fn flood(&self, to: MacAddr) {
+        self.good.flood(to);
+    }
+
+    /// The hostile front end has left: the port waits for the next one.
+    fn settle(&self) {
+        let mut port = Value::Null;
+        eventually("the port can be used again", || {
+            port = self.port(EVIL);
+            if port["state"] == "quarantined" {
+                let name = EVIL.to_owned();
+                let _ = self.ask(&Request::PortReset { name });
+            }
+            let reason = port["reason"].as_str().unwrap();
+            port["state"] == "waiting" && reason.starts_with("waiting")
+        });
+    }
+
+    fn held(&self) -> Held {
+        let process = Path::new("/proc").join(self.bed.id().to_string());
+        let count = |what: &str| std::fs::read_dir(process.join(what)).unwrap().count();
+        let maps = std::fs::read_to_string(process.join("maps")).unwrap();
+        Held { fds: count("fd"), threads: count("task"), maps: maps.lines().count() }
+    }
+}
+
+/// Runs cases, each with both kinds of rings, and looks after each.
+pub(crate) fn run(cases: &[Case]) {
+    let world = World::new();
+    // What is made once: a worker's context for calls, the heaps of its threads.
+    for layout in [Layout::Split, Layout::Packed] {
+        let mut evil = Evil::up(&Stage::new(&world, layout));
+        evil.frame(&[0xff; 60]);
+        evil.wait_used(1, 1);
+        drop(evil);
+        world.settle();
+    }
+    let before = world.held();
+    for case in cases {
+        for layout in [Layout::Split, Layout::Packed] {
+            // A failure names the case.
+            println!("{} ({layout:?})", case.name);
+            (case.run)(&Stage::new(&world, layout));
+            world.settle();
+            world.progress();
+        }
+        assert!(!world.bed.log().contains("panic"), "{}", world.bed.log());
+    }
+    let mut after = world.held();
+    eventually("nothing is left behind", || {
+        after = world.held();
+        // One of our own questions may have been under way before; the allocator's arenas come
+        // and go: a leak in every case would be hundreds.
+        after.fds <= before.fds && after.threads <= before.threads && after.maps <= before.maps + 16
+    });
+    world.good.finish();
+}
