@@ -60,13 +60,18 @@ fn of_stations(ethernet: &Ethernet<'_>) -> u64 {
 
 /// What stands behind an Ethernet header and its tags.
 #[derive(Debug, Clone, Copy)]
-enum Packet<'a> {
+pub(crate) enum Packet<'a> {
     V4(Ipv4<'a>),
     V6(Ipv6<'a>),
     Other,
 }
 
 impl<'a> Packet<'a> {
+    /// What is in the frame whose first bytes are `head`.
+    pub(crate) fn of_frame(head: &'a [u8]) -> Option<Self> {
+        Some(Self::of(&Ethernet::parse(head)?))
+    }
+
     #[inline]
     fn of(ethernet: &Ethernet<'a>) -> Self {
         let (mut kind, mut payload) = (ethernet.ethertype(), ethernet.payload());

@@ -15,6 +15,7 @@ mod ipv6;
 mod mac;
 mod segment;
 mod tcp;
+mod toeplitz;
 mod udp;
 mod vlan;
 
@@ -30,5 +31,6 @@ pub use segment::{
     CUT_HEADER_MAX, Cut, CutError, CutKind, SEGMENTS_MAX, SegmentHeader, network_offset,
 };
 pub use tcp::Tcp;
+pub use toeplitz::{HASH_KEY_MAX, HashKind, ReceiveHash};
 pub use udp::Udp;
 pub use vlan::{VlanId, VlanTag};

@@ -19,7 +19,9 @@ use crate::shared::{Message, Shared};
 use crate::stats::{add_totals, read_ends, read_rx};
 use crate::table::{EgressSlot, Port, Record, Records, ShortLock, record, record_mut};
 use crate::worker::{ByHand, Turn, WorkerHandle};
-use crate::{FdbEntry, PortConfig, STATIC_MAX, SwitchConfig, SwitchStats, WorkerStats};
+use crate::{
+    FdbEntry, PortConfig, ReceiveTable, STATIC_MAX, SwitchConfig, SwitchStats, WorkerStats,
+};
 
 pub use balance::{Moved, Placement};
 
@@ -164,6 +166,7 @@ impl Switch {
             pairs_seen: 0,
             quarantined: false,
             taps: Vec::new(),
+            hashed: None,
         };
         let _ = self.shared.tables.edit(|records| {
             let index = usize::from(id);
@@ -228,6 +231,19 @@ impl Switch {
         });
         self.shared.wake_all();
         status.inspect(|status| status.reset("after a reset")).is_some()
+    }
+
+    /// Says how a guest wants its frames spread over its pairs (`VIRTIO_NET_F_RSS`), or that it does
+    /// not say any more. Frames for a pair that is not attached go by the flow's hash. Returns
+    /// whether there is such a port.
+    pub fn set_receive_table(&self, port: PortId, table: Option<ReceiveTable>) -> bool {
+        let (known, _) = self.shared.tables.edit(|records| {
+            let record = record_mut(records, port)?;
+            record.hashed = table.map(Arc::new);
+            Some(())
+        });
+        self.shared.wake_all();
+        known.is_some()
     }
 
     /// Begins a capture on all pairs of a port, those that come later too. When this returns,
@@ -529,6 +545,7 @@ mod tests {
             pairs_seen: 0,
             quarantined: false,
             taps: Vec::new(),
+            hashed: None,
         };
         (0..count).map(|id| taken(id).then(|| new(id))).collect()
     }

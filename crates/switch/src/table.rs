@@ -11,9 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crossbeam_utils::CachePadded;
 use port::capture::{EgressTap, Tap};
-use port::{Egress, PortId, QueueCounters, StatusCell};
+use port::{Egress, Frame, PortId, QueueCounters, StatusCell};
 
 use crate::VlanRule;
+use crate::receive_table::ReceiveTable;
 use crate::steering::Steering;
 
 /// One way out of the switch.
@@ -95,6 +96,8 @@ pub(crate) struct Entry {
     pub(crate) pairs: Box<[u16]>,
     /// Where its flows are; none if there is no choice.
     pub(crate) steering: Option<Arc<Steering>>,
+    /// The guest's own table, instead.
+    hashed: Option<Arc<ReceiveTable>>,
     /// A bug took the port out of service.
     pub(crate) quarantined: bool,
     /// Index of pair 0 among all egresses of the table.
@@ -108,12 +111,17 @@ impl Entry {
         self.first_egress.wrapping_add(usize::from(pair))
     }
 
-    /// The pair that a flow goes to: the one on which the guest last sent frames of it, if that has
-    /// an egress, else the one of its hash.
+    /// The pair that a frame goes to: the one that the guest's own table says, or on which the guest
+    /// last sent frames of its flow, if that has an egress; else the one of the flow's hash.
     #[inline]
-    pub(crate) fn pair_of(&self, hash: u32) -> u16 {
-        let steered = self.steering.as_ref().and_then(|steering| steering.pair_of(hash));
-        if let Some(pair) = steered
+    pub(crate) fn pair_of(&self, frame: &Frame) -> u16 {
+        let hash = packet::flow_hash(frame.head());
+        let asked = match (&self.steering, &self.hashed) {
+            (Some(steering), _) => steering.pair_of(hash),
+            (None, Some(table)) => Some(table.pair_of(frame.head())),
+            (None, None) => None,
+        };
+        if let Some(pair) = asked
             && self.pairs.binary_search(&pair).is_ok()
         {
             return pair;
@@ -162,6 +170,8 @@ pub(crate) struct Record {
     pub(crate) quarantined: bool,
     /// Captures that run.
     pub(crate) taps: Vec<Tap>,
+    /// How the guest wants its frames spread over its pairs, if it said so.
+    pub(crate) hashed: Option<Arc<ReceiveTable>>,
 }
 
 /// Ports by id.
@@ -241,9 +251,11 @@ fn build(records: &Records, generation: u64) -> Table {
             if !pairs.is_empty() {
                 table.up.push(port.id);
             }
-            let steering =
-                (pairs.len() > 1).then(|| Arc::clone(port.steering.get_or_init(Arc::default)));
-            Entry { port, pairs, steering, quarantined: record.quarantined, first_egress }
+            let several = pairs.len() > 1;
+            let hashed = record.hashed.clone().filter(|_| several);
+            let steering = (several && hashed.is_none())
+                .then(|| Arc::clone(port.steering.get_or_init(Arc::default)));
+            Entry { port, pairs, steering, hashed, quarantined: record.quarantined, first_egress }
         });
         table.entries.push(entry);
     }

@@ -143,7 +143,7 @@ impl Delivery {
     fn put_to(&mut self, entry: &Entry, index: u16, frame: &Frame) {
         let pair = match *entry.pairs {
             [only] => only,
-            _ => entry.pair_of(packet::flow_hash(frame.head())),
+            _ => entry.pair_of(frame),
         };
         let egress = entry.egress(pair);
         let Some(number) = self.bucket_of.get_mut(egress) else { return };

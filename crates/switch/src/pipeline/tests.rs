@@ -86,6 +86,7 @@ impl Bench {
                     pairs_seen: 1,
                     quarantined: false,
                     taps: Vec::new(),
+                    hashed: None,
                 }));
                 outs.push(out);
                 origins.push(Origin::new(PortId(id), Some(0), counters));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use port::{DropReason, Fabric};
-use switch::{PortConfig, PortHandle, Switch, SwitchConfig, Workers};
+use switch::{PortConfig, PortHandle, ReceiveTable, Switch, SwitchConfig, Workers};
 
 use crate::mock::{Behaviour, Wire, add, at, attach, attach_egress, drops, mac, settle, wait_for};
 
@@ -371,4 +371,42 @@ fn a_loud_pair_moves_to_the_idle_worker_and_stays() {
         assert!(place.share > 0.9 && place.busy > 0.1, "{place:?}");
     }
     assert!(place(1).share < 0.1);
+}
+
+#[test]
+fn the_guests_own_table_decides_and_only_among_attached_pairs() {
+    use packet::{HashKind, ReceiveHash};
+    let switch = start(1);
+    let (guest, wires, _peer, peer) = guest_and_peer(&switch, 4);
+    let wires_of_all = all(&wires, &peer);
+    // Steering would bring everything to pair 0.
+    wires[0].send(&(0..200).map(|flow| there(flow, 0)).collect::<Vec<_>>());
+    let _ = settled(&switch, &wires_of_all);
+    let hash = ReceiveHash::new(&[0x6d; 40], HashKind::UdpV4.bit()).unwrap();
+    let entries = [3, 1, 1, 2];
+    let table = || ReceiveTable::new(hash.clone(), entries, 2).unwrap();
+    assert!(switch.set_receive_table(guest.id, Some(table())));
+    let answers: Vec<_> = (0..200).map(|flow| back(flow, 0)).collect();
+    let arrived = |frames: &[Vec<u8>]| {
+        peer.send(frames);
+        let stats = settled(&switch, &wires_of_all);
+        assert_eq!(drops(&stats, DropReason::PortDown), 0);
+        [0, 1, 2, 3].map(|pair: usize| wires[pair].take())
+    };
+    for (pair, frames) in (0u16..).zip(arrived(&answers)) {
+        assert_eq!(frames.is_empty(), pair == 0);
+        for frame in frames {
+            let (value, _) = hash.of(&frame).unwrap();
+            assert_eq!(entries[value as usize % 4], pair);
+        }
+    }
+    let mut arp = back(1, 0);
+    arp[13] = 6;
+    assert_eq!(arrived(&[arp])[2].len(), 1, "what has no hash");
+    assert!(switch.detach_egress(at(guest.id, 1)).is_some());
+    let [first, second, third, fourth] = arrived(&answers).map(|frames| frames.len());
+    assert_eq!((first + third + fourth, second), (200, 0));
+    assert!(switch.set_receive_table(guest.id, None));
+    assert_eq!(arrived(&answers)[0].len(), 200, "steering again");
+    assert!(!switch.set_receive_table(port::PortId(99), None));
 }
