@@ -121,7 +121,6 @@ impl ReceiveHash {
             let window = u64::from_be_bytes(*window);
             for bit in 0..8u32 {
                 if byte & (0x80 >> bit) != 0 {
-                    #[expect(clippy::cast_possible_truncation, reason = "the upper 32 bits")]
                     let part = (window.wrapping_shl(bit) >> 32) as u32;
                     hash ^= part;
                 }

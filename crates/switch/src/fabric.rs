@@ -233,8 +233,8 @@ impl Switch {
         status.inspect(|status| status.reset("after a reset")).is_some()
     }
 
-    /// Says how a guest wants its frames spread over its pairs (`VIRTIO_NET_F_RSS`), or that it does
-    /// not say any more. Frames for a pair that is not attached go by the flow's hash. Returns
+    /// Says how a guest wants its frames spread over its pairs (`VIRTIO_NET_F_RSS`), or that it
+    /// does not say any more. Frames for a pair that is not attached go by the flow's hash. Returns
     /// whether there is such a port.
     pub fn set_receive_table(&self, port: PortId, table: Option<ReceiveTable>) -> bool {
         let (known, _) = self.shared.tables.edit(|records| {

@@ -111,8 +111,8 @@ impl Entry {
         self.first_egress.wrapping_add(usize::from(pair))
     }
 
-    /// The pair that a frame goes to: the one that the guest's own table says, or on which the guest
-    /// last sent frames of its flow, if that has an egress; else the one of the flow's hash.
+    /// The pair that a frame goes to: the one that the guest's own table says, or on which the
+    /// guest last sent frames of its flow, if that has an egress; else the one of the flow's hash.
     #[inline]
     pub(crate) fn pair_of(&self, frame: &Frame) -> u16 {
         let hash = packet::flow_hash(frame.head());

@@ -20,6 +20,7 @@ mod activate;
 mod config_space;
 mod control;
 mod filter;
+mod rss;
 
 use virtio_bindings::virtio_config as spec;
 use virtq::mem::GuestPhysAddr;
@@ -29,6 +30,8 @@ pub use activate::{ActivateError, Activated, ControlQueue, QueueEvents, QueuePai
 pub use config_space::CONFIG_BYTES;
 pub use control::Ack;
 pub use filter::{FILTER_ENTRIES, Mac, RxFilter, SharedFilter};
+pub(crate) use rss::SharedHash;
+pub use rss::{Rss, TABLE_MAX};
 
 /// The driver has found the device.
 pub const ACKNOWLEDGE: u8 = status_bit(spec::VIRTIO_CONFIG_S_ACKNOWLEDGE);
@@ -90,8 +93,11 @@ pub enum Action {
     Reset,
     /// Raise the configuration interrupt.
     ConfigInterrupt,
-    /// The driver uses this many queue pairs from now on: enable those, disable the others.
+    /// The driver uses this many queue pairs from now on: enable those, disable the others. Which
+    /// receiveq a frame goes to is up to the device again.
     QueuePairs(u16),
+    /// The same, but the driver says which receiveq a frame goes to: see [`Device::rss`].
+    Rss(u16),
     /// The driver changed its address.
     MacChanged(Mac),
     /// The driver has announced itself.
@@ -137,6 +143,10 @@ pub struct Device {
     active_pairs: u16,
     queues: Vec<QueueSetup>,
     filter: SharedFilter,
+    /// How frames are spread over the receiveqs, if the driver says so.
+    rss: Option<Rss>,
+    /// The hash that receiveqs report.
+    hash: SharedHash,
 }
 
 impl Device {
@@ -159,7 +169,7 @@ impl Device {
         };
         let mut absent = settings.without;
         if pairs == 1 {
-            absent |= features::MQ;
+            absent |= features::MQ | features::RSS;
         }
         if settings.mtu.is_none() {
             absent |= features::MTU;
@@ -175,6 +185,8 @@ impl Device {
             active_pairs: 1,
             queues: vec![QueueSetup::default(); queue_count],
             filter: SharedFilter::new(RxFilter::new(settings.mac)),
+            rss: None,
+            hash: SharedHash::default(),
         })
     }
 
@@ -222,6 +234,11 @@ impl Device {
         (new & DRIVER_OK != 0).then_some(Action::Activate)
     }
 
+    /// Whether the driver may use several pairs: with `MQ`, or with `RSS` alone.
+    fn has_pairs(&self) -> bool {
+        self.acked & (features::MQ | features::RSS) != 0
+    }
+
     /// Whether the driver accepted all of `bits`.
     fn has(&self, bits: u64) -> bool {
         self.acked & bits == bits
@@ -232,6 +249,8 @@ impl Device {
             | features::CTRL_VLAN
             | features::GUEST_ANNOUNCE
             | features::MQ
+            | features::RSS
+            | features::HASH_REPORT
             | features::CTRL_MAC_ADDR;
         self.acked & !self.offered == 0
             && self.has(features::VERSION_1)
@@ -245,6 +264,8 @@ impl Device {
         self.status = 0;
         self.announcing = false;
         self.active_pairs = 1;
+        self.rss = None;
+        self.hash.set(None);
         self.queues.fill(QueueSetup::default());
         self.filter.update(|filter| *filter = RxFilter::new(self.settings.mac));
     }
@@ -270,7 +291,7 @@ impl Device {
         if !self.has(features::CTRL_VQ) {
             return None;
         }
-        let pairs = if self.has(features::MQ) { self.settings.queue_pairs } else { 1 };
+        let pairs = if self.has_pairs() { self.settings.queue_pairs } else { 1 };
         Some(usize::from(pairs).saturating_mul(2))
     }
 

@@ -10,7 +10,11 @@
 //! **Offloads** are offered whatever the other ports can do: what an egress cannot take is made up
 //! for in software (`port::Adapter`), which costs less than if each guest did it for itself.
 //!
-//! **Not supported.** `HASH_REPORT`, `RSS` and `NOTIFICATION_DATA`.
+//! **Hashes.** `RSS` and `HASH_REPORT` are offered by embedded devices only: key and table come
+//! through the control queue, which a vhost-user front end keeps to itself.
+//!
+//! **Not supported.** `NOTIFICATION_DATA`: it is the transport that reads notifications, and an
+//! eventfd carries no data.
 
 use virtio_bindings::{virtio_config as config, virtio_net as net, virtio_ring as ring};
 use virtq::{Layout, RingFeatures};
@@ -73,6 +77,10 @@ bits! {
     MQ = net::VIRTIO_NET_F_MQ;
     /// MAC address through the control queue.
     CTRL_MAC_ADDR = net::VIRTIO_NET_F_CTRL_MAC_ADDR;
+    /// The device reports the hash of a received frame.
+    HASH_REPORT = net::VIRTIO_NET_F_HASH_REPORT;
+    /// The driver says by a hash which receiveq frames go to.
+    RSS = net::VIRTIO_NET_F_RSS;
     /// Indirect descriptor tables.
     INDIRECT_DESC = ring::VIRTIO_RING_F_INDIRECT_DESC;
     /// Event indexes for notification suppression.
@@ -129,8 +137,15 @@ pub fn offloads_go_together(negotiated: u64) -> bool {
 pub const DEVICE_FEATURES: u64 = DATA_PATH | OFFLOADS | MQ | CTRL_VQ | GUEST_ANNOUNCE | MTU;
 
 /// What a device offers that is embedded in a VMM and owns its configuration space.
-pub const EMBEDDED_FEATURES: u64 =
-    DEVICE_FEATURES | MAC | STATUS | CTRL_RX | CTRL_RX_EXTRA | CTRL_VLAN | CTRL_MAC_ADDR;
+pub const EMBEDDED_FEATURES: u64 = DEVICE_FEATURES
+    | MAC
+    | STATUS
+    | CTRL_RX
+    | CTRL_RX_EXTRA
+    | CTRL_VLAN
+    | CTRL_MAC_ADDR
+    | RSS
+    | HASH_REPORT;
 
 /// The most bytes of headers before the MTU: Ethernet and one 802.1Q tag.
 const LINK_HEADER: u32 = 18;
@@ -154,7 +169,11 @@ pub fn ring_features(negotiated: u64) -> RingFeatures {
 pub fn queue_options(negotiated: u64, mtu: u16) -> QueueOptions {
     let has = |bit: u64| negotiated & bit != 0;
     QueueOptions {
-        header_len: if has(VERSION_1 | MRG_RXBUF) { HeaderLen::V1 } else { HeaderLen::Legacy },
+        header_len: match (has(HASH_REPORT), has(VERSION_1 | MRG_RXBUF)) {
+            (true, _) => HeaderLen::Hash,
+            (false, true) => HeaderLen::V1,
+            (false, false) => HeaderLen::Legacy,
+        },
         mergeable: has(MRG_RXBUF),
         max_frame: u32::from(mtu).saturating_add(LINK_HEADER),
         enabled: true,

@@ -2,14 +2,17 @@
 //!
 //! ```text
 //!  0 flags │ 1 gso_type │ 2 hdr_len │ 4 gso_size │ 6 csum_start │ 8 csum_offset │ 10 num_buffers
+//!  │ 12 hash_value: le32 │ 16 hash_report: le16 │ 18 padding: le16
 //! ```
 //!
-//! All fields are little-endian. `num_buffers` exists with `VERSION_1` or `MRG_RXBUF` only.
+//! All fields are little-endian. `num_buffers` exists with `VERSION_1` or `MRG_RXBUF` only, the
+//! second line with `HASH_REPORT`.
 //!
 //! **Trust.** The bytes come from the driver, copied once. What they say of the frame is checked by
 //! [`Offload::checked`] against its private head.
 //! **Limits.** Legacy drivers of big-endian guests are not supported.
 
+use packet::HashKind;
 use port::{Gso, Offload, OffloadSet};
 use virtio_bindings::virtio_net as net;
 
@@ -17,6 +20,8 @@ use virtio_bindings::virtio_net as net;
 pub const LEGACY_LEN: usize = 10;
 /// Bytes of the header with `num_buffers`.
 pub const V1_LEN: usize = 12;
+/// Bytes of the header with the frame's hash.
+pub const HASH_LEN: usize = 20;
 
 /// Turns a constant of the bindings into the byte that the header has for it.
 #[expect(clippy::cast_possible_truncation, reason = "checked by the assertion")]
@@ -28,7 +33,7 @@ const fn byte(constant: u32) -> u8 {
 /// The length of a header in the type that lengths of chains have.
 #[expect(clippy::cast_possible_truncation, reason = "checked by the assertion")]
 pub(crate) const fn len_u32(len: usize) -> u32 {
-    assert!(len == LEGACY_LEN || len == V1_LEN, "there are two headers");
+    assert!(len == LEGACY_LEN || len == V1_LEN || len == HASH_LEN, "there are three headers");
     len as u32
 }
 
@@ -103,6 +108,15 @@ fn encode_intent(offload: &Offload, num_buffers: u16) -> [u8; V1_LEN] {
     let [o0, o1] = offload.csum_offset.to_le_bytes();
     let [n0, n1] = num_buffers.to_le_bytes();
     [flags, gso_type | ecn, h0, h1, g0, g1, s0, s1, o0, o1, n0, n1]
+}
+
+/// The same with the frame's hash, if it has one.
+pub fn with_hash(header: [u8; V1_LEN], hash: Option<(u32, HashKind)>) -> [u8; HASH_LEN] {
+    let (value, kind) = hash.map_or((0, 0), |(value, kind)| (value, kind as u16));
+    let [v0, v1, v2, v3] = value.to_le_bytes();
+    let [k0, k1] = kind.to_le_bytes();
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = header;
+    [a, b, c, d, e, f, g, h, i, j, k, l, v0, v1, v2, v3, k0, k1, 0, 0]
 }
 
 #[cfg(test)]

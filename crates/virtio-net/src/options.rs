@@ -12,6 +12,8 @@ pub enum HeaderLen {
     Legacy,
     /// 12 bytes, with `num_buffers`.
     V1,
+    /// 20 bytes, with the frame's hash too (`HASH_REPORT`).
+    Hash,
 }
 
 impl HeaderLen {
@@ -20,6 +22,7 @@ impl HeaderLen {
         match self {
             Self::Legacy => 10,
             Self::V1 => 12,
+            Self::Hash => 20,
         }
     }
 }

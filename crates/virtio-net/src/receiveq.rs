@@ -23,7 +23,7 @@ use port::{
 };
 use virtq::{ChainBuf, Virtq};
 
-use crate::device::SharedFilter;
+use crate::device::{SharedFilter, SharedHash};
 use crate::{HeaderLen, QueueOptions, notify};
 use deliver::{Job, Turn, deliver_mergeable, deliver_single};
 
@@ -58,6 +58,8 @@ pub struct Receiveq {
     starved: bool,
     /// What the driver of an embedded device wants; none over vhost-user.
     filter: Option<SharedFilter>,
+    /// The hash that the driver wants to be told of each frame.
+    hash: Option<SharedHash>,
     /// Frames of a burst that pass the filter.
     wanted: Vec<u16>,
     adapter: Adapter,
@@ -88,6 +90,7 @@ impl Receiveq {
             chains_per_frame: 1,
             starved: false,
             filter: None,
+            hash: None,
             wanted: Vec::new(),
             adapter: Adapter::default(),
         }
@@ -96,6 +99,11 @@ impl Receiveq {
     /// Sets what the driver wants to receive.
     pub fn set_filter(&mut self, filter: Option<SharedFilter>) {
         self.filter = filter;
+    }
+
+    /// Reports this hash of each frame, if that was negotiated.
+    pub(crate) fn report_hash(&mut self, hash: SharedHash) {
+        self.hash = Some(hash).filter(|_| self.parts.options.header_len == HeaderLen::Hash);
     }
 
     /// What was negotiated.
@@ -220,10 +228,13 @@ impl Receiveq {
         let fault = chains.fault();
         let count = chains.len();
         self.turn.start(count);
-        let job = Job { chains, batch, to_driver: parts.options.to_driver };
+        let hash = self.hash.as_ref().and_then(SharedHash::get);
+        let job = Job { chains, batch, to_driver: parts.options.to_driver, hash };
         let turn = &mut self.turn;
         let frames = match (parts.options.mergeable, parts.options.header_len) {
-            (true, _) => deliver_mergeable(&job, picked, turn),
+            (true, HeaderLen::Hash) => deliver_mergeable::<20>(&job, picked, turn),
+            (true, _) => deliver_mergeable::<12>(&job, picked, turn),
+            (false, HeaderLen::Hash) => deliver_single::<20>(&job, picked, turn),
             (false, HeaderLen::V1) => deliver_single::<12>(&job, picked, turn),
             (false, HeaderLen::Legacy) => deliver_single::<10>(&job, picked, turn),
         };

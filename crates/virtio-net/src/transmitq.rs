@@ -22,7 +22,7 @@ use port::{
 use virtq::mem::ReadPiece;
 use virtq::{ChainBuf, Chains, Virtq};
 
-use crate::header::{self, LEGACY_LEN, V1_LEN};
+use crate::header::{self, HASH_LEN, LEGACY_LEN, V1_LEN};
 use crate::{HeaderLen, QueueOptions, notify};
 
 /// Flags and segmentation type of a header that leaves nothing to do.
@@ -136,6 +136,7 @@ impl Ingress for Transmitq {
         }
         let mut burst = Burst::default();
         match parts.options.header_len {
+            HeaderLen::Hash => take::<HASH_LEN>(&chains, &parts.options, frames, &mut burst),
             HeaderLen::V1 => take::<V1_LEN>(&chains, &parts.options, frames, &mut burst),
             HeaderLen::Legacy => take::<LEGACY_LEN>(&chains, &parts.options, frames, &mut burst),
         }

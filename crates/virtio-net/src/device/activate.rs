@@ -98,7 +98,7 @@ impl Device {
             return Err(ActivateError::NotReady);
         }
         let map = GuestMap::new(Arc::clone(memory))?;
-        let usable = if self.has(features::MQ) { self.settings.queue_pairs } else { 1 };
+        let usable = if self.has_pairs() { self.settings.queue_pairs } else { 1 };
         let mut pairs = Vec::new();
         for pair in 0..usable {
             let receive = usize::from(pair).saturating_mul(2);
@@ -189,6 +189,7 @@ impl Device {
             options: self.options(index),
         });
         receiveq.set_filter(Some(self.filter.clone()));
+        receiveq.report_hash(self.hash.clone());
         receiveq
     }
 

@@ -7,8 +7,9 @@ use super::Device;
 
 /// Bytes of the configuration space that have a meaning; reads behind them give zeros.
 ///
-/// `mac[6] | status: le16 | max_virtqueue_pairs: le16 | mtu: le16`
-pub const CONFIG_BYTES: usize = 12;
+/// `mac[6] | status: le16 | max_virtqueue_pairs: le16 | mtu: le16 | speed: le32 | duplex: u8 |
+/// rss_max_key_size: u8 | rss_max_indirection_table_length: le16 | supported_hash_types: le32`
+pub const CONFIG_BYTES: usize = 24;
 
 /// Bits of the status field. They are small: the conversion keeps them.
 #[expect(clippy::cast_possible_truncation, reason = "checked by the assertion")]
@@ -43,6 +44,12 @@ impl Device {
         let [p0, p1] = self.settings.queue_pairs.to_le_bytes();
         let [m0, m1] = self.settings.mtu.unwrap_or(0).to_le_bytes();
         let [a, b, c, d, e, f] = self.mac().0;
-        [a, b, c, d, e, f, s0, s1, p0, p1, m0, m1]
+        // Speed and duplex are not offered.
+        let link = [0; 5];
+        let mut space = [0; CONFIG_BYTES];
+        let known = [a, b, c, d, e, f, s0, s1, p0, p1, m0, m1];
+        let bytes = known.into_iter().chain(link).chain(self.rss_limits());
+        space.iter_mut().zip(bytes).for_each(|(place, byte)| *place = byte);
+        space
     }
 }

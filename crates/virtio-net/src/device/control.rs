@@ -41,8 +41,8 @@ impl Ack {
 }
 
 /// A command went well, and what it asks of the VMM.
-type Answer = Option<Option<Action>>;
-const DONE: Answer = Some(None);
+pub(super) type Answer = Option<Option<Action>>;
+pub(super) const DONE: Answer = Some(None);
 
 impl Device {
     /// Works off the control queue; call it at every kick of that queue. Answers are published,
@@ -100,7 +100,12 @@ impl Device {
             net::VIRTIO_NET_CTRL_MAC => self.set_mac(command_of.1, data),
             net::VIRTIO_NET_CTRL_VLAN => self.set_vlan(command_of.1, data),
             net::VIRTIO_NET_CTRL_ANNOUNCE => self.announced(command_of.1, data),
-            net::VIRTIO_NET_CTRL_MQ => self.set_pairs(command_of.1, data),
+            net::VIRTIO_NET_CTRL_MQ => match command_of.1 {
+                net::VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET => self.set_pairs(data),
+                net::VIRTIO_NET_CTRL_MQ_RSS_CONFIG => self.set_rss(data),
+                net::VIRTIO_NET_CTRL_MQ_HASH_CONFIG => self.set_hash(data),
+                _ => None,
+            },
             _ => None,
         };
         match answer {
@@ -187,15 +192,14 @@ impl Device {
         Some(Some(Action::Announced))
     }
 
-    fn set_pairs(&mut self, command: u32, data: &[u8]) -> Answer {
+    fn set_pairs(&mut self, data: &[u8]) -> Answer {
         let pairs = u16::from_le_bytes(data.try_into().ok()?);
-        let allowed = command == net::VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET
-            && self.has(features::MQ)
-            && (1..=self.settings.queue_pairs).contains(&pairs);
+        let allowed = self.has(features::MQ) && (1..=self.settings.queue_pairs).contains(&pairs);
         if !allowed {
             return None;
         }
         self.active_pairs = pairs;
+        self.rss = None;
         Some(Some(Action::QueuePairs(pairs)))
     }
 }

@@ -1,8 +1,9 @@
 //! The delivery loops: frames into popped chains.
 
+use packet::ReceiveHash;
 use port::{Batch, DropReason, EgressCounters, Frame};
 use virtq::Chains;
-use virtq::mem::WritePiece;
+use virtq::mem::{WritePiece, Writer};
 
 use crate::OffloadSet;
 use crate::header::{self, V1_LEN};
@@ -12,9 +13,6 @@ const BODY_AHEAD: usize = virtq::swept!("BODY_AHEAD", 2);
 /// Lines of a body that are asked for; the hardware goes on from there.
 const BODY_LINES: usize = virtq::swept!("BODY_LINES", 4);
 
-/// Bytes of the header before a frame that may take several buffers.
-const V1: u32 = header::len_u32(V1_LEN);
-
 /// The header of a frame that leaves nothing to do, in one buffer.
 const PLAIN: [u8; V1_LEN] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 
@@ -23,6 +21,28 @@ pub(super) struct Job<'a> {
     pub(super) chains: Chains<'a>,
     pub(super) batch: &'a Batch<'a>,
     pub(super) to_driver: OffloadSet,
+    /// What the driver wants to be told of each frame.
+    pub(super) hash: Option<ReceiveHash>,
+}
+
+impl Job<'_> {
+    /// Writes the header of `H` bytes of a frame that takes `num_buffers` buffers.
+    #[inline(always)]
+    fn write_header<const H: usize>(
+        &self,
+        frame: &Frame,
+        num_buffers: u16,
+        writer: &mut Writer<'_>,
+    ) {
+        let header = header::encode(&frame.offload, self.to_driver, num_buffers);
+        let _ = match header.first_chunk::<H>() {
+            Some(header) => writer.write_if_different(header),
+            None => {
+                let hash = self.hash.as_ref().and_then(|hash| hash.of(frame.head()));
+                writer.write(&header::with_hash(header, hash))
+            }
+        };
+    }
 }
 
 /// What the deliveries of one burst did.
@@ -265,8 +285,12 @@ fn deliver<const H: usize>(
 
 /// Delivers frames, each in as many chains as it needs. Returns how many are done; the next one
 /// needs more chains than there are, or an adaptation.
-pub(super) fn deliver_mergeable(job: &Job<'_>, picked: &[u16], turn: &mut Turn) -> usize {
-    deliver::<V1_LEN>(job, picked, turn, spread)
+pub(super) fn deliver_mergeable<const H: usize>(
+    job: &Job<'_>,
+    picked: &[u16],
+    turn: &mut Turn,
+) -> usize {
+    deliver::<H>(job, picked, turn, spread::<H>)
 }
 
 /// Delivers frames, each in one chain. Returns how many are done; there is no chain for the next,
@@ -293,11 +317,8 @@ fn put_in_one<const H: usize>(job: &Job<'_>, frame: &Frame, turn: &mut Turn) -> 
         turn.too_large = turn.too_large.wrapping_add(1);
         return true;
     }
-    let header = header::encode(&frame.offload, job.to_driver, 1);
     let mut writer = job.chains.writable(chain).writer();
-    if let Some(header) = header.first_chunk::<H>() {
-        let _ = writer.write_if_different(header);
-    }
+    job.write_header::<H>(frame, 1, &mut writer);
     let _ = writer.write(frame.head());
     let _ = writer.copy_from(&mut job.batch.body(frame), frame.body.len);
     turn.push(need);
@@ -315,9 +336,10 @@ fn skip_useless(job: &Job<'_>, header_len: u32, turn: &mut Turn) {
 
 /// Spreads a frame over several chains, all or nothing. Returns false if there are too few.
 #[inline(never)]
-fn spread(job: &Job<'_>, frame: &Frame, turn: &mut Turn) -> bool {
-    let need = frame.len().wrapping_add(V1);
-    skip_useless(job, V1, turn);
+fn spread<const H: usize>(job: &Job<'_>, frame: &Frame, turn: &mut Turn) -> bool {
+    let header_len = const { header::len_u32(H) };
+    let need = frame.len().wrapping_add(header_len);
+    skip_useless(job, header_len, turn);
     let first = turn.used();
     let mut room = 0u32;
     let mut end = first;
@@ -329,14 +351,13 @@ fn spread(job: &Job<'_>, frame: &Frame, turn: &mut Turn) -> bool {
         end = end.wrapping_add(1);
     }
     let count = u16::try_from(end.wrapping_sub(first)).unwrap_or(u16::MAX);
-    let header = header::encode(&frame.offload, job.to_driver, count);
     let mut head = frame.head();
     let mut body = job.batch.body(frame);
     for chain in first..end {
         let mut writer = job.chains.writable(chain).writer();
         let room = writer.remaining();
         if chain == first {
-            let _ = writer.write_if_different(&header);
+            job.write_header::<H>(frame, count, &mut writer);
         }
         let written = writer.write(head);
         head = head.get(written..).unwrap_or_default();

@@ -2,12 +2,14 @@
 
 use std::sync::atomic::{Ordering, fence};
 
+use packet::{HashKind, ReceiveHash};
 use port::{BURST_MAX, DropReason, Egress, FrameBuf, Gso, Ingress, Notified, Offload, QueueFault};
 use virtq::mem::Pool;
 use virtq::{Layout, RingFeatures};
 
 use super::Receiveq;
-use crate::features::{GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, MRG_RXBUF};
+use crate::device::SharedHash;
+use crate::features::{GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, HASH_REPORT, MRG_RXBUF};
 use crate::rig::{BOTH, Guest, Ledger, counter, options, pattern, receiveq, transmitq};
 use crate::{HeaderLen, QueueOptions};
 
@@ -424,4 +426,46 @@ fn the_same_script_gives_the_same_frames_on_both_rings() {
     assert_eq!(split.1, packed.1);
     assert!(split.0 == packed.0, "the frames differ");
     assert!(split.0.len() > 50);
+}
+
+#[test]
+fn the_frames_hash_is_reported() {
+    let hash = ReceiveHash::new(&[0x6d; 40], HashKind::UdpV4.bit()).unwrap();
+    let mut udp = vec![0; 1000];
+    udp[12..24].copy_from_slice(&[8, 0, 0x45, 0, 3, 0xda, 0, 0, 0, 0, 64, 17]);
+    udp[26..38].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2, 0x12, 0x34, 0, 53]);
+    let arp = [&[0; 12][..], &[8, 6], &[1; 46]].concat();
+    let (value, _) = hash.of(&udp).unwrap();
+    let [a, b, c, d] = value.to_le_bytes();
+    for layout in BOTH {
+        for (features, buffer, buffers) in [(MRG_RXBUF, 300, 4), (0, 2048, 1)] {
+            let mut guest = Guest::plain(layout, 64);
+            let mut queue = receiveq(&guest, options(HASH_REPORT | features));
+            let shared = SharedHash::default();
+            queue.report_hash(shared.clone());
+            guest.post(20, &[buffer]);
+            let mut pass = |hash: Option<ReceiveHash>| {
+                shared.set(hash);
+                let mut sender = Guest::plain(layout, 64);
+                let mut transmitq = transmitq(&sender, options(HASH_REPORT));
+                for frame in [&udp, &arp] {
+                    sender.offer(&[&[0; 20], frame.as_slice()].concat(), &[]);
+                }
+                let mut buf = FrameBuf::default();
+                let batch = transmitq.receive(&mut buf);
+                queue.send(&batch, &[0, 1]).unwrap();
+                let frames = guest.received(20);
+                assert_eq!([&frames[0].1, &frames[1].1], [&udp, &arp]);
+                [frames[0].0.clone(), frames[1].0.clone()]
+            };
+            let [first, second] = pass(Some(hash.clone()));
+            let kind = HashKind::UdpV4 as u8;
+            assert_eq!(first[10..], [buffers, 0, a, b, c, d, kind, 0, 0, 0]);
+            assert_eq!(second[10..], [1, 0, 0, 0, 0, 0, 0, 0, 0, 0], "no hash");
+            let [first, _] = pass(None);
+            assert_eq!(first[10..], [buffers, 0, 0, 0, 0, 0, 0, 0, 0, 0], "not configured yet");
+        }
+    }
+    let guest = Guest::plain(Layout::Split, 8);
+    assert_eq!(receiveq(&guest, options(HASH_REPORT)).options().header_len, HeaderLen::Hash);
 }
