@@ -10,6 +10,7 @@ pub struct Checksum {
 
 impl Checksum {
     /// Adds `bytes`.
+    #[inline]
     pub fn add(&mut self, bytes: &[u8]) {
         let mut bytes = bytes;
         if let (true, [first, rest @ ..]) = (self.odd, bytes) {
@@ -17,7 +18,11 @@ impl Checksum {
             self.odd = false;
             bytes = rest;
         }
-        let (words, tail) = bytes.as_chunks::<4>();
+        let (blocks, rest) = bytes.as_chunks::<64>();
+        if !blocks.is_empty() {
+            self.add_blocks(blocks);
+        }
+        let (words, tail) = rest.as_chunks::<4>();
         // 32 bits a step: the sum has room for 2^32 of them, and folding is modulo 2^16 - 1.
         for word in words {
             self.sum = self.sum.wrapping_add(u64::from(u32::from_be_bytes(*word)));
@@ -27,6 +32,29 @@ impl Checksum {
             self.sum = self.sum.wrapping_add(u64::from(*byte) << shift);
         }
         self.odd ^= tail.len() & 1 == 1;
+    }
+
+    fn add_blocks(&mut self, blocks: &[[u8; 64]]) {
+        let mut lanes = Lanes::default();
+        for block in blocks {
+            let (words, _) = block.as_chunks::<8>();
+            let mut values = [0; 8];
+            for (value, word) in values.iter_mut().zip(words) {
+                *value = u64::from_ne_bytes(*word);
+            }
+            lanes.add(&values);
+        }
+        self.sum = self.sum.wrapping_add(u64::from(lanes.sum()));
+    }
+
+    /// Adds what `lanes` summed: `len` bytes.
+    #[inline]
+    pub fn add_lanes(&mut self, lanes: &Lanes, len: u32) {
+        let sum = lanes.sum();
+        // At an odd place every byte counts for the other half.
+        let sum = if self.odd { sum.swap_bytes() } else { sum };
+        self.sum = self.sum.wrapping_add(u64::from(sum));
+        self.odd ^= len & 1 == 1;
     }
 
     /// Adds a number of 16 bits as it stands in a header, after an even number of bytes.
@@ -44,11 +72,7 @@ impl Checksum {
     /// The folded sum of what was added: what the field of a partial checksum holds.
     #[inline]
     pub fn sum(self) -> u16 {
-        let mut sum = self.sum;
-        for _ in 0..4 {
-            sum = (sum & 0xffff).wrapping_add(sum >> 16);
-        }
-        u16::try_from(sum).unwrap_or(u16::MAX)
+        fold(self.sum)
     }
 
     /// The checksum of what was added: 0 if that contains its own right checksum.
@@ -68,6 +92,48 @@ impl Checksum {
     }
 }
 
+/// The sum of bytes that come in blocks of 64, in lanes that the compiler makes vectors of: 12 to 15
+/// bytes a cycle without any instruction that not every x86-64 has. The last block may be filled up
+/// with zeros.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Lanes {
+    /// Lower and upper halves of each word. 2^32 blocks fit.
+    low: [u64; 8],
+    high: [u64; 8],
+}
+
+impl Lanes {
+    /// Adds a block, as words in the machine's order.
+    #[inline(always)]
+    pub fn add(&mut self, block: &[u64; 8]) {
+        for ((low, high), word) in self.low.iter_mut().zip(&mut self.high).zip(block) {
+            *low = low.wrapping_add(word & 0xffff_ffff);
+            *high = high.wrapping_add(word >> 32);
+        }
+    }
+
+    /// The folded sum, as if the first byte were at an even place.
+    #[inline]
+    fn sum(&self) -> u16 {
+        let lanes = self.low.iter().chain(&self.high);
+        // Each lane once to 33 bits, so that the sum of all cannot wrap.
+        let sum = lanes
+            .fold(0u64, |sum, lane| sum.wrapping_add(lane & 0xffff_ffff).wrapping_add(lane >> 32));
+        // Sums are the same in either order of bytes, but for the order of their own.
+        u16::from_be(fold(sum))
+    }
+}
+
+/// Folds a sum to 16 bits.
+#[inline]
+fn fold(mut sum: u64) -> u16 {
+    sum = (sum & 0xffff_ffff).wrapping_add(sum >> 32);
+    for _ in 0..3 {
+        sum = (sum & 0xffff).wrapping_add(sum >> 16);
+    }
+    u16::try_from(sum).unwrap_or(u16::MAX)
+}
+
 /// The checksum of `bytes`.
 pub fn checksum(bytes: &[u8]) -> u16 {
     let mut sum = Checksum::default();
@@ -77,7 +143,7 @@ pub fn checksum(bytes: &[u8]) -> u16 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Checksum, checksum};
+    use super::{Checksum, Lanes, checksum};
 
     #[test]
     fn the_example_of_rfc_1071() {
@@ -99,6 +165,22 @@ mod tests {
             sum.add(&bytes[..cut]);
             sum.add(&bytes[cut..]);
             assert_eq!(sum.finish(), checksum(&bytes), "cut at {cut}");
+            let mut sum = Checksum::default();
+            for part in [&bytes[..cut], &bytes[cut..]] {
+                sum.add_lanes(&lanes(part), u32::try_from(part.len()).unwrap());
+            }
+            assert_eq!(sum.finish(), checksum(&bytes), "lanes cut at {cut}");
         }
+    }
+
+    fn lanes(bytes: &[u8]) -> Lanes {
+        let mut lanes = Lanes::default();
+        for part in bytes.chunks(64) {
+            let mut block = [0; 64];
+            block[..part.len()].copy_from_slice(part);
+            let words = block.as_chunks::<8>().0.iter().map(|word| u64::from_ne_bytes(*word));
+            lanes.add(&std::array::from_fn(|at| words.clone().nth(at).unwrap()));
+        }
+        lanes
     }
 }

@@ -1,57 +1,86 @@
 //! Transport checksums that a sender left undone, computed before the frame reaches somebody who
-//! would take them as they are.
+//! would take them as they are: on the way of the one copy, or before it.
 //!
 //! **Trust.** Offsets come from the kernel or from a guest: a frame whose checksum does not lie in
 //! its private head is refused. The body is summed as it is read; whoever changes it meanwhile
 //! gets a frame with a wrong checksum.
 
-use packet::Checksum;
-use virtq::mem::Reader;
+use packet::{Checksum, Lanes};
+use virtq::mem::{Reader, Writer};
 
 use crate::{Frame, Offload};
 
-/// Bytes of the body that are summed at once.
-const CHUNK: usize = 2048;
+/// A checksum that is being finished.
+#[derive(Debug)]
+pub struct Finish {
+    sum: Checksum,
+    place: usize,
+}
+
+impl Finish {
+    /// Begins with what the head has of the frame. None if the checksum's place is not in the head.
+    #[inline]
+    pub fn begin(frame: &Frame) -> Option<Self> {
+        let Offload { csum_start, csum_offset, .. } = frame.offload;
+        let start = usize::from(csum_start);
+        let place = start.saturating_add(usize::from(csum_offset));
+        let head = frame.head();
+        let part = head.get(start..).filter(|_| head.len() >= place.saturating_add(2))?;
+        // The field holds the sum of the pseudo header: it is part of what is summed.
+        let mut sum = Checksum::default();
+        sum.add(part);
+        Some(Self { sum, place })
+    }
+
+    /// Copies `len` bytes of the body and sums them on the way; returns how many there were.
+    #[inline]
+    pub fn copy(&mut self, to: &mut Writer<'_>, body: &mut Reader<'_>, len: u32) -> u32 {
+        let mut done = 0u32;
+        while done < len {
+            let mut lanes = Lanes::default();
+            let count = to.copy_piece(body, len.wrapping_sub(done), |block| lanes.add(block));
+            if count == 0 {
+                break;
+            }
+            self.sum.add_lanes(&lanes, count);
+            done = done.wrapping_add(count);
+        }
+        done
+    }
+
+    /// Writes the checksum into its place in the head.
+    #[inline]
+    pub fn end(self, head: &mut [u8]) {
+        let value = self.sum.finish_transport();
+        if let Some(field) = head.get_mut(self.place..).and_then(<[u8]>::first_chunk_mut) {
+            *field = value.to_be_bytes();
+        }
+    }
+}
 
 /// Computes the checksum that `frame`'s offload intent asks for, over the head and `body`, and
 /// clears the intent. False, and nothing changed, if its place is not within the head.
 pub fn finish_checksum(frame: &mut Frame, body: Reader<'_>) -> bool {
-    let Offload { needs_csum, csum_start, csum_offset, .. } = frame.offload;
-    if !needs_csum {
+    if !frame.offload.needs_csum {
         return true;
     }
-    let start = usize::from(csum_start);
-    let place = start.saturating_add(usize::from(csum_offset));
-    let head = frame.head_mut();
-    let (Some(part), true) = (head.get(start..), head.len() >= place.saturating_add(2)) else {
-        return false;
-    };
-    // The field holds the sum of the pseudo header: it is part of what is summed.
-    let mut sum = Checksum::default();
-    sum.add(part);
-    sum_body(&mut sum, body);
-    let value = sum.finish_transport();
-    if let Some(field) = head.get_mut(place..).and_then(<[u8]>::first_chunk_mut) {
-        *field = value.to_be_bytes();
-    }
+    let Some(mut finish) = Finish::begin(frame) else { return false };
+    sum_body(&mut finish.sum, body);
+    finish.end(frame.head_mut());
     frame.offload = Offload::default();
     true
 }
 
 /// Adds all that is left in `body`.
 pub fn sum_body(sum: &mut Checksum, mut body: Reader<'_>) {
-    let mut chunk = [0; CHUNK];
     loop {
-        let count = body.read(chunk.get_mut(..left(&body)).unwrap_or_default());
+        let mut lanes = Lanes::default();
+        let count = body.look_at_piece(u32::MAX, |block| lanes.add(block));
         if count == 0 {
             break;
         }
-        sum.add(chunk.get(..count).unwrap_or_default());
+        sum.add_lanes(&lanes, count);
     }
-}
-
-fn left(body: &Reader<'_>) -> usize {
-    usize::try_from(body.remaining()).unwrap_or(CHUNK).min(CHUNK)
 }
 
 #[cfg(test)]

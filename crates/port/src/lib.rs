@@ -19,7 +19,7 @@ pub use counters::{
     QueueCounters, QueueTotals,
 };
 pub use drop_reason::DropReason;
-pub use finish::{finish_checksum, sum_body};
+pub use finish::{Finish, finish_checksum, sum_body};
 pub use frame::{Alike, BURST_MAX, Frame, HEAD_MAX, HEAD_ROOM};
 pub use offload::{Gso, Offload, OffloadSet};
 pub use status::{PortState, PortStatus, StatusCell};

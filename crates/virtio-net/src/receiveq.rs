@@ -19,7 +19,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use port::{
-    Adapter, BURST_MAX, Batch, DropReason, Egress, Notified, QueueCounters, QueueFault, Way,
+    Adapter, BURST_MAX, Batch, DropReason, Egress, Gso, Notified, OffloadSet, QueueCounters,
+    QueueFault, Way,
 };
 use virtq::{ChainBuf, Virtq};
 
@@ -155,7 +156,11 @@ impl Receiveq {
     fn adapt<'p>(&mut self, batch: &Batch<'_>, picked: &'p [u16]) -> Result<&'p [u16], QueueFault> {
         let mut adapter = std::mem::take(&mut self.adapter);
         let counters = Arc::clone(&self.parts.counters);
-        let takes = self.parts.options.to_driver;
+        let to_driver = self.parts.options.to_driver;
+        let first = picked.first().and_then(|index| batch.frames().get(usize::from(*index)));
+        // Checksums of segments are finished on the way of the copy.
+        let csum = to_driver.csum || first.is_some_and(|frame| frame.offload.gso != Gso::None);
+        let takes = OffloadSet { csum, ..to_driver };
         let way = Way { takes, lost: DropReason::PortDown, counters: &counters.egress };
         let (done, result) = adapter.adapt(batch, picked, &way, |batch, picked| {
             self.deliver_fitting(batch, picked).map(|_| ())

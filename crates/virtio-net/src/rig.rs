@@ -150,7 +150,8 @@ impl Guest {
 }
 
 pub(crate) fn event() -> Arc<OwnedFd> {
-    Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap())
+    // Not to wait for what is not there: nobody else makes it so.
+    Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap())
 }
 
 /// What stands in an eventfd of ours; 0 if nothing.

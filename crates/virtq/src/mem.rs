@@ -14,6 +14,7 @@
 //! **Not supported.** Dirty bitmaps of `vm-memory` regions are not marked.
 #![expect(unsafe_code, reason = "the crate's only module that dereferences guest memory")]
 
+mod blocks;
 mod dirty;
 #[cfg(feature = "driver")]
 mod driver_words;
@@ -27,6 +28,7 @@ mod segs;
 mod shared;
 mod word;
 
+pub use blocks::Block;
 pub use dirty::{DirtyLog, LOG_PAGE};
 #[cfg(feature = "driver")]
 pub(crate) use driver_words::DriverWords;

@@ -1,7 +1,10 @@
 //! The delivery loops: frames into popped chains.
 
 use packet::ReceiveHash;
-use port::{Batch, DropReason, EgressCounters, Frame};
+use port::{
+    Batch, DropReason, EgressCounters, Finish, Frame, Gso, HEAD_MAX, HEAD_ROOM, Offload,
+    finish_checksum,
+};
 use virtq::Chains;
 use virtq::mem::{WritePiece, Writer};
 
@@ -34,7 +37,7 @@ impl Job<'_> {
         num_buffers: u16,
         writer: &mut Writer<'_>,
     ) {
-        let header = header::encode(&frame.offload, self.to_driver, num_buffers);
+        let header = self.header(frame, num_buffers);
         let _ = match header.first_chunk::<H>() {
             Some(header) => writer.write_if_different(header),
             None => {
@@ -42,6 +45,45 @@ impl Job<'_> {
                 writer.write(&header::with_hash(header, hash))
             }
         };
+    }
+}
+
+impl Job<'_> {
+    /// Whether the frame can be delivered as it is, or with a checksum finished on the way.
+    fn fits(&self, frame: &Frame) -> bool {
+        self.to_driver.takes(&frame.offload)
+            || (frame.offload.gso == Gso::None && Finish::begin(frame).is_some())
+    }
+
+    /// Writes a frame that fits behind its header, all into one chain.
+    fn write(&self, frame: &Frame, writer: &mut Writer<'_>) {
+        let mut body = self.batch.body(frame);
+        let Some(mut finish) = self.finish(frame) else {
+            let _ = writer.write(frame.head());
+            let _ = writer.copy_from(&mut body, frame.body.len);
+            return;
+        };
+        let mut at_head = *writer;
+        let mut bytes = [0; HEAD_ROOM + HEAD_MAX];
+        let Some(head) = bytes.get_mut(..frame.head().len()) else { return };
+        head.copy_from_slice(frame.head());
+        let _ = writer.skip(head_len(head));
+        let _ = finish.copy(writer, &mut body, frame.body.len);
+        finish.end(head);
+        let _ = at_head.write(head);
+    }
+
+    /// The checksum to be finished, if the driver does not do that itself.
+    fn finish(&self, frame: &Frame) -> Option<Finish> {
+        let ours = frame.offload.needs_csum && !self.to_driver.csum;
+        if ours { Finish::begin(frame) } else { None }
+    }
+
+    /// The virtio-net header of a frame that fits.
+    fn header(&self, frame: &Frame, buffers: u16) -> [u8; V1_LEN] {
+        let ours = frame.offload.needs_csum && !self.to_driver.csum;
+        let offload = if ours { Offload::default() } else { frame.offload };
+        header::encode(&offload, self.to_driver, buffers)
     }
 }
 
@@ -270,7 +312,7 @@ fn deliver<const H: usize>(
         done = done.wrapping_add(deliver_run::<H>(job, left, turn));
         let Some(index) = picked.get(done) else { break };
         if let Some(frame) = job.batch.frames().get(usize::from(*index)) {
-            if !job.to_driver.takes(&frame.offload) {
+            if !job.fits(frame) {
                 turn.adapt = true;
                 break;
             }
@@ -319,8 +361,7 @@ fn put_in_one<const H: usize>(job: &Job<'_>, frame: &Frame, turn: &mut Turn) -> 
     }
     let mut writer = job.chains.writable(chain).writer();
     job.write_header::<H>(frame, 1, &mut writer);
-    let _ = writer.write(frame.head());
-    let _ = writer.copy_from(&mut job.batch.body(frame), frame.body.len);
+    job.write(frame, &mut writer);
     turn.push(need);
     turn.sent(frame);
     true
@@ -351,6 +392,22 @@ fn spread<const H: usize>(job: &Job<'_>, frame: &Frame, turn: &mut Turn) -> bool
         end = end.wrapping_add(1);
     }
     let count = u16::try_from(end.wrapping_sub(first)).unwrap_or(u16::MAX);
+    if count == 1 {
+        let mut writer = job.chains.writable(first).writer();
+        job.write_header::<H>(frame, count, &mut writer);
+        job.write(frame, &mut writer);
+        turn.push(need);
+        turn.sent(frame);
+        return true;
+    }
+    // Over several chains the sum is taken before.
+    let mut finished;
+    let mut frame = frame;
+    if job.finish(frame).is_some() {
+        finished = frame.clone();
+        let _in_head = finish_checksum(&mut finished, job.batch.body(frame));
+        frame = &finished;
+    }
     let mut head = frame.head();
     let mut body = job.batch.body(frame);
     for chain in first..end {

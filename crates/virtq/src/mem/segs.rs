@@ -1,6 +1,6 @@
 //! Segments of guest memory, and the cursors that copy from and to them.
 
-use super::{ReadPiece, copy_guest, copy_private, prefetch_read, prefetch_write};
+use super::{Block, ReadPiece, blocks, copy_guest, copy_private, prefetch_read, prefetch_write};
 
 /// A checked range of host-mapped guest memory. Only valid while its `GuestMap` lives, which the
 /// lifetimes of [`SegStore`], [`Readable`] and [`Writable`] see to.
@@ -376,6 +376,16 @@ impl<'a> Reader<'a> {
         (len > 0).then(|| ReadPiece::new(RawSeg::new(ptr, len)))
     }
 
+    /// Shows up to `max` bytes of the next contiguous piece to `seen`, block by block; returns how
+    /// many, 0 at the end.
+    #[inline(always)]
+    pub fn look_at_piece(&mut self, max: u32, mut seen: impl FnMut(&Block)) -> u32 {
+        let (src, len) = self.cursor.take(max);
+        // SAFETY: `take` gave `len` mapped bytes.
+        unsafe { blocks::look(src, len as usize, &mut seen) };
+        len
+    }
+
     /// Asks the CPU for the first `lines` lines from here.
     #[inline(always)]
     pub fn prefetch(&self, lines: usize) {
@@ -458,6 +468,25 @@ impl Writer<'_> {
         // SAFETY: both cursors have `len` mapped bytes in their current segments; ranges of two
         // guests may alias, the copy allows it.
         unsafe { copy_guest(src, dst, len as usize) };
+        len
+    }
+
+    /// As [`Self::copy_from`], but only within the next contiguous pieces of both sides, and shows
+    /// what it moves to `seen`, block by block. Returns 0 where either side ends.
+    #[inline(always)]
+    pub fn copy_piece(
+        &mut self,
+        from: &mut Reader<'_>,
+        max: u32,
+        mut seen: impl FnMut(&Block),
+    ) -> u32 {
+        if !from.cursor.refill() {
+            return 0;
+        }
+        let (dst, len) = self.cursor.take(max.min(from.cursor.here).min(from.cursor.left));
+        let (src, _) = from.cursor.take(len);
+        // SAFETY: both cursors have `len` mapped bytes in their current segments.
+        unsafe { blocks::copy(src, dst, len as usize, &mut seen) };
         len
     }
 

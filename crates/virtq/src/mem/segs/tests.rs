@@ -174,3 +174,37 @@ fn both_parts_of_a_split_span_hold_what_the_whole_held() {
     assert!(store.one(front).is_some() && back == SegSpan { first: 1, count: 2, skip: 0, len: 13 });
     assert!(store.one(store.split(back, 6).0).is_some(), "no segment that is not needed");
 }
+
+#[test]
+fn what_is_seen_in_blocks_is_what_passes() {
+    for (cut, room) in CUTS.map(Cut::new).into_iter().zip(CUTS.map(Cut::new)) {
+        let mut room = room;
+        room.bytes.fill(0);
+        let (mut reader, mut again, mut writer) =
+            (cut.reader(0, 20), cut.reader(3, 17), room.writer());
+        let mut seen = Vec::new();
+        loop {
+            let mut block = None;
+            let count = writer.copy_piece(&mut reader, 9, |b| block = Some(*b));
+            let Some(block) = block else { break assert_eq!(count, 0) };
+            let bytes: Vec<u8> = block.iter().flat_map(|word| word.to_ne_bytes()).collect();
+            assert!(bytes[count as usize..].iter().all(|byte| *byte == 0));
+            seen.extend_from_slice(&bytes[..count as usize]);
+        }
+        assert_eq!(seen, cut.bytes);
+        assert_eq!(room.now(), cut.bytes);
+        let mut total = 0;
+        while let step @ 1.. = again.look_at_piece(u32::MAX, |block| {
+            assert_eq!(block[0].to_ne_bytes()[0], cut.bytes[3 + total as usize]);
+        }) {
+            total += step;
+        }
+        assert_eq!(total, 17);
+    }
+    let long = Cut::new(&[200, 100]);
+    let mut blocks = Vec::new();
+    let mut reader = long.reader(0, 300);
+    assert_eq!(reader.look_at_piece(300, |block| blocks.extend(block.map(u64::to_ne_bytes))), 200);
+    assert_eq!(blocks.as_flattened()[..200], long.bytes[..200]);
+    assert_eq!(blocks.len(), 32);
+}
