@@ -176,22 +176,32 @@ impl fmt::Display for Steer {
 
 /// What a guest may leave to the switch, and the switch to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Offloads(pub OffloadSet);
+pub struct Offloads {
+    /// The offloads that are offered, in both directions.
+    pub set: OffloadSet,
+    /// Whether segments are made into large frames for a guest that takes these.
+    pub gro: bool,
+}
 
 impl Default for Offloads {
     fn default() -> Self {
-        Self(OffloadSet::ALL)
+        Self::ON
     }
 }
 
 impl Offloads {
+    /// All of them.
+    const ON: Self = Self { set: OffloadSet::ALL, gro: true };
+    /// None.
+    const OFF: Self = Self { set: OffloadSet::NONE, gro: false };
     /// What may be written.
-    pub const ALLOWED: &str = "on, off, or some of csum, tso4, tso6, ecn and uso joined with '+' \
-                               (tso4, tso6 and uso need csum, ecn needs tso4 or tso6)";
+    pub const ALLOWED: &str = "on, off, or some of csum, tso4, tso6, ecn, uso and gro joined with \
+                               '+' (tso4, tso6 and uso need csum, ecn needs tso4 or tso6, gro \
+                               needs tso4, tso6 or uso)";
 
-    fn parts(set: &mut OffloadSet) -> [(&'static str, &mut bool); 5] {
-        let OffloadSet { csum, tso4, tso6, ecn, uso } = set;
-        [("csum", csum), ("tso4", tso4), ("tso6", tso6), ("ecn", ecn), ("uso", uso)]
+    fn parts(&mut self) -> [(&'static str, &mut bool); 6] {
+        let Self { set: OffloadSet { csum, tso4, tso6, ecn, uso }, gro } = self;
+        [("csum", csum), ("tso4", tso4), ("tso6", tso6), ("ecn", ecn), ("uso", uso), ("gro", gro)]
     }
 }
 
@@ -200,29 +210,30 @@ impl FromStr for Offloads {
 
     fn from_str(text: &str) -> Result<Self, ()> {
         match text {
-            "on" => return Ok(Self(OffloadSet::ALL)),
-            "off" => return Ok(Self(OffloadSet::NONE)),
+            "on" => return Ok(Self::ON),
+            "off" => return Ok(Self::OFF),
             _ => {}
         }
-        let mut set = OffloadSet::NONE;
+        let mut some = Self::OFF;
         for word in text.split('+') {
-            let mut parts = Self::parts(&mut set).into_iter();
+            let mut parts = some.parts().into_iter();
             let (_, on) = parts.find(|(name, on)| *name == word && !**on).ok_or(())?;
             *on = true;
         }
-        let tso = set.tso4 || set.tso6;
-        let complete = (set.csum || !(tso || set.uso)) && (tso || !set.ecn);
-        complete.then_some(Self(set)).ok_or(())
+        let Self { set: OffloadSet { csum, tso4, tso6, ecn, uso }, gro } = some;
+        let (tso, large) = (tso4 || tso6, tso4 || tso6 || uso);
+        let complete = (csum || !large) && (tso || !ecn) && (large || !gro);
+        complete.then_some(some).ok_or(())
     }
 }
 
 impl fmt::Display for Offloads {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            OffloadSet::ALL => f.write_str("on"),
-            OffloadSet::NONE => f.write_str("off"),
+        match *self {
+            Self::ON => f.write_str("on"),
+            Self::OFF => f.write_str("off"),
             mut some => {
-                let parts = Self::parts(&mut some).into_iter();
+                let parts = some.parts().into_iter();
                 let names: Vec<_> = parts.filter(|(_, on)| **on).map(|(name, _)| name).collect();
                 f.write_str(&names.join("+"))
             }
@@ -422,13 +433,15 @@ mod tests {
 
     #[test]
     fn offloads_come_with_those_that_they_need() {
-        for bad in ["", "csum+", "tso4", "uso", "csum+ecn", "csum+csum", "csum,tso4", "gso", "On"] {
+        for bad in
+            ["", "csum+", "tso4", "uso", "csum+ecn", "csum+csum", "csum,tso4", "csum+gro", "On"]
+        {
             assert!(bad.parse::<Offloads>().is_err(), "{bad}");
         }
-        for good in ["on", "off", "csum", "csum+tso4", "csum+tso6+ecn", "csum+tso4+tso6+uso"] {
+        for good in ["on", "off", "csum", "csum+tso4", "csum+tso6+ecn", "csum+uso+gro"] {
             assert_eq!(good.parse::<Offloads>().unwrap().to_string(), good);
         }
-        let all: Offloads = "uso+ecn+tso6+tso4+csum".parse().unwrap();
+        let all: Offloads = "gro+uso+ecn+tso6+tso4+csum".parse().unwrap();
         assert_eq!(all, Offloads::default());
     }
 

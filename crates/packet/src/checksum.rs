@@ -92,9 +92,9 @@ impl Checksum {
     }
 }
 
-/// The sum of bytes that come in blocks of 64, in lanes that the compiler makes vectors of: 12 to 15
-/// bytes a cycle without any instruction that not every x86-64 has. The last block may be filled up
-/// with zeros.
+/// The sum of bytes that come in blocks of 64, in lanes that the compiler makes vectors of: 12 to
+/// 15 bytes a cycle without any instruction that not every x86-64 has. The last block may be filled
+/// up with zeros.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Lanes {
     /// Lower and upper halves of each word. 2^32 blocks fit.

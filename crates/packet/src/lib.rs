@@ -13,6 +13,7 @@ mod icmp;
 mod ipv4;
 mod ipv6;
 mod mac;
+mod merge;
 mod segment;
 mod tcp;
 mod toeplitz;
@@ -27,6 +28,7 @@ pub use icmp::Icmp;
 pub use ipv4::{Ipv4, ip_protocol};
 pub use ipv6::{EXTENSIONS_MAX, Ipv6, Upper};
 pub use mac::{MacAddr, MacParseError};
+pub use merge::{Fit, Merge, Segment};
 pub use segment::{
     CUT_HEADER_MAX, Cut, CutError, CutKind, SEGMENTS_MAX, SegmentHeader, network_offset,
 };

@@ -23,13 +23,13 @@ pub const SEGMENTS_MAX: u32 = 65_535;
 
 /// The most tags that are skipped.
 const TAGS_MAX: usize = 3;
-const FIN: u8 = 1;
-const PSH: u8 = 8;
+pub(crate) const FIN: u8 = 1;
+pub(crate) const PSH: u8 = 8;
 const CWR: u8 = 128;
 const UDP_HEADER: usize = 8;
 /// Where in the TCP and UDP headers the checksum is.
 const TCP_CHECKSUM: usize = 16;
-const TCP_FLAGS: usize = 13;
+pub(crate) const TCP_FLAGS: usize = 13;
 const UDP_CHECKSUM: usize = 6;
 
 /// Why a frame cannot be cut.
@@ -56,9 +56,67 @@ pub enum CutKind {
 
 /// Which address family carries the segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Family {
+pub(crate) enum Family {
     V4,
     V6,
+}
+
+/// Where the headers of a TCP or UDP frame are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Headers {
+    /// Where the IP header begins.
+    pub(crate) l3: usize,
+    /// Where the TCP or UDP header begins.
+    pub(crate) l4: usize,
+    /// Where the payload begins.
+    pub(crate) len: usize,
+    pub(crate) family: Family,
+    pub(crate) tcp: bool,
+}
+
+impl Headers {
+    pub(crate) fn parse(head: &[u8]) -> Result<Self, CutError> {
+        let (l3, kind) = network_offset(head).ok_or(CutError::Protocol)?;
+        let packet = head.get(l3..).unwrap_or_default();
+        let (family, l4, protocol) = transport(kind, packet).ok_or(CutError::Protocol)?;
+        let l4 = l3.saturating_add(l4);
+        let upper = head.get(l4..).unwrap_or_default();
+        let (tcp, upper_len) = match protocol {
+            TCP => (true, tcp_header_len(upper).ok_or(CutError::Header)?),
+            UDP => (false, UDP_HEADER),
+            _ => return Err(CutError::Protocol),
+        };
+        let len = l4.saturating_add(upper_len);
+        Ok(Self { l3, l4, len, family, tcp })
+    }
+
+    #[inline]
+    pub(crate) fn kind(&self) -> CutKind {
+        match (self.tcp, self.family) {
+            (true, Family::V4) => CutKind::TcpV4,
+            (true, Family::V6) => CutKind::TcpV6,
+            (false, _) => CutKind::Udp,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn checksum_place(&self) -> (u16, u16) {
+        let offset = if self.tcp { TCP_CHECKSUM } else { UDP_CHECKSUM };
+        (u16::try_from(self.l4).unwrap_or(u16::MAX), u16::try_from(offset).unwrap_or(u16::MAX))
+    }
+
+    /// The sum of the pseudo header without the length.
+    pub(crate) fn pseudo(&self, header: &[u8]) -> Checksum {
+        let (from, to): (usize, usize) = match self.family {
+            Family::V4 => (12, 20),
+            Family::V6 => (8, 40),
+        };
+        let addresses = self.l3.saturating_add(from)..self.l3.saturating_add(to);
+        let mut sum = Checksum::default();
+        sum.add(header.get(addresses).unwrap_or_default());
+        sum.add_u16(u16::from(if self.tcp { TCP } else { UDP }));
+        sum
+    }
 }
 
 /// A large frame, ready to be cut.
@@ -106,17 +164,7 @@ impl Cut {
     ///
     /// [`CutError`] says what is wrong with the frame.
     pub fn new(head: &[u8], frame_len: u32, size: u16) -> Result<Self, CutError> {
-        let (l3, kind) = network_offset(head).ok_or(CutError::Protocol)?;
-        let packet = head.get(l3..).unwrap_or_default();
-        let (family, l4, protocol) = transport(kind, packet).ok_or(CutError::Protocol)?;
-        let l4 = l3.saturating_add(l4);
-        let upper = head.get(l4..).unwrap_or_default();
-        let (tcp, upper_len) = match protocol {
-            TCP => (true, tcp_header_len(upper).ok_or(CutError::Header)?),
-            UDP => (false, UDP_HEADER),
-            _ => return Err(CutError::Protocol),
-        };
-        let header_len = l4.saturating_add(upper_len);
+        let Headers { l3, l4, len: header_len, family, tcp } = Headers::parse(head)?;
         let mut header = [0; CUT_HEADER_MAX];
         let (Some(to), Some(from)) = (header.get_mut(..header_len), head.get(..header_len)) else {
             return Err(CutError::Header);
@@ -139,27 +187,19 @@ impl Cut {
 
     /// Sums once what all segments have in common.
     fn prepare(&mut self) {
+        self.upper_sum = self.headers().pseudo(&self.header);
         let header = self.header.get_mut(..self.header_len).unwrap_or_default();
         let (network, upper) = header.split_at_mut_checked(self.l4).unwrap_or_default();
         let network = network.get_mut(self.l3..).unwrap_or_default();
-        let addresses = match self.family {
-            Family::V4 => {
-                put(network, 2, 0);
-                put(network, 10, 0);
-                self.network_sum.add(network);
-                network.get(12..20)
-            }
-            Family::V6 => network.get(8..40),
-        };
-        self.upper_sum.add(addresses.unwrap_or_default());
-        let place = if self.tcp {
-            self.upper_sum.add(&[0, TCP]);
-            TCP_CHECKSUM
-        } else {
-            self.upper_sum.add(&[0, UDP]);
+        if self.family == Family::V4 {
+            put(network, 2, 0);
+            put(network, 10, 0);
+            self.network_sum.add(network);
+        }
+        if !self.tcp {
             put(upper, 4, 0);
-            UDP_CHECKSUM
-        };
+        }
+        let place = if self.tcp { TCP_CHECKSUM } else { UDP_CHECKSUM };
         put(upper, place, 0);
     }
 
@@ -190,18 +230,19 @@ impl Cut {
     /// Where the checksummed part of each segment starts, and where from there its checksum is.
     #[inline]
     pub fn checksum_place(&self) -> (u16, u16) {
-        let offset = if self.tcp { TCP_CHECKSUM } else { UDP_CHECKSUM };
-        (u16::try_from(self.l4).unwrap_or(u16::MAX), u16::try_from(offset).unwrap_or(u16::MAX))
+        self.headers().checksum_place()
     }
 
     /// Whether it is TCP over IPv4, TCP over IPv6, or UDP over either.
     #[inline]
     pub fn kind(&self) -> CutKind {
-        match (self.tcp, self.family) {
-            (true, Family::V4) => CutKind::TcpV4,
-            (true, Family::V6) => CutKind::TcpV6,
-            (false, _) => CutKind::Udp,
-        }
+        self.headers().kind()
+    }
+
+    #[inline]
+    fn headers(&self) -> Headers {
+        let Self { l3, l4, header_len: len, family, tcp, .. } = *self;
+        Headers { l3, l4, len, family, tcp }
     }
 
     /// Whether the first segment will say that the sender reduced its congestion window (ECN).
@@ -328,21 +369,21 @@ fn write_tcp(upper: &mut [u8], index: u32, offset: u32, last: bool) {
     }
 }
 
-fn low(value: u32) -> u16 {
+pub(crate) fn low(value: u32) -> u16 {
     let [_, _, a, b] = value.to_be_bytes();
     u16::from_be_bytes([a, b])
 }
 
-fn get(bytes: &[u8], at: usize) -> u16 {
+pub(crate) fn get(bytes: &[u8], at: usize) -> u16 {
     let field = bytes.get(at..).and_then(<[u8]>::first_chunk);
     field.copied().map_or(0, u16::from_be_bytes)
 }
 
-fn put(bytes: &mut [u8], at: usize, value: u16) {
+pub(crate) fn put(bytes: &mut [u8], at: usize, value: u16) {
     if let Some(field) = bytes.get_mut(at..).and_then(<[u8]>::first_chunk_mut) {
         *field = value.to_be_bytes();
     }
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

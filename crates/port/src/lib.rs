@@ -4,6 +4,7 @@
 mod adapt;
 mod batch;
 pub mod capture;
+mod coalesce;
 mod counters;
 mod drop_reason;
 mod finish;
@@ -14,6 +15,7 @@ mod traits;
 
 pub use adapt::{Adapter, Way};
 pub use batch::{Batch, FrameBuf};
+pub use coalesce::Coalescer;
 pub use counters::{
     CallCounters, CallTotals, Counter, EgressCounters, IngressCounters, KernelCounters,
     QueueCounters, QueueTotals,

@@ -83,6 +83,8 @@ pub struct PortSettings {
     pub ring_reset: bool,
     /// The offloads to offer, in both directions.
     pub offloads: OffloadSet,
+    /// Make segments of one flow into large frames for guests that take these.
+    pub coalesce: bool,
     /// Where ring positions are kept for a successor of this process: see
     /// [`crate::record::prepare_state_dir`]. Without it they are kept for later connections only.
     pub state_dir: Option<PathBuf>,
@@ -103,6 +105,7 @@ impl PortSettings {
             retries: virtio_net::DEFAULT_RETRIES,
             ring_reset: false,
             offloads: OffloadSet::ALL,
+            coalesce: true,
             state_dir: None,
         }
     }

@@ -164,8 +164,8 @@ pub fn ring_features(negotiated: u64) -> RingFeatures {
     }
 }
 
-/// What the negotiated features and the MTU mean for a queue; it is enabled, and has the default
-/// of retries.
+/// What the negotiated features and the MTU mean for a queue; it is enabled, coalesces, and has the
+/// default of retries.
 pub fn queue_options(negotiated: u64, mtu: u16) -> QueueOptions {
     let has = |bit: u64| negotiated & bit != 0;
     QueueOptions {
@@ -180,6 +180,7 @@ pub fn queue_options(negotiated: u64, mtu: u16) -> QueueOptions {
         retries: DEFAULT_RETRIES,
         from_driver: from_driver(negotiated),
         to_driver: to_driver(negotiated),
+        coalesce: true,
     }
 }
 

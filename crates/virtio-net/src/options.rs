@@ -45,4 +45,6 @@ pub struct QueueOptions {
     pub from_driver: OffloadSet,
     /// What we may leave to the driver.
     pub to_driver: OffloadSet,
+    /// Segments of one flow are made into large frames, if the driver takes these.
+    pub coalesce: bool,
 }

@@ -7,6 +7,8 @@
 //!
 //! **Trust.** The source of a body is another guest, the destination this one: both hostile, only
 //! copied. The head is private.
+//! **Offloads.** What the driver does not take is adapted; a large frame for which there is no room
+//! in one piece is cut, and as many of its segments are delivered as find some.
 //! **Limits.** With `MRG_RXBUF` a frame takes as many buffers as it needs, all or nothing; without
 //! it one buffer, or it is dropped as `too_large`. A buffer that cannot hold the header breaks the
 //! specification and goes back with nothing written. Kicks stay suppressed.
@@ -19,8 +21,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use port::{
-    Adapter, BURST_MAX, Batch, DropReason, Egress, Gso, Notified, OffloadSet, QueueCounters,
-    QueueFault, Way,
+    Adapter, BURST_MAX, Batch, Coalescer, DropReason, Egress, Gso, Notified, OffloadSet,
+    QueueCounters, QueueFault, Way,
 };
 use virtq::{ChainBuf, Virtq};
 
@@ -64,6 +66,9 @@ pub struct Receiveq {
     /// Frames of a burst that pass the filter.
     wanted: Vec<u16>,
     adapter: Adapter,
+    coalescer: Coalescer,
+    /// Segments may be made into large frames.
+    coalesces: bool,
 }
 
 /// How a look at the ring ended.
@@ -84,6 +89,7 @@ impl Receiveq {
     /// Starts with kicks suppressed.
     pub fn new(mut parts: ReceiveqParts) -> Self {
         parts.queue.disable_kicks();
+        let coalesces = coalesces(&parts.options);
         Self {
             parts,
             chains: ChainBuf::with_capacity(POP_MAX),
@@ -94,6 +100,8 @@ impl Receiveq {
             hash: None,
             wanted: Vec::new(),
             adapter: Adapter::default(),
+            coalescer: Coalescer::default(),
+            coalesces,
         }
     }
 
@@ -138,8 +146,31 @@ impl Receiveq {
         self.parts
     }
 
-    /// Delivers frames; what the driver does not take is adapted on the way.
+    /// Delivers frames, put together where the driver takes large ones.
+    #[inline]
     fn deliver(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
+        if self.coalesces {
+            return self.coalesce(batch, picked);
+        }
+        self.deliver_each(batch, picked)
+    }
+
+    #[inline(never)]
+    fn coalesce(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
+        if !self.coalescer.wants(batch, picked) {
+            return self.deliver_each(batch, picked);
+        }
+        let mut coalescer = std::mem::take(&mut self.coalescer);
+        let counters = Arc::clone(&self.parts.counters);
+        let way = (self.parts.options.to_driver, &*counters.egress);
+        let result =
+            coalescer.send(batch, picked, way, |batch, picked| self.deliver_each(batch, picked));
+        self.coalescer = coalescer;
+        result
+    }
+
+    /// Delivers frames; what the driver does not take is adapted on the way.
+    fn deliver_each(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
         let mut left = picked;
         loop {
             left = self.deliver_fitting(batch, left)?;
@@ -159,8 +190,12 @@ impl Receiveq {
         let to_driver = self.parts.options.to_driver;
         let first = picked.first().and_then(|index| batch.frames().get(usize::from(*index)));
         // Checksums of segments are finished on the way of the copy.
-        let csum = to_driver.csum || first.is_some_and(|frame| frame.offload.gso != Gso::None);
-        let takes = OffloadSet { csum, ..to_driver };
+        let large = first.is_some_and(|frame| frame.offload.gso != Gso::None);
+        let csum = to_driver.csum || large;
+        // It would take the frame, but has no room for it in one piece.
+        let tight = large && first.is_some_and(|frame| to_driver.takes(&frame.offload));
+        let whole = if tight { OffloadSet::NONE } else { to_driver };
+        let takes = OffloadSet { csum, ..whole };
         let way = Way { takes, lost: DropReason::PortDown, counters: &counters.egress };
         let (done, result) = adapter.adapt(batch, picked, &way, |batch, picked| {
             self.deliver_fitting(batch, picked).map(|_| ())
@@ -190,6 +225,7 @@ impl Receiveq {
             match look {
                 Look::Done | Look::Adapt => break,
                 Look::Short => want = want.saturating_mul(2).max(BURST_MAX),
+                Look::Dry(1..) if (retries == 0 || self.starved) && is_large(batch, left) => break,
                 Look::Dry(available) => left = self.starve(left, available, &mut retries),
                 Look::Broken(fault) => {
                     let lost = left.len() as u64;
@@ -278,6 +314,17 @@ impl Receiveq {
         self.parts.counters.egress.dropped(DropReason::NoBuffer, drop as u64);
         left.get(drop..).unwrap_or_default()
     }
+}
+
+fn coalesces(options: &QueueOptions) -> bool {
+    let OffloadSet { tso4, tso6, uso, .. } = options.to_driver;
+    options.coalesce && (tso4 || tso6 || uso)
+}
+
+/// Whether the first of `picked` is still to be cut into segments.
+fn is_large(batch: &Batch<'_>, picked: &[u16]) -> bool {
+    let first = picked.first().and_then(|index| batch.frames().get(usize::from(*index)));
+    first.is_some_and(|frame| frame.offload.gso != Gso::None)
 }
 
 impl Egress for Receiveq {

@@ -18,6 +18,7 @@ mod blocks;
 mod dirty;
 #[cfg(feature = "driver")]
 mod driver_words;
+mod gather;
 pub mod guard;
 mod map;
 mod piece;
@@ -32,6 +33,7 @@ pub use blocks::Block;
 pub use dirty::{DirtyLog, LOG_PAGE};
 #[cfg(feature = "driver")]
 pub(crate) use driver_words::DriverWords;
+pub use gather::{Gather, GatherBuf};
 pub use map::{GuestMap, GuestPhysAddr, MAX_REGIONS, MapError};
 pub(crate) use map::{Hit, HostRange, Simple};
 pub use piece::{ReadPiece, WritePiece};

@@ -165,7 +165,8 @@ impl App {
             queue_size: spec.queue_size,
             mtu: spec.mtu.unwrap_or(u16::MAX),
             ring_reset: spec.ring_reset,
-            offloads: spec.offloads.0,
+            offloads: spec.offloads.set,
+            coalesce: spec.offloads.gro,
             retries: self.retries,
             state_dir: self.state_dir.clone(),
             ..PortSettings::server(port.spec.name.as_str(), &spec.socket)

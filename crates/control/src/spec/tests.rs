@@ -86,8 +86,9 @@ fn wrong_keys_and_values_say_what_is_right() {
         ("wait=yes", "wait=yes is not allowed: wait is on or off"),
         (
             "offloads=tso4",
-            "offloads=tso4 is not allowed: offloads is on, off, or some of csum, tso4, tso6, ecn \
-             and uso joined with '+' (tso4, tso6 and uso need csum, ecn needs tso4 or tso6)",
+            "offloads=tso4 is not allowed: offloads is on, off, or some of csum, tso4, tso6, ecn, \
+             uso and gro joined with '+' (tso4, tso6 and uso need csum, ecn needs tso4 or tso6, \
+             gro needs tso4, tso6 or uso)",
         ),
     ];
     for (setting, text) in cases {

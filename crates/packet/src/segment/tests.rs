@@ -11,17 +11,17 @@ use crate::{Checksum, Ipv4, Ipv6, Tcp, Udp, checksum};
 
 /// What a large frame is made of.
 #[derive(Debug, Clone)]
-struct Shape {
-    tags: usize,
-    v6: bool,
-    extension: bool,
-    tcp: bool,
-    options: usize,
-    flags: u8,
-    payload: usize,
+pub(crate) struct Shape {
+    pub(crate) tags: usize,
+    pub(crate) v6: bool,
+    pub(crate) extension: bool,
+    pub(crate) tcp: bool,
+    pub(crate) options: usize,
+    pub(crate) flags: u8,
+    pub(crate) payload: usize,
 }
 
-fn shape() -> impl Strategy<Value = Shape> {
+pub(crate) fn shape() -> impl Strategy<Value = Shape> {
     let payload = prop_oneof![0..40usize, 1000..4000usize, Just(60_000)];
     let kind = (0..3usize, any::<bool>(), any::<bool>(), any::<bool>());
     (kind, 0..6usize, any::<u8>(), payload).prop_map(
@@ -38,7 +38,7 @@ fn shape() -> impl Strategy<Value = Shape> {
 }
 
 /// The frame, and where its IP and its TCP or UDP header begin.
-fn build(shape: &Shape) -> (Vec<u8>, usize, usize) {
+pub(crate) fn build(shape: &Shape) -> (Vec<u8>, usize, usize) {
     let mut frame = vec![2; 12];
     for tag in 0..shape.tags {
         frame.extend([0x81, 0, 0, tag as u8]);

@@ -22,6 +22,7 @@ pub(super) struct FabricRings {
     counters: CountersOf,
     /// How often a delivery looks again at a receiveq without room.
     retries: u32,
+    coalesce: bool,
     /// Where rings are, for who comes after this session or this process.
     pub(super) records: Records,
     /// The port's name in the log.
@@ -36,6 +37,7 @@ impl FabricRings {
             fabric: links.fabric,
             counters: links.counters,
             retries: settings.retries,
+            coalesce: settings.coalesce,
             records: Records::new(dir, &settings.socket, settings.queues),
             name: settings.name.clone(),
         }
@@ -90,6 +92,7 @@ impl Rings for FabricRings {
         let options = QueueOptions {
             enabled: start.enabled,
             retries: self.retries,
+            coalesce: self.coalesce,
             ..queue_options(start.features, start.mtu)
         };
         let counters: Arc<QueueCounters> = (self.counters)(ring.pair());

@@ -356,6 +356,11 @@ fn put_in_one<const H: usize>(job: &Job<'_>, frame: &Frame, turn: &mut Turn) -> 
         return false;
     }
     if job.chains.writable(chain).len() < need {
+        if frame.offload.gso != Gso::None {
+            // Its segments may fit.
+            turn.adapt = true;
+            return false;
+        }
         turn.too_large = turn.too_large.wrapping_add(1);
         return true;
     }

@@ -3,15 +3,16 @@
 use std::sync::atomic::{Ordering, fence};
 
 use packet::{HashKind, ReceiveHash};
-use port::{BURST_MAX, DropReason, Egress, FrameBuf, Gso, Ingress, Notified, Offload, QueueFault};
-use virtq::mem::Pool;
+use port::{BURST_MAX, DropReason, Egress, FrameBuf, Ingress, Notified, QueueFault};
 use virtq::{Layout, RingFeatures};
 
 use super::Receiveq;
 use crate::device::SharedHash;
-use crate::features::{GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, HASH_REPORT, MRG_RXBUF};
+use crate::features::{HASH_REPORT, MRG_RXBUF};
 use crate::rig::{BOTH, Guest, Ledger, counter, options, pattern, receiveq, transmitq};
 use crate::{HeaderLen, QueueOptions};
+
+mod offloads;
 
 const SIZES: [usize; 12] = [14, 42, 60, 64, 65, 100, 128, 129, 1514, 4096, 9014, 65535];
 
@@ -229,127 +230,6 @@ fn a_broken_ring_ends_with_a_fault_and_every_frame_counted() {
         Ledger { tx: (1, 60), drops, ..Ledger::default() }.check(queue.counters());
         assert!(pipe(layout, &mut queue, &[60]).is_err());
     }
-}
-
-/// A TCP frame of `payload` bytes over IPv4, with a partial checksum.
-fn tcp(payload: usize) -> Vec<u8> {
-    let mut frame = pattern(54 + payload, 1);
-    frame[12..14].copy_from_slice(&[8, 0]);
-    frame[14..16].copy_from_slice(&[0x45, 0]);
-    frame[16..18].copy_from_slice(&(40 + payload as u16).to_be_bytes());
-    frame[20..24].copy_from_slice(&[0x40, 0, 64, 6]);
-    frame[46..48].copy_from_slice(&[0x50, 0x10]);
-    let mut pseudo = packet::Checksum::default();
-    pseudo.add(&frame[26..34]);
-    pseudo.add(&[0, 6]);
-    pseudo.add(&(20 + payload as u16).to_be_bytes());
-    frame[50..52].copy_from_slice(&pseudo.sum().to_be_bytes());
-    frame
-}
-
-/// Whether the TCP checksum of a frame made by [`tcp`] is finished.
-fn is_finished(frame: &[u8]) -> bool {
-    let mut sum = packet::Checksum::default();
-    sum.add(&frame[26..34]);
-    sum.add(&[0, 6]);
-    sum.add(&(frame.len() as u16 - 34).to_be_bytes());
-    sum.add(&frame[34..]);
-    sum.finish() == 0
-}
-
-/// Sends `frame` with an offload behind and before an ordinary frame.
-fn send_offload(queue: &mut Receiveq, frame: &[u8], offload: Offload) {
-    let mut pool = Pool::new(1, 1 << 17).unwrap();
-    pool.slot_mut(0).unwrap()[..frame.len()].copy_from_slice(frame);
-    let span = Pool::span(0, 0, frame.len() as u32);
-    let mut buf = FrameBuf::default();
-    buf.slot().unwrap().fill_private(&pattern(60, 0));
-    buf.keep();
-    assert!(buf.slot().unwrap().fill(pool.store().reader(span), span, offload));
-    buf.keep();
-    let batch = buf.batch(pool.store(), None);
-    queue.send(&batch, &[0, 1, 0]).unwrap();
-}
-
-const CSUM: Offload = Offload {
-    needs_csum: true,
-    data_valid: false,
-    ecn: false,
-    gso: Gso::None,
-    hdr_len: 0,
-    gso_size: 0,
-    csum_start: 34,
-    csum_offset: 16,
-};
-
-#[test]
-fn checksums_are_left_to_drivers_that_negotiated_it_and_finished_for_others() {
-    for mergeable in [0, MRG_RXBUF] {
-        for negotiated in [0, GUEST_CSUM] {
-            let mut guest = Guest::plain(Layout::Split, 8);
-            let mut queue = receiveq(&guest, options(mergeable | negotiated));
-            guest.post(3, &[2048]);
-            send_offload(&mut queue, &tcp(500), CSUM);
-            let frames = guest.received(12);
-            assert_eq!((&frames[0].1, &frames[2].1), (&pattern(60, 0), &pattern(60, 0)));
-            if negotiated == 0 {
-                assert_eq!(frames[1].0[..10], [0; 10]);
-                assert!(is_finished(&frames[1].1));
-            } else {
-                assert_eq!(frames[1].0, [1, 0, 0, 0, 0, 0, 34, 0, 16, 0, 1, 0]);
-                assert_eq!(frames[1].1, tcp(500));
-            }
-            Ledger { tx: (3, 674), ..Ledger::default() }.check(queue.counters());
-        }
-    }
-}
-
-#[test]
-fn large_frames_go_whole_to_drivers_that_negotiated_it_and_in_segments_to_others() {
-    let large = Offload { gso: Gso::TcpV4, gso_size: 1000, hdr_len: 54, ..CSUM };
-    for (negotiated, whole, finished) in [
-        (GUEST_CSUM | GUEST_TSO4, true, false),
-        (GUEST_CSUM | GUEST_TSO6, false, false),
-        (GUEST_CSUM, false, false),
-        (0, false, true),
-    ] {
-        let mut guest = Guest::plain(Layout::Packed, 128);
-        let mut queue = receiveq(&guest, options(MRG_RXBUF | negotiated));
-        guest.post(100, &[1526]);
-        send_offload(&mut queue, &tcp(60_001), large);
-        let frames = guest.received(12);
-        if whole {
-            assert_eq!(frames.len(), 3);
-            assert_eq!(frames[1].0[..10], [1, 1, 54, 0, 0xe8, 3, 34, 0, 16, 0]);
-            assert_eq!(frames[1].1, tcp(60_001));
-            continue;
-        }
-        assert_eq!(frames.len(), 63);
-        for (header, frame) in &frames[1..62] {
-            assert_eq!(header[0], u8::from(!finished));
-            assert_eq!(is_finished(frame), finished);
-        }
-        let payload: Vec<u8> = frames[1..62].iter().flat_map(|f| f.1[54..].to_vec()).collect();
-        assert!(payload == tcp(60_001)[54..]);
-        let mut totals = queue.counters().read_ends();
-        queue.counters().read_rx(&mut totals);
-        assert_eq!((totals.tx_frames, totals.segments_added), (63, 60));
-    }
-}
-
-#[test]
-fn segments_that_find_no_room_are_counted_one_by_one() {
-    let large = Offload { gso: Gso::TcpV4, gso_size: 1000, hdr_len: 54, ..CSUM };
-    let mut guest = Guest::plain(Layout::Split, 64);
-    let mut queue = receiveq(&guest, options(MRG_RXBUF));
-    guest.post(10, &[1526]);
-    send_offload(&mut queue, &tcp(60_001), large);
-    assert_eq!(guest.received(12).len(), 10);
-    let mut totals = queue.counters().read_ends();
-    queue.counters().read_rx(&mut totals);
-    assert_eq!((totals.tx_frames, totals.segments_added), (10, 60));
-    assert_eq!(totals.drops[DropReason::NoBuffer as usize], 53);
-    assert_eq!(queue.counters().egress.ended(), 3);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What passes, in blocks, for who sums it while it is copied: one pass over the bytes instead of
 //! two.
 //!
-//! **Trust.** A block is a private copy; where it is copied on, it is the same bytes that were seen.
+//! **Trust.** A block is a private copy; what is copied on is what was seen.
 //! Where source and destination overlap, which only a guest that maps its neighbour's memory can
 //! bring about, what arrives is not what a `memmove` would have moved: that guest's loss.
 

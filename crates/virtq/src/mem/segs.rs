@@ -376,6 +376,12 @@ impl<'a> Reader<'a> {
         (len > 0).then(|| ReadPiece::new(RawSeg::new(ptr, len)))
     }
 
+    /// Takes the next contiguous piece, as a segment.
+    pub(super) fn next_seg(&mut self) -> Option<RawSeg> {
+        let (ptr, len) = self.cursor.take(u32::MAX);
+        (len > 0).then(|| RawSeg::new(ptr, len))
+    }
+
     /// Shows up to `max` bytes of the next contiguous piece to `seen`, block by block; returns how
     /// many, 0 at the end.
     #[inline(always)]

@@ -208,3 +208,22 @@ fn what_is_seen_in_blocks_is_what_passes() {
     assert_eq!(blocks.as_flattened()[..200], long.bytes[..200]);
     assert_eq!(blocks.len(), 32);
 }
+
+#[test]
+fn what_is_gathered_reads_as_if_it_stood_together() {
+    let mut buf = super::super::GatherBuf::default();
+    for cut in CUTS.map(Cut::new) {
+        let store = SegStore::new(&cut.segs, &[]);
+        let count = cut.segs.len() as u32;
+        let span = |skip, len| SegSpan { first: 0, count, skip, len };
+        let mut gather = buf.begin(store);
+        assert_eq!(gather.push(span(3, 2)), 2);
+        let first = gather.next();
+        assert_eq!([gather.push(span(10, 7)), gather.push(span(0, 9))], [7, 9]);
+        let whole = gather.span(first, 16);
+        let gathered = gather.finish();
+        let mut out = [0; 20];
+        assert_eq!(gathered.reader(whole).read(&mut out), 16);
+        assert_eq!(out[..16], [&cut.bytes[10..17], &cut.bytes[..9]].concat());
+    }
+}
