@@ -9,13 +9,16 @@
 
 mod capture;
 mod device;
+mod handing;
 mod metrics;
 mod ports;
 mod reload;
 mod steering;
+mod taking;
 mod uplink;
 pub(crate) mod view;
 
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -37,10 +40,12 @@ use vhost_user_net::VhostUserPort;
 use crate::sandbox::Sandbox;
 use crate::signals::Signals;
 use capture::Captures;
+use handing::Handing;
 use ports::Port;
 pub(crate) use ports::{Origin, pinned};
 pub(crate) use reload::Source;
 use steering::Steering;
+pub(crate) use taking::Taken;
 use uplink::LinkEvents;
 
 /// How often ports are looked after and addresses age.
@@ -54,6 +59,8 @@ pub(crate) struct App {
     hub: SubscriberId,
     server: Server,
     scrape: Option<Scrape>,
+    /// Where scrapers were asked to be served.
+    metrics_at: Option<SocketAddr>,
     signals: Signals,
     timer: OwnedFd,
     /// Readable when something happened to an interface.
@@ -61,6 +68,7 @@ pub(crate) struct App {
     steering: Steering,
     ports: Vec<Port>,
     captures: Captures,
+    handing: Handing,
     source: Option<Source>,
     /// What the process may still do.
     sandbox: Sandbox,
@@ -119,9 +127,11 @@ impl App {
             LinkEvents::new().map_err(|error| format!("cannot make a set of events: {error}"))?;
         let steering = Steering::new().map_err(|error| format!("cannot make a timer: {error}"))?;
         let changes = switch.fdb_changes().map_err(|e| format!("cannot make an eventfd: {e}"))?;
+        let handing = Handing::new().map_err(|e| format!("cannot make an eventfd: {e}"))?;
         let mut ops = manager.event_ops(hub).map_err(failed)?;
         let fds = [
             changes,
+            handing.wake(),
             steering.timer().as_fd(),
             server.listener(),
             signals.as_fd(),
@@ -138,12 +148,14 @@ impl App {
             hub,
             server,
             scrape: None,
+            metrics_at: None,
             signals,
             timer,
             link_events: Arc::new(link_events),
             steering,
             ports: Vec::new(),
             captures: Captures::default(),
+            handing,
             source: None,
             sandbox: Sandbox::default(),
             retries: virtio_net::DEFAULT_RETRIES,
@@ -237,7 +249,7 @@ impl App {
             self.follow_uplinks();
         } else if fd == self.switch.events().as_fd().as_raw_fd() {
             self.switch_events();
-        } else if !self.scraper_woke(fd) && !self.stations_woke(fd) {
+        } else if !self.scraper_woke(fd) && !self.stations_woke(fd) && !self.successor_woke(fd) {
             self.client(fd);
         }
     }
@@ -313,6 +325,11 @@ impl App {
                     // The client is the capture's now.
                     None => return,
                 },
+                Ok(Request::TakeOver(request)) => match self.take_over(from, &request) {
+                    Some(refused) => refused,
+                    // The client is the hand-over's now.
+                    None => return,
+                },
                 Ok(request) => self.answer(request),
                 Err(text) => Reply::Usage(format!("not a request: {text}")),
             };
@@ -331,6 +348,11 @@ impl App {
     }
 
     fn answer(&mut self, request: Request) -> Reply {
+        if request.changes()
+            && let Some(refused) = self.handing.refuses()
+        {
+            return refused;
+        }
         match request {
             Request::Ports => Reply::of(&self.ports_view()),
             Request::Stats => Reply::of(&self.stats_view()),
@@ -346,7 +368,9 @@ impl App {
             Request::PortReset { name } => self.port_reset(&name),
             Request::Reload => self.reload(),
             // It was dealt with before: it has no single answer.
-            Request::Capture(_) => Reply::Usage("a capture is no question".to_owned()),
+            Request::Capture(_) | Request::TakeOver(_) => {
+                Reply::Usage("that is no question".to_owned())
+            }
         }
     }
 }

@@ -68,6 +68,10 @@ pub(crate) struct RunArgs {
     #[arg(long = "allow-kind", value_name = "KIND",
           value_parser = ["tap", "af-xdp", "packet-mmap", "netns"])]
     pub(crate) allow_kinds: Vec<String>,
+    /// Go on with everything of the switch whose control socket is SOCKET, which then ends; with
+    /// its own ports if neither --config nor --port is given
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) take_over: Option<PathBuf>,
     /// What is logged to standard error
     #[arg(long, value_enum, default_value = "info")]
     pub(crate) log: LogLevel,

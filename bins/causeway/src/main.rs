@@ -4,6 +4,7 @@ mod app;
 mod cli;
 mod ctl;
 mod demo;
+mod handover;
 mod run;
 mod sandbox;
 mod signals;
@@ -20,6 +21,15 @@ pub(crate) enum Failure {
     Usage(String),
     /// It failed at run time: exit code 1.
     Runtime(String),
+}
+
+impl Failure {
+    /// What went wrong, in words.
+    pub(crate) fn text(&self) -> &str {
+        match self {
+            Self::Usage(text) | Self::Runtime(text) => text,
+        }
+    }
 }
 
 fn main() -> ExitCode {

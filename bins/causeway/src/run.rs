@@ -1,18 +1,19 @@
 //! `causeway run`: from options to a switch that serves.
 
 use std::io::IsTerminal;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use control::config::{check_stations, check_unique};
 use control::scrape::Scrape;
 use control::server::{Server, default_state_dir};
-use control::{Config, Poll, PortSpec, StateDir, SwitchSettings, Workers};
+use control::{Config, Poll, PortSpec, StateDir, StaticEntry, SwitchSettings, Workers};
 use switch::{FdbLimits, PollMode, Switch, SwitchConfig};
 use tracing_subscriber::filter::LevelFilter;
 use vhost_user_net::record::prepare_state_dir;
 
 use crate::Failure;
-use crate::app::{App, Origin, Source, pinned};
+use crate::app::{App, Origin, Source, Taken, pinned};
 use crate::cli::{LogLevel, RunArgs, Switched};
 use crate::ctl::default_socket;
 use crate::sandbox::{Asked, Sandbox};
@@ -24,69 +25,146 @@ pub(crate) fn run(arguments: &RunArgs) -> Result<(), Failure> {
             .map_err(|error| Failure::Usage(error.to_string()))?,
         None => Config::default(),
     };
-    let all = || config.ports.iter().chain(&arguments.ports);
-    check_unique(all()).map_err(Failure::Usage)?;
-    check_stations(all(), &config.statics).map_err(|clash| Failure::Usage(clash.message))?;
-    let settings = arguments.over(&config.switch).map_err(Failure::Usage)?;
-    let mut switch_config = switch_config(&settings, all())?;
-    check_placement(&settings, &switch_config.workers, all())?;
-    log_to_stderr(arguments.log);
-
-    let socket = match &settings.control {
-        Some(path) => path.clone(),
-        None => default_socket()?,
-    };
-    let failed = |what: &str| {
-        let what = what.to_owned();
-        move |error: std::io::Error| Failure::Runtime(format!("cannot {what}: {error}"))
-    };
-    // Signals first: whatever comes from now on ends in a clean stop.
-    let signals = Signals::take_over().map_err(failed("take signals over"))?;
-    virtq::mem::guard::install().map_err(failed("take SIGBUS over"))?;
-    warn_if_calls_can_block();
-    let server = Server::bind(&socket).map_err(|error| Failure::Runtime(error.to_string()))?;
-    let state_dir = state_dir(settings.state_dir.as_ref())?;
-    let sandbox = Sandbox::begin(
-        &Asked {
-            on: arguments.sandbox == Switched::On,
-            allow_dirs: &arguments.allow_dirs,
-            allow_kinds: &arguments.allow_kinds,
-            control: &socket,
-            config: arguments.config.as_deref(),
-            state_dir: state_dir.as_deref(),
-        },
-        &all().collect::<Vec<_>>(),
-    )
-    .map_err(Failure::Runtime)?;
-    switch_config.at_start = sandbox.at_start();
-    let switch = Switch::start(&switch_config).map_err(failed("start the workers"))?;
-    let mut app = App::new(switch, server, signals).map_err(Failure::Runtime)?;
-    if let Some(retries) = settings.retries {
-        app.set_retries(retries);
-    }
-    app.set_state_dir(state_dir);
-    app.set_rebalance(settings.rebalance_s.unwrap_or(0));
-    if let Some(address) = settings.metrics {
-        let scrape =
-            Scrape::bind(address).map_err(failed(&format!("serve metrics at {address}")))?;
-        let address = scrape.address().unwrap_or(address);
-        app.serve_metrics(scrape).map_err(Failure::Runtime)?;
-        tracing::info!(%address, "metrics");
-    }
     let from_file = config.ports.iter().map(|spec| (spec, Origin::File));
     let given = arguments.ports.iter().map(|spec| (spec, Origin::CommandLine));
-    for (spec, origin) in from_file.chain(given) {
-        let statics = config.statics_of(&spec.name).cloned().collect();
-        app.add(spec, statics, origin).map_err(Failure::Runtime)?;
+    let ports: Vec<Wanted> = from_file
+        .chain(given)
+        .map(|(spec, origin)| {
+            (spec.clone(), config.statics_of(&spec.name).cloned().collect(), origin)
+        })
+        .collect();
+    check(&ports, &config.statics)?;
+    let settings = arguments.over(&config.switch).map_err(Failure::Usage)?;
+    let wanted = switch_config(&settings, ports.iter().map(|(spec, ..)| spec))?;
+    check_placement(&settings, &wanted.workers, ports.iter().map(|(spec, ..)| spec))?;
+    log_to_stderr(arguments.log);
+    let start = Start { arguments, config, settings };
+    let Some(path) = &arguments.take_over else { return start.serve(ports, None) };
+    // What is wrong here is known by now: from now on another process is asked.
+    let mut taken = Taken::ask(path).map_err(Failure::Runtime)?;
+    let served =
+        start.ports_beside(ports, &taken).and_then(|ports| start.serve(ports, Some(&mut taken)));
+    served.inspect_err(|failure| taken.abort(failure.text()))
+}
+
+/// A port that is to be there.
+type Wanted = (PortSpec, Vec<StaticEntry>, Origin);
+
+/// What the program was started with.
+struct Start<'a> {
+    arguments: &'a RunArgs,
+    config: Config,
+    settings: SwitchSettings,
+}
+
+/// Checks that ports and stations do not contradict each other.
+fn check(ports: &[Wanted], statics: &[StaticEntry]) -> Result<(), Failure> {
+    let all = || ports.iter().map(|(spec, ..)| spec);
+    check_unique(all()).map_err(Failure::Usage)?;
+    check_stations(all(), statics).map_err(|clash| Failure::Usage(clash.message))
+}
+
+impl Start<'_> {
+    /// The ports that are wanted, and those of the old process that nobody named: all of them if
+    /// no port is named at all, else those that clients added and that are in nobody's way.
+    fn ports_beside(&self, mut ports: Vec<Wanted>, taken: &Taken) -> Result<Vec<Wanted>, Failure> {
+        let named = self.arguments.config.is_some() || !ports.is_empty();
+        for (spec, statics, origin) in taken.ports(named).map_err(Failure::Runtime)? {
+            let meets = |(other, ..): &Wanted| {
+                other.name == spec.name
+                    || other.clone().absolute().is_ok_and(|o| o.resource() == spec.resource())
+            };
+            if !ports.iter().any(meets) {
+                ports.push((spec, statics, origin));
+            }
+        }
+        let statics: Vec<_> = ports.iter().flat_map(|(_, statics, _)| statics.clone()).collect();
+        check(&ports, &statics)?;
+        Ok(ports)
     }
-    let count = all().count();
-    if let Some(file) = arguments.config.clone() {
-        let given = arguments.ports.clone();
-        app.remember(Source { file, given, switch: config.switch });
+
+    fn serve(self, ports: Vec<Wanted>, mut taken: Option<&mut Taken>) -> Result<(), Failure> {
+        let Self { arguments, config, settings } = self;
+        let specs = || ports.iter().map(|(spec, ..)| spec);
+        let mut switch_config = switch_config(&settings, specs())?;
+        check_placement(&settings, &switch_config.workers, specs())?;
+        let socket = match (&settings.control, &arguments.take_over) {
+            (Some(path), _) | (None, Some(path)) => path.clone(),
+            (None, None) => default_socket()?,
+        };
+        let failed = |what: &str| {
+            let what = what.to_owned();
+            move |error: std::io::Error| Failure::Runtime(format!("cannot {what}: {error}"))
+        };
+        // Signals first: whatever comes from now on ends in a clean stop.
+        let signals = Signals::take_over().map_err(failed("take signals over"))?;
+        virtq::mem::guard::install().map_err(failed("take SIGBUS over"))?;
+        warn_if_calls_can_block();
+        let adopted = taken.as_mut().map_or(Ok(None), |taken| taken.server(&socket));
+        let server = match adopted.map_err(Failure::Runtime)? {
+            Some(server) => server,
+            None => Server::bind(&socket).map_err(|error| Failure::Runtime(error.to_string()))?,
+        };
+        let state_dir = state_dir(settings.state_dir.as_ref())?;
+        let sandbox = Sandbox::begin(
+            &Asked {
+                on: arguments.sandbox == Switched::On,
+                allow_dirs: &arguments.allow_dirs,
+                allow_kinds: &arguments.allow_kinds,
+                control: &socket,
+                config: arguments.config.as_deref(),
+                state_dir: state_dir.as_deref(),
+            },
+            &specs().collect::<Vec<_>>(),
+        )
+        .map_err(Failure::Runtime)?;
+        switch_config.at_start = sandbox.at_start();
+        let switch = Switch::start(&switch_config).map_err(failed("start the workers"))?;
+        let mut app = App::new(switch, server, signals).map_err(Failure::Runtime)?;
+        if let Some(retries) = settings.retries {
+            app.set_retries(retries);
+        }
+        app.set_state_dir(state_dir);
+        app.set_rebalance(settings.rebalance_s.unwrap_or(0));
+        serve_metrics(&mut app, settings.metrics, taken.as_deref_mut())?;
+        let count = ports.len();
+        for (spec, statics, origin) in ports {
+            match &mut taken {
+                None => app.add(&spec, statics, origin),
+                Some(taken) => app.take_or_open(taken, &spec, statics, origin),
+            }
+            .map_err(Failure::Runtime)?;
+        }
+        if let Some(file) = arguments.config.clone() {
+            let given = arguments.ports.clone();
+            app.remember(Source { file, given, switch: config.switch });
+        }
+        if let Some(taken) = taken {
+            app.go_on(taken).map_err(Failure::Runtime)?;
+        }
+        app.enter(sandbox);
+        tracing::info!(control = %socket.display(), ports = count, "listening");
+        app.serve().map_err(Failure::Runtime)
     }
-    app.enter(sandbox);
-    tracing::info!(control = %socket.display(), ports = count, "listening");
-    app.serve().map_err(Failure::Runtime)
+}
+
+/// Serves scrapers at the address that was asked for, if one was.
+fn serve_metrics(
+    app: &mut App,
+    asked: Option<SocketAddr>,
+    taken: Option<&mut Taken>,
+) -> Result<(), Failure> {
+    let Some(asked) = asked else { return Ok(()) };
+    let scrape = match taken.and_then(|taken| taken.scrape(asked)) {
+        Some(scrape) => scrape,
+        None => Scrape::bind(asked).map_err(|error| {
+            Failure::Runtime(format!("cannot serve metrics at {asked}: {error}"))
+        })?,
+    };
+    let address = scrape.address().unwrap_or(asked);
+    app.serve_metrics(scrape, asked).map_err(Failure::Runtime)?;
+    tracing::info!(%address, "metrics");
+    Ok(())
 }
 
 fn warn_if_calls_can_block() {

@@ -4,6 +4,7 @@
 pub mod capture;
 pub mod client;
 pub mod config;
+pub mod handover;
 mod keys;
 pub mod metrics;
 pub mod protocol;

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use crate::capture::CaptureRequest;
+use crate::handover::TakeOver;
 use serde::{Deserialize, Serialize};
 
 /// A request.
@@ -42,6 +43,29 @@ pub enum Request {
     Reload,
     /// Captures what passes a port: replies [`Done`], and then what [`crate::capture`] says.
     Capture(CaptureRequest),
+    /// Asks for the whole switch, for a process that goes on with it: replies
+    /// [`crate::handover::Agreed`], and then what [`crate::handover`] says.
+    TakeOver(TakeOver),
+}
+
+impl Request {
+    /// Whether it changes what the switch has.
+    pub fn changes(&self) -> bool {
+        match self {
+            Self::FdbFlush
+            | Self::PortAdd { .. }
+            | Self::PortDel { .. }
+            | Self::PortReset { .. }
+            | Self::Reload => true,
+            Self::Ports
+            | Self::Stats
+            | Self::Fdb
+            | Self::Version
+            | Self::Metrics
+            | Self::Capture(_)
+            | Self::TakeOver(_) => false,
+        }
+    }
 }
 
 /// An answer.

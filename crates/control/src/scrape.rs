@@ -16,7 +16,7 @@ mod http;
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 pub use http::REQUEST_MAX;
@@ -86,6 +86,18 @@ impl Scrape {
     /// The kernel's answer.
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        Ok(Self { listener, clients: BTreeMap::new(), came: 0 })
+    }
+
+    /// Goes on with the listening socket of another process.
+    ///
+    /// # Errors
+    ///
+    /// It is none.
+    pub fn adopt(listener: OwnedFd) -> io::Result<Self> {
+        let listener = TcpListener::from(listener);
+        let _ = listener.local_addr()?;
         listener.set_nonblocking(true)?;
         Ok(Self { listener, clients: BTreeMap::new(), came: 0 })
     }

@@ -11,7 +11,7 @@ mod bind;
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -26,6 +26,9 @@ pub const LINE_MAX: usize = 64 * 1024;
 /// The most bytes that wait for a slow client.
 pub const OUTPUT_MAX: usize = 16 * 1024 * 1024;
 
+/// Clients that may wait until they are taken, as the standard library has it.
+const BACKLOG: i32 = 128;
+
 /// A client, as long as it is connected.
 pub type ClientId = RawFd;
 
@@ -36,6 +39,8 @@ pub struct Server {
     path: PathBuf,
     /// Device and inode of the socket file, so that only ours is removed.
     file: (u64, u64),
+    /// Whether the file is removed with this: not as long as another process listens too.
+    held: bool,
     clients: BTreeMap<ClientId, Client>,
     requests: Vec<(ClientId, Result<Request, String>)>,
 }
@@ -64,9 +69,49 @@ impl Server {
             listener,
             path: path.to_owned(),
             file,
+            held: true,
             clients: BTreeMap::new(),
             requests: Vec::new(),
         })
+    }
+
+    /// Goes on with the socket of another process, which listens at `path`; `file` is the device
+    /// and inode of its file. It belongs to the other process until [`Self::hold`].
+    ///
+    /// # Errors
+    ///
+    /// It is no listening socket.
+    pub fn adopt(listener: OwnedFd, path: &Path, file: (u64, u64)) -> io::Result<Self> {
+        let listener = UnixListener::from(listener);
+        listener.set_nonblocking(true)?;
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+            file,
+            held: false,
+            clients: BTreeMap::new(),
+            requests: Vec::new(),
+        })
+    }
+
+    /// Makes this process the one that holds the socket, and is said to.
+    ///
+    /// # Errors
+    ///
+    /// It is no listening socket.
+    pub fn hold(&mut self) -> io::Result<()> {
+        self.held = true;
+        Ok(rustix::net::listen(&self.listener, BACKLOG)?)
+    }
+
+    /// Device and inode of the socket's file.
+    pub fn file(&self) -> (u64, u64) {
+        self.file
+    }
+
+    /// The socket is another process's now: its file stays.
+    pub fn leave(&mut self) {
+        self.held = false;
     }
 
     /// Where it listens.
@@ -170,7 +215,9 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        bind::remove(&self.path, self.file);
+        if self.held {
+            bind::remove(&self.path, self.file);
+        }
     }
 }
 

@@ -78,6 +78,23 @@ impl PortSpec {
         Ok(spec)
     }
 
+    /// The keys that do not have their defaults, with their values.
+    pub fn keys(&self) -> Vec<(&'static str, String)> {
+        keys::shown(table::COMMON, self).chain(self.kind.shown()).collect()
+    }
+
+    /// The port of a kind with these keys: the way back from [`Self::keys`], which knows no comma.
+    ///
+    /// # Errors
+    ///
+    /// [`SpecError`] as for a port that was written.
+    pub fn from_keys<'a>(
+        kind: &str,
+        keys: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Result<Self, SpecError> {
+        Self::build(kind, keys)
+    }
+
     fn set(&mut self, key: &str, value: &str) -> Result<(), KeyError> {
         if let Some(done) = keys::set(table::COMMON, self, key, value) {
             return done;
@@ -226,7 +243,7 @@ impl fmt::Display for PortSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:", self.kind.name())?;
         let mut comma = "";
-        for (key, value) in keys::shown(table::COMMON, self).chain(self.kind.shown()) {
+        for (key, value) in self.keys() {
             write!(f, "{comma}{key}={value}")?;
             comma = ",";
         }

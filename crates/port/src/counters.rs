@@ -8,11 +8,15 @@
 //! What the kernel drops before an uplink could take it came to the switch all the same: it counts
 //! as received and dropped at once, and so leaves the law exact. Its bytes are not known.
 
+mod carry;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
 
 use crate::{DropReason, Notified};
+
+pub use carry::{QueueRecord, WayRecord};
 
 /// A counter with one writer at a time.
 #[derive(Debug, Default)]

@@ -18,7 +18,7 @@ pub use batch::{Batch, FrameBuf};
 pub use coalesce::Coalescer;
 pub use counters::{
     CallCounters, CallTotals, Counter, EgressCounters, IngressCounters, KernelCounters,
-    QueueCounters, QueueTotals,
+    QueueCounters, QueueRecord, QueueTotals, WayRecord,
 };
 pub use drop_reason::DropReason;
 pub use finish::{Finish, finish_checksum, sum_body};

@@ -29,6 +29,12 @@ impl PortState {
             Self::Quarantined => "quarantined",
         }
     }
+
+    /// The state of a name in statistics.
+    pub fn named(name: &str) -> Option<Self> {
+        let all = [Self::Up, Self::Waiting, Self::Down, Self::Broken, Self::Quarantined];
+        all.into_iter().find(|state| state.name() == name)
+    }
 }
 
 /// State, reason and since when.
@@ -87,6 +93,11 @@ impl StatusCell {
         status.since = Instant::now();
     }
 
+    /// Takes over the status that the port had in another process, whatever it was.
+    pub fn restore(&self, status: PortStatus) {
+        *self.inner.lock().unwrap_or_else(PoisonError::into_inner) = status;
+    }
+
     /// The present status.
     pub fn read(&self) -> PortStatus {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -96,6 +107,22 @@ impl StatusCell {
 #[cfg(test)]
 mod tests {
     use super::{PortState, StatusCell};
+
+    #[test]
+    fn a_status_is_taken_over_whole() {
+        let old = StatusCell::waiting("for the front end");
+        old.error("once");
+        old.set(PortState::Quarantined, "bug");
+        let new = StatusCell::waiting("for its queues");
+        new.restore(old.read());
+        new.set(PortState::Up, "");
+        let status = new.read();
+        assert_eq!((status.state, status.reason.as_str()), (PortState::Quarantined, "bug"));
+        assert_eq!(status.since, old.read().since);
+        assert_eq!(status.last_error.unwrap().0, "once");
+        assert_eq!(PortState::named("quarantined"), Some(PortState::Quarantined));
+        assert_eq!(PortState::named("asleep"), None);
+    }
 
     #[test]
     fn a_quarantine_ends_only_by_reset() {

@@ -34,10 +34,10 @@ pub const PAIRS_MAX: u16 = 256;
 /// A learning switch and its workers. Dropping it ends them.
 #[derive(Debug)]
 pub struct Switch {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     events: Events,
-    admin: Mutex<Admin>,
-    own: Mutex<Own>,
+    pub(crate) admin: Mutex<Admin>,
+    pub(crate) own: Mutex<Own>,
     /// Workers without threads.
     by_hand: Box<[Arc<ByHand>]>,
 }

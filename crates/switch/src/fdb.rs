@@ -12,7 +12,8 @@
 //! **Limits.** A bound as a whole and one per port: a guest that invents addresses fills its own
 //! share, and pushes nobody out. Refused addresses are counted; their frames are flooded. Static
 //! entries have a bound of their own: what was learned never keeps one out, nor they the learning.
-//! **Units.** Time is in seconds since the switch began, and comes in as an argument.
+//! **Units.** Time is in seconds from some moment before the switch began, and comes in as an
+//! argument.
 
 mod notice;
 
@@ -250,6 +251,24 @@ impl Fdb {
     pub(crate) fn add_static(&self, vlan: VlanId, mac: MacAddr, port: PortId) -> bool {
         let key = Key::new(vlan.get(), mac.to_u64());
         self.put(&mut self.lock(), key, (port, 0, true))
+    }
+
+    /// Notes a station that was learned by another process. Returns false if there is no room.
+    pub(crate) fn restore(&self, entry: &FdbEntry, now: u32) -> bool {
+        let key = Key::new(entry.vlan.get(), entry.mac.to_u64());
+        let seen = now.saturating_sub(entry.age_secs);
+        self.put(&mut self.lock(), key, (entry.port, seen, false))
+    }
+
+    /// Adds what another process had refused.
+    pub(crate) fn add_refused(&self, count: u64) {
+        // ORDERING: Relaxed: a count.
+        let _ = self.refused.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Seconds after which a silent station is forgotten.
+    pub(crate) fn age_secs(&self) -> u32 {
+        self.limits.age_secs
     }
 
     /// Forgets learned stations that were silent for too long. Returns how many.

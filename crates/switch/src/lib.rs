@@ -4,6 +4,7 @@
 #[cfg(feature = "bench")]
 #[doc(hidden)]
 pub mod bench;
+mod carry;
 mod config;
 mod event;
 mod fabric;
@@ -22,6 +23,7 @@ mod table;
 mod vlan;
 mod worker;
 
+pub use carry::SwitchRecord;
 pub use config::{AtStart, PollMode, PortConfig, SwitchConfig, Workers};
 pub use event::{Events, SwitchEvent, Way};
 pub use fabric::{Moved, PAIRS_MAX, Placement, PortError, PortHandle, Switch};

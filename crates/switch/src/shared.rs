@@ -54,9 +54,18 @@ impl Shared {
         u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// Seconds since the switch began.
+    /// The time as the forwarding database counts it, now.
     pub(crate) fn now_secs(&self) -> u32 {
-        u32::try_from(self.began.elapsed().as_secs()).unwrap_or(u32::MAX)
+        self.secs(self.now_ns())
+    }
+
+    /// The time as the forwarding database counts it, so many nanoseconds after the switch began.
+    /// It begins as late as a learned entry may be old, so that one which is taken over from
+    /// another process has a time at which it was seen.
+    #[inline]
+    pub(crate) fn secs(&self, since_began_ns: u64) -> u32 {
+        let secs = u32::try_from(since_began_ns / 1_000_000_000).unwrap_or(u32::MAX);
+        secs.saturating_add(self.fdb.age_secs())
     }
 
     pub(crate) fn add_mailbox(&self, mailbox: Arc<Mailbox>) {

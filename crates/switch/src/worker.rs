@@ -315,7 +315,7 @@ impl Worker {
 
     fn read_clock(&mut self) {
         self.clock.now_ns = self.shared.now_ns();
-        self.clock.now_secs = u32::try_from(self.clock.now_ns / 1_000_000_000).unwrap_or(u32::MAX);
+        self.clock.now_secs = self.shared.secs(self.clock.now_ns);
         self.clock.busy_turns = 0;
     }
 }

@@ -24,6 +24,8 @@ use vm_memory::{
     GuestUsize, MemoryRegionAddress, MmapRegion, VolatileMemory, VolatileSlice, guest_memory,
 };
 
+use crate::handover::{AdoptError, Incoming, Outgoing, RegionHandover};
+
 /// The most memory slots: what kernels' vhost offers, too.
 pub const SLOTS_MAX: usize = 509;
 /// The most bytes of all regions of a front end.
@@ -129,6 +131,49 @@ impl RegionTable {
             _ => drop(table.slots.remove(at)),
         }
         table.publish()
+    }
+
+    /// The regions and their files, for another process.
+    ///
+    /// # Errors
+    ///
+    /// The process has no fd left.
+    pub fn export(&self, fds: &mut Outgoing) -> io::Result<Vec<RegionHandover>> {
+        let regions = self.slots.iter().filter_map(|slot| {
+            let spec = slot.region.spec;
+            let file = slot.region.mapping.file_offset()?;
+            Some(fds.add(file.file()).map(|fd| RegionHandover {
+                fd,
+                guest: spec.guest.0,
+                size: spec.size,
+                user: spec.user.0,
+                mmap_offset: spec.mmap_offset,
+                uses: slot.uses,
+            }))
+        });
+        regions.collect()
+    }
+
+    /// Maps the regions that another process had.
+    ///
+    /// # Errors
+    ///
+    /// [`AdoptError`] if a file did not come along, or a region is refused.
+    pub fn adopt(regions: &[RegionHandover], fds: &mut Incoming) -> Result<Self, AdoptError> {
+        let mut table = Self::default();
+        for region in regions {
+            let spec = RegionSpec {
+                guest: GuestPhysAddr(region.guest),
+                size: region.size,
+                user: FrontendAddr(region.user),
+                mmap_offset: region.mmap_offset,
+            };
+            table.insert(spec, fds.take(region.fd)?)?;
+            if let Some(slot) = table.slots.last_mut() {
+                slot.uses = region.uses.clamp(1, USES_MAX);
+            }
+        }
+        Ok(table.publish()?)
     }
 
     /// The memory, if there is any.

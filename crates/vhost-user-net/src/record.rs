@@ -243,6 +243,12 @@ impl Records {
         }
     }
 
+    /// Ends a file whose port goes on without one.
+    pub(crate) fn end(fd: OwnedFd) {
+        let at = (VERSION_WORD as u64).saturating_mul(8);
+        let _ = File::from(fd).write_all_at(&[0; 8], at);
+    }
+
     /// The page of a ring, in memory that is really there.
     pub(crate) fn page(&mut self, ring: RingIndex) -> Option<RecordPage> {
         let index = usize::from(ring.0).saturating_add(1);

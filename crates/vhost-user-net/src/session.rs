@@ -22,6 +22,7 @@
 //! state, in-band notifications: not offered, and refused.
 
 mod error;
+mod handover;
 mod log;
 mod ring;
 

@@ -14,6 +14,7 @@
 
 mod closer;
 mod connection;
+mod handover;
 mod listener;
 mod reconnect;
 mod rings;
@@ -109,6 +110,17 @@ impl PortSettings {
             state_dir: None,
         }
     }
+
+    /// What bounds a session of this port.
+    fn session(&self) -> SessionSettings {
+        SessionSettings {
+            queues: self.queues,
+            queue_size: self.queue_size,
+            mtu: self.mtu,
+            ring_reset: self.ring_reset,
+            offloads: self.offloads,
+        }
+    }
 }
 
 /// Gives the counters of a queue pair.
@@ -150,6 +162,10 @@ pub struct VhostUserPort {
     losses: OwnedFd,
     /// Closes what could make us wait.
     closer: Closer,
+    /// See [`Self::changes`].
+    changes: u64,
+    /// The record of another process that this port goes on without: it ends with that.
+    stale: Option<OwnedFd>,
 }
 
 /// How connections come about.
@@ -198,6 +214,8 @@ impl VhostUserPort {
             accept_again: None,
             losses,
             closer: Closer::default(),
+            changes: 0,
+            stale: None,
         };
         port.show();
         Ok(port)
@@ -207,6 +225,7 @@ impl VhostUserPort {
     /// driver resets it, and the front end is told by the ring's err eventfd. Nothing happens if
     /// the ring that runs now is sound.
     pub fn ring_fault(&mut self, ring: RingIndex, fault: &QueueFault) {
+        self.changes = self.changes.wrapping_add(1);
         let Some(link) = &mut self.link else { return self.show() };
         if !link.session.ring_fault(ring, &mut self.rings) {
             // Late: the ring is another one now, or this is the same fault met by another worker.
@@ -223,6 +242,7 @@ impl VhostUserPort {
 
     /// Ends the present connection, if there is one; the front end may come again.
     pub fn disconnect(&mut self, reason: &str, ops: &mut EventOps<'_>) {
+        self.changes = self.changes.wrapping_add(1);
         self.unlink(&Disconnect::Asked(reason.to_owned()), ops);
     }
 
@@ -328,14 +348,7 @@ impl VhostUserPort {
             self.retry();
             return;
         }
-        let settings = SessionSettings {
-            queues: self.settings.queues,
-            queue_size: self.settings.queue_size,
-            mtu: self.settings.mtu,
-            ring_reset: self.settings.ring_reset,
-            offloads: self.settings.offloads,
-        };
-        let session = Session::new(settings);
+        let session = Session::new(self.settings.session());
         let connection = Connection::new(stream, self.closer.clone());
         self.link = Some(Link { connection, session, interest, refusals: 0, sent_away: 0 });
         tracing::info!(port = %self.settings.name, "front end connected");
@@ -512,12 +525,18 @@ impl MutEventSubscriber for VhostUserPort {
         let added = added.and_then(|()| ops.add(Events::new(&self.timer.as_fd(), EventSet::IN)));
         let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
         let added = added.and_then(|()| ops.add(Events::new(&self.losses, edge)));
+        // Of a port that was taken over.
+        let added = added.and_then(|()| match &self.link {
+            Some(link) => ops.add(Events::new(&link.connection.as_fd(), link.interest)),
+            None => Ok(()),
+        });
         if let Err(error) = added {
             self.status.set(PortState::Down, format!("cannot watch the socket: {error}"));
         }
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        self.changes = self.changes.wrapping_add(1);
         let fd = events.fd();
         let of_link = |link: &Link| link.connection.as_fd().as_raw_fd() == fd;
         if self.link.as_ref().is_some_and(of_link) {

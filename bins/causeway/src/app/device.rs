@@ -1,7 +1,6 @@
 //! The three kinds of uplinks, as one.
 
-#[expect(dead_code, reason = "for `run --take-over`, which comes next")]
-mod handover;
+pub(super) mod handover;
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;

@@ -1,5 +1,6 @@
 //! The metrics, and the address where scrapers read them.
 
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 
 use control::metrics;
@@ -18,7 +19,12 @@ impl App {
     }
 
     /// Serves scrapers from now on.
-    pub(crate) fn serve_metrics(&mut self, scrape: Scrape) -> Result<(), String> {
+    pub(crate) fn serve_metrics(
+        &mut self,
+        scrape: Scrape,
+        asked: SocketAddr,
+    ) -> Result<(), String> {
+        self.metrics_at = Some(asked);
         let failed = |error: event_manager::Error| format!("cannot watch for scrapers: {error}");
         let mut ops = self.manager.event_ops(self.hub).map_err(failed)?;
         let set = EventSet::IN | EventSet::EDGE_TRIGGERED;

@@ -154,6 +154,23 @@ impl App {
     }
 
     fn open_guest(&mut self, port: &Port, spec: &VhostUserSpec) -> Result<SubscriberId, String> {
+        let (settings, links) = self.guest_parts(port, spec);
+        let guest = VhostUserPort::new(settings, links)
+            .map_err(|error| self.sandbox.explain(&port.spec, error.to_string()))?;
+        Ok(self.subscribe(guest))
+    }
+
+    /// Adds a guest's port to the event loop.
+    pub(super) fn subscribe(&mut self, guest: VhostUserPort) -> SubscriberId {
+        self.manager.add_subscriber(Subscriber::Guest(Box::new(guest)))
+    }
+
+    /// What a guest's port is made of.
+    pub(super) fn guest_parts(
+        &self,
+        port: &Port,
+        spec: &VhostUserSpec,
+    ) -> (PortSettings, PortLinks) {
         let settings = PortSettings {
             mode: match spec.mode {
                 SocketRole::Server => SocketMode::Server,
@@ -180,9 +197,7 @@ impl App {
             status: port.handle.status.clone(),
             counters,
         };
-        let guest = VhostUserPort::new(settings, links)
-            .map_err(|error| self.sandbox.explain(&port.spec, error.to_string()))?;
-        Ok(self.manager.add_subscriber(Subscriber::Guest(Box::new(guest))))
+        (settings, links)
     }
 
     /// Closes what is behind a port; the port stays in the switch.
@@ -314,7 +329,7 @@ impl App {
 }
 
 /// The switch's side of a port.
-fn config(spec: &PortSpec, statics: &[StaticEntry]) -> Result<PortConfig, String> {
+pub(super) fn config(spec: &PortSpec, statics: &[StaticEntry]) -> Result<PortConfig, String> {
     let trunk: Vec<u16> = spec.trunk.iter().map(|vlan| vlan.number()).collect();
     let access = spec.vlan.map(|vlan| vlan.number());
     let rule = VlanRule::from_keys(access, &trunk).map_err(|error| error.to_string())?;

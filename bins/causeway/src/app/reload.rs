@@ -33,6 +33,9 @@ struct Done {
 
 impl App {
     pub(super) fn reload(&mut self) -> Reply {
+        if let Some(refused) = self.handing.refuses() {
+            return refused;
+        }
         let Some(source) = &self.source else {
             return Reply::Failed("there is nothing to reload: run got no --config".to_owned());
         };

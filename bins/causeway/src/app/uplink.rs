@@ -8,6 +8,8 @@
 //!                              an interface of that name appeared
 //! ```
 
+mod handover;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -20,6 +22,7 @@ use switch::{PortHandle, Switch};
 use uplink::interface::{Finder, LinkState};
 
 use super::device::{self, Device};
+use handover::Paused;
 
 /// The events of all interfaces as one fd. What is closed leaves it by itself.
 #[derive(Debug)]
@@ -54,6 +57,8 @@ pub(super) struct UplinkSide {
     state: State,
     /// Opening it made the interface, and may do so again.
     made: bool,
+    /// Queues that no worker has while the uplink is handed over.
+    paused: Paused,
 }
 
 #[derive(Debug)]
@@ -76,7 +81,14 @@ impl UplinkSide {
         let device = attach(switch, handle, (kind, patience))?;
         let made = device.link().was_made();
         events.add(device.event_fd());
-        Ok(Self { events, kind: kind.clone(), interface, state: State::Open(device), made })
+        Ok(Self {
+            events,
+            kind: kind.clone(),
+            interface,
+            state: State::Open(device),
+            made,
+            paused: Paused::default(),
+        })
     }
 
     /// Takes the queues back and closes them.

@@ -207,7 +207,9 @@ impl Worker {
     /// Whether nothing is left to look at before something wakes the worker.
     #[inline]
     pub(super) fn is_quiet(&self) -> bool {
-        self.hot.is_empty() && self.shared.poll != PollMode::Busy
+        // A worker without queues has nothing to poll, even if it is busy by rule: it leaves the
+        // CPU to others, such as those of the process that it is to take over from.
+        self.hot.is_empty() && (self.shared.poll != PollMode::Busy || self.cold == 0)
     }
 
     /// Makes those cold queues hot that were woken; waits for one if it may sleep.

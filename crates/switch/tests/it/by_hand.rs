@@ -102,7 +102,8 @@ fn control_does_not_wait_for_a_turn() {
         assert!(switch.remove_port(port.id));
         assert!(!wire.inside.load(Ordering::SeqCst));
     }
-    assert_eq!((switch.turn(0), switch.turn(1)), (Some(Turn::Idle), Some(Turn::Idle)));
+    // Without queues there is nothing to look at, even for who is busy by rule.
+    assert_eq!((switch.turn(0), switch.turn(1)), (Some(Turn::Quiet), Some(Turn::Quiet)));
     assert!(switch.placement().is_empty());
     check_law(&switch.stats());
     drop(switch);

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use packet::{MacAddr, VlanId};
 use port::{DropReason, Fabric};
-use switch::{FdbLimits, PortConfig, PortError, STATIC_MAX, Switch, SwitchConfig, Workers};
+use switch::{
+    FdbEntry, FdbLimits, PortConfig, PortError, STATIC_MAX, Switch, SwitchConfig, Workers,
+};
 
 use crate::mock::{
     BROADCAST, Behaviour, MockIngress, add, at, attach, attach_egress, attach_ingress, check_law,
@@ -232,4 +234,48 @@ fn dropping_the_switch_ends_its_threads() {
     drop(switch);
     // The halves are gone, although the handles are not.
     assert_eq!(Arc::strong_count(&ports[0].1), 1);
+}
+
+/// What one process counted and learned, another one goes on with.
+#[test]
+fn a_successor_goes_on_with_counters_and_stations() {
+    let old = Switch::start(&two_workers()).unwrap();
+    let ports = plain_ports(&old, 3);
+    let wires: Vec<_> = ports.iter().map(|(_, wire)| wire).collect();
+    for station in 0..3u32 {
+        wires[station as usize].send(&[frame(BROADCAST, mac(station), 0)]);
+    }
+    let before = settle(&old, &wires);
+    let new = Switch::start(&two_workers()).unwrap();
+    // Ids differ, and the last port does not come along.
+    let _ = new.add_port(&PortConfig::new("other")).unwrap();
+    let ids: Vec<_> = (0..2)
+        .map(|at| {
+            let handle = new.add_port(&PortConfig::new(before.ports[at].name.clone())).unwrap();
+            new.carry_port(handle.id, &old.record_port(ports[at].0.id));
+            handle.id
+        })
+        .collect();
+    new.carry_removed(&ports[2].0.counters(0).unwrap().record());
+    new.carry(&old.record());
+    let entries: Vec<_> = old.fdb().into_iter().filter(|e| e.port != ports[2].0.id).collect();
+    let moved = entries.iter().map(|entry| FdbEntry {
+        port: ids[usize::from(entry.port == ports[1].0.id)],
+        age_secs: entry.age_secs + 7,
+        ..*entry
+    });
+    assert_eq!(new.restore_fdb(moved), 0);
+    let station = |mac: [u8; 6]| new.fdb().into_iter().find(|entry| entry.mac == MacAddr(mac));
+    assert_eq!(station(mac(1)).map(|entry| entry.port), Some(ids[1]));
+    assert!(station(mac(0)).is_some_and(|entry| (7..9).contains(&entry.age_secs)));
+    assert!(station(mac(2)).is_none());
+    let after = new.stats();
+    check_law(&after);
+    assert_eq!((after.held, after.flood_copies), (0, before.flood_copies));
+    let sum = |stats: &switch::SwitchStats| {
+        let queues = stats.ports.iter().flat_map(|port| &port.queues);
+        queues.map(|queue| queue.rx_frames).sum::<u64>() + stats.removed_ports.rx_frames
+    };
+    assert_eq!(sum(&before), 3);
+    assert_eq!((sum(&after), after.removed_ports.rx_frames), (3, 1));
 }

@@ -78,6 +78,38 @@ impl Decoder {
         }))
     }
 
+    /// A decoder that has read `bytes`, the beginning of a message, and got `fds` beside them.
+    /// None if they are none, or a whole message.
+    pub fn resume(mut bytes: &[u8], fds: Vec<OwnedFd>) -> Option<Self> {
+        let mut decoder = Self::default();
+        while !bytes.is_empty() {
+            let space = decoder.space();
+            let count = space.len().min(bytes.len());
+            let (now, later) = bytes.split_at_checked(count)?;
+            space.get_mut(..count)?.copy_from_slice(now);
+            bytes = later;
+            if decoder.advance(count, []).ok()?.is_some() {
+                return None;
+            }
+        }
+        decoder.fds = fds;
+        Some(decoder)
+    }
+
+    /// The bytes of a message that is not complete, and the fds that came with them.
+    pub fn unfinished(&self) -> (Vec<u8>, &[OwnedFd]) {
+        let mut bytes = Vec::new();
+        let part = match self.header {
+            None => &self.head[..],
+            Some(_) => {
+                bytes.extend_from_slice(&self.head);
+                &self.payload
+            }
+        };
+        bytes.extend_from_slice(part.get(..self.filled).unwrap_or_default());
+        (bytes, &self.fds)
+    }
+
     /// Whether a message has begun and is not complete.
     pub fn is_partial(&self) -> bool {
         self.header.is_some() || self.filled > 0

@@ -241,3 +241,32 @@ fn replies_carry_version_and_reply_flag() {
     assert_eq!(words, [11, 5, 8, 1, 0x8001_8001]);
     assert_eq!(Reply::Empty.write(24).len(), HEADER_BYTES);
 }
+
+/// Another process goes on with half a message, wherever it was cut.
+#[test]
+fn a_decoder_resumes_anywhere_in_a_message() {
+    let bytes = Request::SetVringNum(VringState { ring: 3, num: 256 }).write(false);
+    for cut in 0..bytes.len() {
+        let mut first = Decoder::default();
+        let feed = |decoder: &mut Decoder, bytes: &[u8]| {
+            let mut message = None;
+            for byte in bytes {
+                decoder.space()[0] = *byte;
+                message = decoder.advance(1, []).unwrap();
+            }
+            message
+        };
+        assert!(feed(&mut first, &bytes[..cut]).is_none());
+        let (read, fds) = first.unfinished();
+        assert_eq!((read.as_slice(), fds.len()), (&bytes[..cut], 0));
+        let mut second = Decoder::resume(&read, Vec::new()).unwrap();
+        assert_eq!(second.is_partial(), cut > 0);
+        let message = feed(&mut second, &bytes[cut..]).expect("complete");
+        assert_eq!(
+            Request::parse(&message).unwrap(),
+            Request::SetVringNum(VringState { ring: 3, num: 256 })
+        );
+    }
+    assert!(Decoder::resume(&bytes, Vec::new()).is_none(), "that is a whole message");
+    assert!(Decoder::resume(&[0xff; 12], Vec::new()).is_none());
+}

@@ -7,6 +7,7 @@
 //! **Trust.** Size and offset are the front end's; what it does to the bitmap harms its guest only.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use virtq::mem::{DirtyLog, GuestPhysAddr};
 use super::ring::{Ring, is_no_eventfd};
 use super::{LOG_ALL, Rings, Session, SessionError};
 use crate::codec::{LOG_FLAG, LogArea, VringAddr};
+use crate::handover::{AdoptError, Incoming, LogHandover, Outgoing};
 use crate::memory::BYTES_MAX;
 
 /// The most bytes of a log: a bit for every page that a front end may share.
@@ -25,6 +27,8 @@ const LOG_BYTES_MAX: u64 = BYTES_MAX / 4096 / 8;
 #[derive(Debug, Default)]
 pub(super) struct Logging {
     log: Option<DirtyLog>,
+    /// The bitmap's file and its place there, for another process that goes on.
+    source: Option<(Arc<OwnedFd>, LogArea)>,
     /// What is signalled after pages were noted.
     call: Option<Arc<OwnedFd>>,
 }
@@ -43,14 +47,38 @@ impl Session {
         fd: OwnedFd,
         rings: &mut dyn Rings,
     ) -> Result<(), SessionError> {
-        let wrong = |error: String| SessionError::Log { bytes: area.bytes, error };
-        if area.bytes > LOG_BYTES_MAX {
-            return Err(wrong(format!("at most {LOG_BYTES_MAX} bytes are allowed")));
+        let (log, source) = map(area, fd)?;
+        self.restart_all(rings, |session| {
+            session.logging.log = Some(log);
+            session.logging.source = Some(source);
+        });
+        Ok(())
+    }
+
+    /// The log, for another process.
+    pub(super) fn export_log(&self, fds: &mut Outgoing) -> io::Result<Option<LogHandover>> {
+        let call = fds.add_some(self.logging.call.as_ref())?;
+        let Some((file, area)) = &self.logging.source else {
+            return Ok(call.map(|_| LogHandover { call, ..LogHandover::default() }));
+        };
+        let (bytes, offset) = (area.bytes, area.offset);
+        Ok(Some(LogHandover { fd: Some(fds.add(file)?), bytes, offset, call }))
+    }
+
+    /// Goes on with the log of another process. No ring runs yet.
+    pub(super) fn adopt_log(
+        &mut self,
+        state: LogHandover,
+        fds: &mut Incoming,
+    ) -> Result<(), AdoptError> {
+        if let Some(fd) = state.fd {
+            let area = LogArea { bytes: state.bytes, offset: state.offset };
+            let (log, source) =
+                map(area, fds.take(fd)?).map_err(|error| AdoptError::Log(error.to_string()))?;
+            self.logging.log = Some(log);
+            self.logging.source = Some(source);
         }
-        let bytes = usize::try_from(area.bytes).unwrap_or(usize::MAX);
-        let log = DirtyLog::from_file(File::from(fd), area.offset, bytes);
-        let log = log.map_err(|error| wrong(error.to_string()))?;
-        self.restart_all(rings, |session| session.logging.log = Some(log));
+        self.logging.call = fds.take_some(state.call)?;
         Ok(())
     }
 
@@ -102,4 +130,17 @@ impl Session {
         }
         self.memory.translate(addr.used)
     }
+}
+
+/// The bitmap in a file, and where it is, for another process that goes on.
+fn map(area: LogArea, fd: OwnedFd) -> Result<(DirtyLog, (Arc<OwnedFd>, LogArea)), SessionError> {
+    let wrong = |error: String| SessionError::Log { bytes: area.bytes, error };
+    if area.bytes > LOG_BYTES_MAX {
+        return Err(wrong(format!("at most {LOG_BYTES_MAX} bytes are allowed")));
+    }
+    let bytes = usize::try_from(area.bytes).unwrap_or(usize::MAX);
+    let kept = fd.try_clone().map_err(|error| wrong(error.to_string()))?;
+    let log = DirtyLog::from_file(File::from(fd), area.offset, bytes);
+    let log = log.map_err(|error| wrong(error.to_string()))?;
+    Ok((log, (Arc::new(kept), area)))
 }

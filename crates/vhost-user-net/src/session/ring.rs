@@ -25,11 +25,11 @@ pub(super) struct Ring {
     pub(super) size: Option<u16>,
     pub(super) addr: Option<VringAddr>,
     /// Where to go on, in the encoding of the messages; its meaning depends on the features.
-    base: Option<u32>,
+    pub(super) base: Option<u32>,
     /// None until the front end says so.
-    enabled: Option<bool>,
-    kick: Option<Arc<OwnedFd>>,
-    call: Option<Arc<OwnedFd>>,
+    pub(super) enabled: Option<bool>,
+    pub(super) kick: Option<Arc<OwnedFd>>,
+    pub(super) call: Option<Arc<OwnedFd>>,
     pub(super) err: Option<Arc<OwnedFd>>,
     pub(super) started: bool,
     pub(super) running: bool,
@@ -38,13 +38,13 @@ pub(super) struct Ring {
     /// Why it could not be started when that was tried last.
     pub(super) wrong: Option<SetUpError>,
     /// It ran since it was started.
-    resumed: bool,
+    pub(super) resumed: bool,
     /// This session knows better than any record where it is.
-    known: bool,
+    pub(super) known: bool,
     /// When the time is over that the front end has for it.
-    held_until: Option<Instant>,
+    pub(super) held_until: Option<Instant>,
     /// The front end took too long to say whether the ring is enabled: it is not.
-    impatient: bool,
+    pub(super) impatient: bool,
 }
 
 impl Ring {

@@ -2,6 +2,7 @@
 
 mod faults;
 mod front;
+mod handover;
 mod log;
 mod memory;
 mod order;

@@ -72,6 +72,28 @@ impl Connection {
         self.closer.close_stream(self.stream);
     }
 
+    /// A stream of another process, with what it had read of a message and not written of replies.
+    /// None if that is not the beginning of a message.
+    pub(super) fn adopt(
+        stream: OwnedFd,
+        input: &[u8],
+        fds: Vec<OwnedFd>,
+        output: Vec<u8>,
+        closer: Closer,
+    ) -> Option<Self> {
+        Some(Self { stream, decoder: Decoder::resume(input, fds)?, output, closer })
+    }
+
+    /// What was read of a message that is not complete, and the fds that came with it.
+    pub(super) fn unfinished(&self) -> (Vec<u8>, &[OwnedFd]) {
+        self.decoder.unfinished()
+    }
+
+    /// What was not written yet.
+    pub(super) fn output(&self) -> &[u8] {
+        &self.output
+    }
+
     /// The next message if all of it has arrived.
     pub(super) fn receive(&mut self) -> Result<Option<Message>, Disconnect> {
         loop {

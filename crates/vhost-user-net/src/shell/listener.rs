@@ -58,6 +58,8 @@ pub(super) struct Listener {
     path: PathBuf,
     /// Device and inode of the file: whether it is still ours.
     file: (u64, u64),
+    /// Whether the file is removed with the listener: not as long as another process listens too.
+    held: bool,
 }
 
 impl Listener {
@@ -96,7 +98,22 @@ impl Listener {
         listen(&socket, BACKLOG).map_err(|e| OpenError::io("cannot listen on", path, e))?;
         let stat = lstat(temporary).map_err(|e| OpenError::io("cannot look at", temporary, e))?;
         rename(temporary, path).map_err(|e| OpenError::io("cannot make", path, e))?;
-        Ok(Self { socket, path: path.clone(), file: (stat.st_dev, stat.st_ino) })
+        Ok(Self { socket, path: path.clone(), file: (stat.st_dev, stat.st_ino), held: true })
+    }
+
+    /// The listening socket of another process, to which the file belongs until [`Self::hold`].
+    pub(super) fn adopt(socket: OwnedFd, path: &Path, file: (u64, u64)) -> Self {
+        Self { socket, path: path.to_owned(), file, held: false }
+    }
+
+    /// Whether the file is ours alone from now on, or that of another process.
+    pub(super) fn hold(&mut self, held: bool) {
+        self.held = held;
+    }
+
+    /// Device and inode of the socket's file.
+    pub(super) fn file(&self) -> (u64, u64) {
+        self.file
     }
 
     /// The next connection, if one waits.
@@ -118,7 +135,8 @@ impl AsFd for Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         // Somebody may have replaced the file by one of its own.
-        if lstat(&self.path).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.file) {
+        if self.held && lstat(&self.path).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.file)
+        {
             let _ = unlink(&self.path);
         }
     }

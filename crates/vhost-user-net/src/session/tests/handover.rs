@@ -1,0 +1,156 @@
+//! Another process goes on with a session.
+
+use std::time::{Duration, Instant};
+
+use port::OffloadSet;
+use virtq::RingPosition;
+
+use super::front::{Event, Front, PACKED, PLAIN, REGION_BYTES, event, memory, region};
+use crate::codec::{LogArea, Request, VringFd};
+use crate::handover::{Incoming, Outgoing, SessionHandover};
+use crate::session::{RingIndex, Session, SessionSettings};
+
+const SETTINGS: SessionSettings = SessionSettings {
+    queues: 4,
+    queue_size: 1024,
+    mtu: 9000,
+    ring_reset: false,
+    offloads: OffloadSet::ALL,
+};
+
+/// What the front end has, with the session of another process, to which the state went as text.
+fn hand_over(front: &mut Front, settings: SessionSettings) -> Result<SessionHandover, String> {
+    for transmitqs in [true, false] {
+        front.session.pause(transmitqs, &mut front.rings);
+    }
+    let now = Instant::now();
+    let mut fds = Outgoing::default();
+    let state = front.session.export(&mut fds, now).unwrap();
+    let mut fds = Incoming::from(fds.into_fds());
+    front.session =
+        Session::adopt(settings, &state, &mut fds, now).map_err(|error| error.to_string())?;
+    let _ = front.events();
+    for transmitqs in [false, true] {
+        front.session.resume(transmitqs, &mut front.rings);
+    }
+    Ok(state)
+}
+
+#[test]
+fn rings_go_on_where_they_stopped() {
+    for features in [PLAIN, PACKED] {
+        let mut front = Front::new();
+        front.up(features, 2);
+        front.say_fd(Request::SetVringCall(VringFd { ring: 1, has_fd: true }), event());
+        front.enable(3, false);
+        front.say_fd(Request::SetBackendReqFd, event());
+        let log = Request::SetLogBase(LogArea { bytes: 1 << 16, offset: 0 });
+        assert!(front.ask(&log, vec![memory(1 << 16)]).is_some());
+        let state = hand_over(&mut front, SETTINGS).unwrap();
+        let start = RingPosition::start(virtio_net::features::layout(features));
+        let started = |ring, enabled| Event::Started { ring, enabled, position: start };
+        // Receiveqs before transmitqs, so that frames find their way out.
+        assert_eq!(
+            front.events(),
+            [started(0, true), started(2, true), started(1, true), started(3, false)]
+        );
+        for (ring, queue) in &front.rings.queues {
+            assert!(queue.resumed, "a call may be due on ring {ring}");
+            assert!(queue.kick.is_some());
+            assert_eq!(queue.call.is_some(), *ring == 1);
+        }
+        assert!(front.session.ready().is_ok());
+        assert_eq!(front.session.features(), Some(features));
+        // Nothing is forgotten, wherever it is told again.
+        let again = hand_over(&mut front, SETTINGS).unwrap();
+        assert_eq!(again, state);
+        assert_eq!(again.log.map(|log| log.bytes), Some(1 << 16));
+        // It answers as before.
+        assert_eq!(front.base(1), start.to_vhost_base());
+        assert_eq!(front.running(), [0, 2, 3]);
+        assert_eq!(front.ack(Request::AddMemReg(region(1)), vec![memory(REGION_BYTES)]), 0);
+        assert_eq!(front.ack(Request::RemMemReg(region(1)), vec![]), 0);
+    }
+}
+
+#[test]
+fn positions_that_come_later_count() {
+    let mut front = Front::new();
+    front.up(PLAIN, 1);
+    let mut state = hand_over(&mut front, SETTINGS).unwrap();
+    for transmitqs in [true, false] {
+        front.session.pause(transmitqs, &mut front.rings);
+    }
+    let mut positions = front.session.positions();
+    assert_eq!(positions.len(), 2);
+    positions[1].base = Some(7);
+    front.session.set_positions(&positions);
+    let _ = front.events();
+    front.session.resume(true, &mut front.rings);
+    let position = RingPosition::Split { avail: 7, used: 7 };
+    assert_eq!(front.events(), [Event::Started { ring: 1, enabled: true, position }]);
+    // An older or a newer program knows other fields.
+    let mut json = serde_json::to_value(&state).unwrap();
+    json["weather"] = "fine".into();
+    let _ = json["rings"][0].as_object_mut().unwrap().remove("held_ms").unwrap();
+    assert_eq!(serde_json::from_value::<SessionHandover>(json).unwrap(), state);
+    state.rings.clear();
+    assert_ne!(serde_json::to_value(&state).unwrap()["rings"], serde_json::Value::Null);
+}
+
+#[test]
+fn a_broken_ring_stays_broken_and_a_held_one_held() {
+    let mut front = Front::new();
+    front.up(PLAIN, 1);
+    front.break_ring(1);
+    assert!(front.session.ring_fault(RingIndex(1), &mut front.rings));
+    let _ = hand_over(&mut front, SETTINGS).unwrap();
+    assert_eq!(front.running(), [0]);
+    assert!(front.session.ready().unwrap_err().to_string().contains('1'));
+
+    let mut front = Front::new();
+    front.negotiate(PLAIN);
+    front.share();
+    front.describe(1, 0);
+    front.kick(1);
+    let until = Instant::now() + Duration::from_secs(30);
+    assert_eq!(front.session.hold_rings(until), Some(until));
+    let state = hand_over(&mut front, SETTINGS).unwrap();
+    let held = state.rings[0].held_ms.unwrap();
+    assert!((25_000..=30_000).contains(&held), "{held}");
+    assert!(front.running().is_empty());
+    let later = Instant::now() + Duration::from_secs(60);
+    assert!(front.session.hold_rings(later).is_some_and(|end| end < later));
+    front.session.release_held_rings(later, &mut front.rings);
+    assert_eq!(front.running(), [1]);
+}
+
+#[test]
+fn what_this_program_does_not_allow_is_named() {
+    let refused = |features, settings| {
+        let mut front = Front::new();
+        front.up(features, 2);
+        hand_over(&mut front, settings).unwrap_err()
+    };
+    assert_eq!(
+        refused(PLAIN, SessionSettings { queues: 1, ..SETTINGS }),
+        "ring 2 is in use, 2 rings are possible"
+    );
+    assert_eq!(
+        refused(PLAIN, SessionSettings { queue_size: 128, ..SETTINGS }),
+        "ring 0 has 256 entries, at most 128 are allowed"
+    );
+    let mut front = Front::new();
+    front.up(PLAIN, 1);
+    let mut fds = Outgoing::default();
+    let good = front.session.export(&mut fds, Instant::now()).unwrap();
+    let fails = |state: &SessionHandover| {
+        let adopted = Session::adopt(SETTINGS, state, &mut Incoming::default(), Instant::now());
+        adopted.unwrap_err().to_string()
+    };
+    assert_eq!(fails(&good), "fd 2 did not come along");
+    let state = SessionHandover { features: Some(1 << 63), ..good.clone() };
+    assert!(fails(&state).starts_with("feature bits 0x8000000000000000 are in use"));
+    let state = SessionHandover { protocol_features: Some(1 << 62), ..good };
+    assert!(fails(&state).starts_with("protocol feature bits 0x4000000000000000 are in use"));
+}
