@@ -206,6 +206,11 @@ impl SharedMemory {
         Ok(Self { fd, len })
     }
 
+    /// Another one's file of `len` bytes.
+    pub fn of(fd: OwnedFd, len: u64) -> Self {
+        Self { fd, len }
+    }
+
     /// Its size.
     pub fn bytes(&self) -> u64 {
         self.len

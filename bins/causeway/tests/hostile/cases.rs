@@ -33,6 +33,7 @@ fn there_are_as_many_cases_as_promised_and_none_twice() {
     names.dedup();
     assert_eq!(names.len(), count, "two cases have one name");
     assert!(count >= PROMISED, "{count} cases");
+    println!("{count} cases");
 }
 
 #[test]

@@ -12,8 +12,7 @@ use testkit::request::{
 use testkit::{FrontEnd, SharedMemory};
 use virtq::Layout;
 
-use crate::bed::eventually;
-use crate::world::{EVIL, Stage};
+use crate::world::{EVIL, Stage, eventually};
 
 /// Entries of each ring.
 pub(crate) const SIZE: u16 = 16;
@@ -116,6 +115,13 @@ impl Evil {
         let mut evil = Self::connect(stage);
         evil.negotiate();
         evil
+    }
+
+    /// Uses another's memory as its own: `bytes` of it. The parts of the rings must be free there.
+    pub(crate) fn adopt(&mut self, memory: &OwnedFd, bytes: u64) -> bool {
+        let file = || memory.try_clone().unwrap();
+        (self.file, self.memory) = (file().into(), SharedMemory::of(file(), bytes));
+        self.table(&SharedMemory::table(0, bytes))
     }
 
     /// Features are agreed and the memory is shared.
@@ -284,7 +290,7 @@ impl Evil {
                     self.file.read_exact_at(&mut flags, at).unwrap();
                     u16::from_le_bytes(flags) & (AVAIL | USED) == AVAIL | USED
                 };
-                (0..u64::from(SIZE)).take_while(is_used).count() as u16
+                (0..u64::from(SIZE)).filter(is_used).count() as u16
             }
         }
     }

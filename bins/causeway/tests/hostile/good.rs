@@ -1,5 +1,6 @@
 //! Two good guests that exchange frames all the time, and miss none.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -39,6 +40,12 @@ impl Good {
             guests: Some(([join(0).unwrap(), join(1).unwrap()], more)),
             thread: None,
         }
+    }
+
+    /// The memory of the first.
+    pub(crate) fn memory(&self) -> OwnedFd {
+        let (guests, _) = self.guests.as_ref().unwrap();
+        guests[0].memory.as_fd().try_clone_to_owned().unwrap()
     }
 
     /// The exchange begins: both ports are up.

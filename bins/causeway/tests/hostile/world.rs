@@ -1,8 +1,8 @@
 //! The switch, the good guests beside it, and what is looked at after each case.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use control::{Reply, Request};
 use packet::MacAddr;
@@ -10,9 +10,12 @@ use serde_json::Value;
 use testkit::request::GET_FEATURES;
 use virtq::Layout;
 
-use crate::bed::{Bed, eventually};
+use crate::bed::Bed;
 use crate::evil::Evil;
 use crate::good::Good;
+
+/// How long something may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The hostile guest's port.
 pub(crate) const EVIL: &str = "evil";
@@ -107,6 +110,19 @@ pub(crate) struct World {
     control: PathBuf,
     socket: PathBuf,
     good: Good,
+    /// Memory of a good guest.
+    pub(crate) good_memory: OwnedFd,
+}
+
+/// Waits until `done`, with short looks at first: nearly everything is so at once.
+pub(crate) fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    let mut pause = Duration::from_micros(200);
+    while !done() {
+        assert!(start.elapsed() < PATIENCE, "not so after {PATIENCE:?}: {what}");
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
 }
 
 /// What a process has.
@@ -128,7 +144,8 @@ impl World {
         let bed = Bed::started(&arguments);
         let (control, socket) = (bed.control(), bed.path("evil.sock"));
         let good = Good::join(&[bed.path("good0.sock"), bed.path("good1.sock")]);
-        let mut world = Self { bed, control, socket, good };
+        let good_memory = good.memory();
+        let mut world = Self { bed, control, socket, good, good_memory };
         for name in ["good0", "good1"] {
             eventually("the good guests are there", || world.port(name)["state"] == "up");
         }

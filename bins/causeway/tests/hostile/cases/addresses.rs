@@ -141,7 +141,7 @@ fn sizes_and_positions() -> Vec<Case> {
                 assert!(started);
             } else {
                 let error = || stage.world.port("evil")["last_error"]["text"].to_string();
-                crate::bed::eventually("it is refused", || error().contains(text));
+                crate::world::eventually("it is refused", || error().contains(text));
             }
             stage.answers(&mut evil);
         })

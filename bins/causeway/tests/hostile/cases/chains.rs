@@ -5,12 +5,11 @@ use packet::MacAddr;
 use testkit::request::SET_VRING_ENABLE;
 use virtq::Layout;
 
-use crate::bed::eventually;
 use crate::evil::{
     AVAIL, BUFFERS, Desc, EVENT_IDX, Evil, INDIRECT, INDIRECT_DESC, MEMORY, NEXT, SIZE, USED,
     WRITE, areas, desc,
 };
-use crate::world::{Case, EVIL, Stage, case};
+use crate::world::{Case, EVIL, Stage, case, eventually};
 
 /// Where an indirect table is.
 const TABLE: u64 = 2 << 20;

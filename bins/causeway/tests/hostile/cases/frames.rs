@@ -2,10 +2,9 @@
 
 use packet::MacAddr;
 
-use crate::bed::eventually;
 use crate::evil::{BUFFERS, Evil, desc};
 use crate::good::GOOD;
-use crate::world::{Case, Stage, case};
+use crate::world::{Case, Stage, case, eventually};
 
 const STATION: [u8; 6] = [2, 0, 0, 0, 0, 0x66];
 

@@ -8,9 +8,11 @@ use rustix::fs::{
     MemfdFlags, Mode, OFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create, open,
 };
 use rustix::pipe::{PipeFlags, pipe_with};
+use testkit::Guest;
 use testkit::request::*;
 
-use crate::evil::{BUFFERS, Evil, MEMORY, areas, desc, event, longs, words};
+use crate::evil::{BUFFERS, Evil, MEMORY, NEXT, areas, desc, event, longs, words};
+use crate::good::GOOD;
 use crate::world::{Case, Stage, case};
 
 /// A region: guest address, size, front end address, offset.
@@ -35,6 +37,7 @@ pub(crate) fn cases() -> Vec<Case> {
     all.extend(slots());
     all.extend(swaps());
     all.extend(lost());
+    all.push(case("another guest's memory, where frames are copied to", alias));
     all
 }
 
@@ -269,6 +272,36 @@ fn swaps() -> Vec<Case> {
             stage.answers(&mut evil);
         }),
     ]
+}
+
+/// Both ports map one file: what is copied to the good guest comes from its own receive buffers, at
+/// every distance from where it goes to.
+fn alias(stage: &Stage<'_>) {
+    let mut evil = Evil::negotiated(stage);
+    assert!(evil.adopt(&stage.world.good_memory, Guest::BYTES));
+    // The front end before this one has left its rings there.
+    for ring in 0..2 {
+        for area in areas(ring) {
+            evil.write(area, &[0; 512]);
+        }
+        evil.set_ring(ring);
+    }
+    stage.is_up(&mut evil);
+    let station = [2, 0, 0, 0, 0, 0x66];
+    evil.write(BUFFERS, &[&[0; 12][..], &GOOD[0].0, &station, &[0x88, 0xb5]].concat());
+    for round in 0..7u64 {
+        let body = (8 << 20) + round * 2048 + round * 101;
+        let body = crate::evil::Desc { addr: body, len: 1400 + round as u32, flags: 0, next: 0 };
+        evil.offer(1, &[desc(26, NEXT), body]);
+        if stage.layout == virtq::Layout::Split {
+            evil.wait_used(1, round as u16 + 1);
+        }
+    }
+    evil.wait_used(1, 7);
+    stage.is_up(&mut evil);
+    for ring in 0..2 {
+        let _ = evil.front.ask(GET_VRING_BASE, &words(&[ring, 0])).unwrap();
+    }
 }
 
 fn lost() -> Vec<Case> {

@@ -6,9 +6,8 @@ use std::os::unix::net::UnixStream;
 use testkit::FrontEnd;
 use testkit::request::*;
 
-use crate::bed::eventually;
 use crate::evil::{EVENT_IDX, Evil, PACKED, SIZE, VERSION_1, event, longs, words};
-use crate::world::{Case, Stage, case};
+use crate::world::{Case, Stage, case, eventually};
 
 /// Requests whose payload has one size.
 const SIZED: [(&str, u32, u32); 19] = [
