@@ -197,6 +197,10 @@ pub struct InterfaceView {
     pub driver: String,
     /// How it is used, as far as there was a choice; else empty.
     pub mode: String,
+    /// What the kernel counts of each queue since it was opened; of a tap, of the interface since
+    /// it was made.
+    #[serde(default)]
+    pub kernel: Vec<BTreeMap<String, u64>>,
 }
 
 /// The front end of a vhost-user port.

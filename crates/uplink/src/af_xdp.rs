@@ -19,6 +19,8 @@ mod attach;
 mod egress;
 mod error;
 mod handover;
+#[cfg(any(test, fuzzing))]
+mod hostile;
 mod ingress;
 mod layout;
 mod program;
@@ -45,6 +47,12 @@ pub use error::AfXdpError;
 pub use handover::{from_parts, parts};
 pub use ingress::AfXdpIngress;
 pub use program::MACS_MAX;
+
+/// Lets `bytes` play the kernel on a queue's rings, for the fuzzer. How many frames came.
+#[cfg(fuzzing)]
+pub fn play_kernel(bytes: &[u8]) -> usize {
+    hostile::play(bytes)
+}
 
 /// The most queues of an interface.
 pub const QUEUES_MAX: u16 = 64;
@@ -161,6 +169,31 @@ impl KernelDrops {
     }
 }
 
+/// What the kernel counts of one queue, since it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct KernelCounts {
+    /// What it dropped.
+    pub drops: KernelDrops,
+    /// How often a frame came and the fill ring had no chunk for it.
+    pub fill_ring_empty: u64,
+    /// How often it looked for frames to send and there were none.
+    pub tx_ring_empty: u64,
+}
+
+impl KernelCounts {
+    /// The numbers by their names.
+    pub fn by_name(&self) -> [(&'static str, u64); 5] {
+        let KernelDrops { ring_full, no_buffer, refused } = self.drops;
+        [
+            ("ring_full", ring_full),
+            ("no_buffer", no_buffer),
+            ("refused", refused),
+            ("fill_ring_empty", self.fill_ring_empty),
+            ("tx_ring_empty", self.tx_ring_empty),
+        ]
+    }
+}
+
 impl AfXdpControl {
     /// How frames come to us.
     pub fn mode(&self) -> Obtained {
@@ -173,7 +206,17 @@ impl AfXdpControl {
     ///
     /// The kernel refuses to tell.
     pub fn kernel_drops(&self) -> io::Result<Vec<KernelDrops>> {
-        self.sockets.iter().map(socket::drops).collect()
+        let drops = |socket| socket::counts(socket).map(|counts| counts.drops);
+        self.sockets.iter().map(drops).collect()
+    }
+
+    /// What the kernel counted so far, by queue.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses to tell.
+    pub fn kernel_counts(&self) -> io::Result<Vec<KernelCounts>> {
+        self.sockets.iter().map(socket::counts).collect()
     }
 
     /// Lets the kernel look at frames that it had no room for: a net below the workers, who sleep

@@ -2,6 +2,7 @@
 
 pub(super) mod handover;
 
+use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -180,6 +181,26 @@ impl Device {
                 for queue in queues {
                     let _ = queue.kernel_drops();
                 }
+            }
+        }
+    }
+
+    /// What the kernel counts of each queue; of a tap, of the interface.
+    pub(super) fn kernel_counts(&self) -> Vec<BTreeMap<String, u64>> {
+        let named = |counts: &[(&str, u64)]| {
+            counts.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
+        };
+        match &self.kind {
+            Kind::Tap { tx_dropped } => vec![named(&[("tx_dropped", *tx_dropped)])],
+            Kind::AfXdp { control, .. } => {
+                let counts = control.kernel_counts().unwrap_or_default();
+                counts.iter().map(|queue| named(&queue.by_name())).collect()
+            }
+            Kind::PacketMmap(queues) => {
+                let of = |queue: &KernelWatch| {
+                    named(&[("packets", queue.packets()), ("freezes", queue.freezes())])
+                };
+                queues.iter().map(of).collect()
             }
         }
     }

@@ -166,6 +166,7 @@ fn interface(port: &Port) -> Option<InterfaceView> {
         mtu: link.current_mtu(),
         driver: link.driver().0,
         mode: device.mode().to_owned(),
+        kernel: device.kernel_counts(),
     })
 }
 

@@ -27,7 +27,7 @@ use super::attach::Hook;
 use super::egress::{AfXdpEgress, Outgoing};
 use super::ingress::{AfXdpIngress, Incoming};
 use super::layout::{CHUNK, RX_FRAMES, TX_FRAMES, umem_bytes};
-use super::{AfXdpError, AfXdpSettings, KernelDrops, Mode};
+use super::{AfXdpError, AfXdpSettings, KernelCounts, KernelDrops, Mode};
 
 /// Bytes of `struct xsk_tx_metadata`.
 pub(super) const METADATA: u32 = 24;
@@ -351,13 +351,18 @@ fn bind_error(link: &Link, queue: u32, mode: Mode, error: Errno) -> AfXdpError {
     }
 }
 
-/// What the kernel dropped for a socket.
-pub(super) fn drops(socket: &Arc<OwnedFd>) -> io::Result<KernelDrops> {
+/// What the kernel counted for a socket.
+pub(super) fn counts(socket: &Arc<OwnedFd>) -> io::Result<KernelCounts> {
     let numbers = sockopt::xdp_statistics(socket)?;
-    Ok(KernelDrops {
+    let drops = KernelDrops {
         ring_full: numbers.rx_ring_full.unwrap_or(0),
         no_buffer: numbers.rx_dropped,
         refused: numbers.rx_invalid_descs.saturating_add(numbers.tx_invalid_descs),
+    };
+    Ok(KernelCounts {
+        drops,
+        fill_ring_empty: numbers.rx_fill_ring_empty_descs.unwrap_or(0),
+        tx_ring_empty: numbers.tx_ring_empty_descs.unwrap_or(0),
     })
 }
 
@@ -386,6 +391,12 @@ pub(super) enum Poked {
 }
 
 impl Socket {
+    /// One that leads nowhere.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn of(fd: Arc<OwnedFd>, left: Arc<AtomicBool>) -> Self {
+        Self { fd, name: "none".into(), stuck: AtomicBool::new(false), left }
+    }
+
     pub(super) fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.fd.as_fd()
     }
