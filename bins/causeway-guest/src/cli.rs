@@ -105,6 +105,10 @@ pub(crate) struct Cli {
     /// Fail (exit 1) if a frame is lost, late, doubled or changed, or if none arrives
     #[arg(long)]
     pub(crate) verify: bool,
+    /// Meanwhile send frames of --size for the first port into the interface NAME, at the far
+    /// side of the switch's uplink, as fast as it takes them; what arrives is counted only
+    #[arg(long, value_name = "NAME")]
+    pub(crate) inject: Option<String>,
     /// Send every test frame back to where it came from
     #[arg(long)]
     pub(crate) echo: bool,
@@ -245,6 +249,9 @@ impl Cli {
         if self.generate && self.stations.is_some() && self.socket.len() < 2 {
             return Err("--stations: needs a second --socket where the frames arrive".into());
         }
+        if self.inject.is_some() && (self.echo || self.verify || self.socket.len() > 1) {
+            return Err("--inject: goes with one --socket, and not with --echo or --verify".into());
+        }
         if self.echo && self.verify {
             return Err("--echo: does not check frames, --verify has no effect".into());
         }
@@ -265,6 +272,7 @@ impl Cli {
             ("--offloads", self.offloads.is_some(), tap, "--tap"),
             ("--warm-up", self.warm_up.is_some(), latency, "--latency"),
             ("--echo", self.echo, receive, "--receive"),
+            ("--inject", self.inject.is_some(), receive, "--receive"),
             ("--window", self.window.is_some(), generate, "--generate"),
             ("--burst", self.burst.is_some(), generate, "--generate"),
             ("--flows", self.flows.is_some(), generate, "--generate"),
@@ -375,6 +383,9 @@ mod tests {
         assert!(parse("--socket a --generate --window 5").is_err());
         assert!(parse("--socket a --generate --verify").is_err());
         assert!(parse("--socket a --socket b --generate --verify").is_ok());
+        assert!(parse("--socket a --receive --inject p0 --seconds 1").is_ok());
+        assert!(parse("--socket a --receive --inject p0 --verify").is_err());
+        assert!(parse("--socket a --socket b --receive --inject p0").is_err());
         assert!(parse("--socket a --receive --stations 65536").is_ok());
         assert!(parse("--socket a --receive --stations 65537").is_err());
         assert!(parse("--socket a --generate --stations 5").is_err());

@@ -1,6 +1,7 @@
 //! The jobs: what the guest does once its ports are connected.
 
 pub(crate) mod generate;
+pub(crate) mod inject;
 pub(crate) mod latency;
 pub(crate) mod receive;
 pub(crate) mod tap;

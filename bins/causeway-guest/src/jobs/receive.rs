@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::inject::{self, Injector};
 use super::{announce, deadline, is_over};
 use crate::checker::Checker;
 use crate::cli::Cli;
@@ -23,6 +24,7 @@ pub(crate) fn run(
     let mut checkers: Vec<Checker> =
         ports.iter().map(|_| Checker::new(cli.verify)).collect::<Result<_, _>>()?;
     let mut echo = cli.echo.then(Echo::default);
+    let mut injector = ports.first().map(|port| Injector::open(cli, port)).transpose()?.flatten();
     let mut meter = Meter::new(ports, &cli.socket);
     let mut idle = Idle::new(cli.busy, ports, None)?;
     let end = deadline(cli, Instant::now());
@@ -33,6 +35,11 @@ pub(crate) fn run(
             break;
         }
         let mut worked = false;
+        if let (Some(injector), Some(port)) = (&mut injector, ports.first_mut()) {
+            injector.burst()?;
+            let _ = inject::take(port, &mut meter, now)?;
+            continue;
+        }
         for (index, (port, checker)) in ports.iter_mut().zip(&mut checkers).enumerate() {
             worked |= match &mut echo {
                 Some(echo) => echo.turn(index, port, &mut meter, now)?,
@@ -41,9 +48,12 @@ pub(crate) fn run(
         }
         idle.turn(worked, ports, end)?;
     }
+    if let Some(injector) = &mut injector {
+        injector.count(&mut meter);
+    }
     let corrupt = meter.corrupt;
     let Some(mut totals) = meter.totals(ports, idle.calls()) else { return Ok(None) };
-    if echo.is_none() {
+    if echo.is_none() && injector.is_none() {
         totals = totals.with_losses(sum(&checkers, cli.count));
     }
     if cli.verify {

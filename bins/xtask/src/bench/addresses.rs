@@ -125,6 +125,7 @@ fn measure_in(load: Load, scratch: &Scratch) -> Result<Run> {
         busy_ratio: account.busy_ratio,
         dropped: account.dropped,
         guest_dropped: lost,
+        spent: None,
         subject: String::new(),
     })
 }

@@ -13,7 +13,9 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::report::{Report, saved_folder};
+use super::round::Run;
 use super::summary::{Row, Spread};
+use super::uplinks;
 use crate::steps::Steps;
 
 /// Options of `cargo xtask bench readme`.
@@ -32,7 +34,7 @@ struct IdleRun {
 }
 
 /// The tables of the README.
-const SECTIONS: [&str; 4] = ["pvp", "latency", "scale", "idle"];
+const SECTIONS: [&str; 5] = ["pvp", "latency", "scale", "idle", "uplinks"];
 
 pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
     let path = repository().join("README.md");
@@ -83,6 +85,17 @@ fn section(name: &str) -> Result<String> {
             let table = with_and_without(&report.summary);
             format!(
                 "Million frames per second with more and with less:\n\n{table}\n{}",
+                origin(&report)
+            )
+        }),
+        "uplinks" => load::<Run, Vec<Row>>(name)?.map(|report| {
+            let table = side_by_side(&report.summary);
+            let spent = uplinks::spent(&report.runs).join("\n");
+            format!(
+                "Million frames per second, one way; the ratio is ours to the peer's:\n\n{table}\n\
+                 Where the time of the thread that moves frames goes, for each frame:\n\n\
+                 | case | back end | in the kernel | in its own code, polling included | kernel |\n\
+                 |---|---|---|---|---|\n{spent}\n\n{}",
                 origin(&report)
             )
         }),

@@ -15,7 +15,7 @@ use super::machine::Versions;
 use super::regime::{Regime, round_trip_ns};
 use super::summary::{Sample, median};
 use super::turn::Measured;
-use super::watch::Watch;
+use super::watch::{SpentPerFrame, Watch};
 
 const WARM_UP: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_secs(1);
@@ -45,6 +45,9 @@ pub(crate) struct Run {
     pub(crate) dropped: u64,
     /// Frames that the guest could not send on, or missed.
     pub(crate) guest_dropped: u64,
+    /// Where the back end's time went, if that was looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) spent: Option<SpentPerFrame>,
 }
 
 /// Lets the frames of `case` go round through a back end that is called `subject`.
@@ -108,6 +111,7 @@ fn measure_in(
         busy_ratio: account.busy_ratio,
         dropped: account.dropped,
         guest_dropped: said.dropped,
+        spent: None,
     };
     Ok((run, dpdk))
 }

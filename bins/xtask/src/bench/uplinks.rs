@@ -1,19 +1,22 @@
 //! Frames per second between a guest and an uplink, each way, the switch and its peers in turn.
 //!
 //! ```text
-//!  CPU 1                    CPU 0                          CPU 1
-//!  testpmd, virtio-user ──► back end ──► uplink ──► kernel counts      "to tap"
-//!  testpmd, virtio-user ◄── back end ◄── uplink ◄── the same testpmd   "from tap"
-//!                    └───── a frame that came goes out again ─────┘    (net_af_packet)
+//!  CPU 1                      CPU 0                           CPU 1
+//!  testpmd, virtio-user ────► back end ──► uplink ──► kernel counts          "to tap"
+//!  causeway-guest --receive ◄ back end ◄── uplink ◄── the same causeway-guest  "from tap"
 //! ```
 //!
 //! *To* an uplink the guest sends as fast as it can, and the interface behind the uplink says what
-//! arrives. *From* an uplink one testpmd is both generator and guest: frames that its guest port
-//! receives go out through `net_af_packet` on the far side of the uplink, so that about a ring of
-//! frames goes round in that one direction and nothing has to be thrown away. Its work on the far
-//! side is the same for every back end, and may be what bounds the rate.
+//! arrives. *From* an uplink one causeway-guest is both generator and guest (`--receive --inject`):
+//! bursts go into the far side of the uplink as fast as the kernel takes them, in an open loop, and
+//! what arrives at the guest is counted; what does not was dropped on the way, for want of a back
+//! end that is fast enough. Its work is the same for every back end, and may be what bounds it.
+//!
+//! With each rate stands where the time of the back end's polling thread went: in the kernel (its
+//! system calls, and what the network stack does in them), and in its own code, waiting included.
 
 mod guest;
+mod injected;
 mod wire;
 
 use std::path::Path;
@@ -30,16 +33,19 @@ use super::regime::{Regime, round_trip_ns};
 use super::report::{Keep, Report, table};
 use super::round::Run;
 use super::summary::{Sample, median, rows};
-use super::watch::Watch;
+use super::watch::{Disturbance, Spent, Watch};
 use super::{chart, prepare, turn};
 use crate::steps::Steps;
 use guest::Guest;
+use injected::Injected;
 use wire::Wire;
 
 const NAME: &str = "uplinks";
 const WARM_UP: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_secs(1);
 const LOOKS: u32 = 3;
+/// The guest is still there when it has been watched.
+const MARGIN: Duration = Duration::from_millis(300);
 /// What a peer takes many times less for, after it says that it is ready.
 const SETTLE: Duration = Duration::from_millis(500);
 
@@ -188,36 +194,13 @@ fn measure_in(
     let socket = scratch.path("v0");
     let mut back_end = start(environment, (subject, case.kind), (&wire, &socket), scratch)?;
     wire.bring_up()?;
-    let far = (case.way == Way::From).then(|| wire.far().to_owned());
-    let mut guest = Guest::start(environment, &socket, far.as_deref(), scratch.folder())?;
-    if let BackEnd::Switch { switch, .. } = &back_end {
-        switch.wait_ports_up(&["g0", "u"])?;
-    }
-    sleep(SETTLE);
-    let before_ns = round_trip_ns()?;
-    match case.way {
-        Way::To => guest.send(case.size)?,
-        Way::From => guest.circulate(case.size)?,
-    }
-    sleep(WARM_UP);
-    back_end.begin()?;
-    let watch = Watch::start(&[guest.id(), back_end.id()])?;
-    let mut looks = Vec::new();
-    let mut before = guest.arrived(&wire)?;
-    for _ in 0..LOOKS {
-        let start = std::time::Instant::now();
-        sleep(LOOK);
-        let now = guest.arrived(&wire)?;
-        looks.push(millions(now.saturating_sub(before)) / start.elapsed().as_secs_f64());
-        before = now;
-    }
-    let disturbance = watch.finish();
-    let said = guest.stop_forwarding()?;
-    let after_ns = round_trip_ns()?;
-    let account = back_end.account(None, said.cycles.map(|cycles| cycles.mhz))?;
-    let dpdk = guest.version()?;
-    guest.quit()?;
+    let (measured, dpdk) = match case.way {
+        Way::To => to(environment, &mut back_end, (&wire, &socket, case.size), scratch)?,
+        Way::From => (from(&mut back_end, (&wire, &socket, case.size), scratch)?, None),
+    };
+    let account = back_end.account(None, None)?;
     back_end.stop()?;
+    let Measured { before_ns, after_ns, disturbance, spent, frames, mpps, looks } = measured;
     let regime = Regime::of_run(before_ns, after_ns).unless_disturbed(disturbance.share());
     let run = Run {
         case: case.name(),
@@ -227,15 +210,97 @@ fn measure_in(
         after_ns: after_ns.round(),
         waited: disturbance.waited,
         stolen: disturbance.stolen,
-        mpps: median(&looks).filter(|mpps| *mpps > 0.0).context("no frames arrived")?,
+        mpps: Some(mpps).filter(|mpps| *mpps > 0.0).context("no frames arrived")?,
         looks,
-        cycles_per_frame: account.cycles_per_frame,
+        cycles_per_frame: None,
         guest_cycles_per_frame: None,
-        busy_ratio: account.busy_ratio,
+        busy_ratio: None,
         dropped: account.dropped,
-        guest_dropped: said.dropped,
+        guest_dropped: 0,
+        spent: spent.per_frame(frames),
     };
     Ok((run, dpdk))
+}
+
+/// What a run has shown.
+struct Measured {
+    before_ns: f64,
+    after_ns: f64,
+    disturbance: Disturbance,
+    /// The time of the back end's polling thread, and the frames that arrived meanwhile.
+    spent: Spent,
+    frames: f64,
+    mpps: f64,
+    looks: Vec<f64>,
+}
+
+fn to(
+    environment: &Environment,
+    back_end: &mut BackEnd,
+    (wire, socket, size): (&Wire, &Path, u16),
+    scratch: &Scratch,
+) -> Result<(Measured, Option<String>)> {
+    let mut guest = Guest::start(environment, socket, scratch.folder())?;
+    wait_up(back_end)?;
+    let before_ns = round_trip_ns()?;
+    guest.send(size)?;
+    sleep(WARM_UP);
+    back_end.begin()?;
+    let watch = Watch::start(&[guest.id(), back_end.id()])?;
+    let spent = Spent::of(back_end.id())?;
+    let mut looks = Vec::new();
+    let first = wire.arrived()?;
+    let mut before = first;
+    for _ in 0..LOOKS {
+        let start = std::time::Instant::now();
+        sleep(LOOK);
+        let now = wire.arrived()?;
+        looks.push(millions(now.saturating_sub(before)) / start.elapsed().as_secs_f64());
+        before = now;
+    }
+    let spent = Spent::of(back_end.id())?.since(spent);
+    let disturbance = watch.finish();
+    guest.stop_forwarding()?;
+    let after_ns = round_trip_ns()?;
+    let dpdk = guest.version()?;
+    guest.quit()?;
+    let mpps = median(&looks).unwrap_or_default();
+    let frames = millions(before.saturating_sub(first)) * 1e6;
+    Ok((Measured { before_ns, after_ns, disturbance, spent, frames, mpps, looks }, dpdk))
+}
+
+fn from(
+    back_end: &mut BackEnd,
+    (wire, socket, size): (&Wire, &Path, u16),
+    scratch: &Scratch,
+) -> Result<Measured> {
+    let time = LOOK.saturating_mul(LOOKS);
+    let before_ns = round_trip_ns()?;
+    let all = WARM_UP.saturating_add(time);
+    let guest = Injected::start(socket, wire.far(), (size, all), scratch)?;
+    sleep(WARM_UP);
+    back_end.begin()?;
+    // If the guest has ended, `finish` knows why.
+    let watch = Watch::start(&[guest.id(), back_end.id()]).or_else(|_| Watch::start(&[]))?;
+    let spent = Spent::of(back_end.id())?;
+    let start = std::time::Instant::now();
+    sleep(time.saturating_sub(MARGIN));
+    let spent = Spent::of(back_end.id())?.since(spent);
+    let seconds = start.elapsed().as_secs_f64();
+    let disturbance = watch.finish();
+    let rate = guest.finish()?;
+    let after_ns = round_trip_ns()?;
+    let (mpps, looks) = (rate / 1e6, vec![rate / 1e6]);
+    let frames = rate * seconds;
+    Ok(Measured { before_ns, after_ns, disturbance, spent, frames, mpps, looks })
+}
+
+fn wait_up(back_end: &BackEnd) -> Result<()> {
+    if let BackEnd::Switch { switch, .. } = back_end {
+        switch.wait_ports_up(&["g0", "u"])?;
+    }
+    sleep(SETTLE);
+    Ok(())
 }
 
 fn start(
@@ -261,6 +326,34 @@ fn millions(frames: u64) -> f64 {
     frames as f64 / 1e6
 }
 
+/// Where the time went, a line for each case and back end.
+pub(super) fn spent(runs: &[Run]) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut seen: Vec<(&str, &str)> = Vec::new();
+    for run in runs {
+        let row = (run.case.as_str(), run.subject.as_str());
+        if seen.contains(&row) || !Regime::STEADY.contains(&run.regime) {
+            continue;
+        }
+        seen.push(row);
+        let of = runs.iter().filter(|run| (run.case.as_str(), run.subject.as_str()) == row);
+        let of: Vec<_> = of.filter(|run| Regime::STEADY.contains(&run.regime)).collect();
+        let middle = |pick: fn(&Run) -> Option<f64>| {
+            median(&of.iter().filter_map(|run| pick(run)).collect::<Vec<_>>())
+        };
+        let kernel = middle(|run| run.spent.map(|spent| spent.kernel_ns));
+        let own = middle(|run| run.spent.map(|spent| spent.own_ns));
+        if let (Some(kernel), Some(own)) = (kernel, own) {
+            let share = 100.0 * kernel / (kernel + own).max(f64::MIN_POSITIVE);
+            lines.push(format!(
+                "| {} | {} | {kernel:.0} ns | {own:.0} ns | {share:.0} % |",
+                row.0, row.1
+            ));
+        }
+    }
+    lines
+}
+
 fn publish(steps: &mut Steps, keep: &Keep, runs: Vec<Run>, versions: Versions) -> Result<()> {
     let samples: Vec<Sample> = runs.iter().map(Run::sample).collect();
     let left_out = runs.iter().filter(|run| !Regime::STEADY.contains(&run.regime)).count();
@@ -269,6 +362,9 @@ fn publish(steps: &mut Steps, keep: &Keep, runs: Vec<Run>, versions: Versions) -
     let report = Report::new("million frames per second, one way", versions, runs, summary)?;
     println!();
     for line in report.origin().into_iter().chain(table("Mpps", &report.summary, 3)) {
+        println!("{line}");
+    }
+    for line in spent(&report.runs) {
         println!("{line}");
     }
     println!(

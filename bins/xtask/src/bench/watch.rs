@@ -6,6 +6,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 
 /// What `/proc/stat` counts in: a hundredth of a second on every Linux that matters.
 const TICK: Duration = Duration::from_millis(10);
@@ -114,8 +115,56 @@ impl Threads {
             let running = time.running.saturating_sub(before.running);
             (running, time.waiting.saturating_sub(before.waiting))
         };
-        self.0.iter().map(since).max().map_or(Duration::ZERO, |(_, waiting)| waiting)
+        let times: Vec<_> = self.0.iter().map(since).collect();
+        let Some((running, waiting)) = times.iter().copied().max() else { return Duration::ZERO };
+        let all: Duration = times.iter().map(|(running, _)| *running).sum();
+        // For its own threads a program waits by its own choice.
+        waiting.saturating_sub(all.saturating_sub(running))
     }
+}
+
+/// Where the time of a program's busiest thread went, as the scheduler's ticks saw it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Spent {
+    own: Duration,
+    kernel: Duration,
+}
+
+/// The same for each frame, in nanoseconds.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub(crate) struct SpentPerFrame {
+    /// In its own code, waiting for frames included.
+    pub(crate) own_ns: f64,
+    /// In the kernel, which it called.
+    pub(crate) kernel_ns: f64,
+}
+
+impl Spent {
+    /// Of all threads of a process so far: those that move no frames hardly run.
+    pub(crate) fn of(process: u32) -> Result<Self> {
+        let path = format!("/proc/{process}/stat");
+        let text = fs::read_to_string(&path).context("the process has ended")?;
+        parse_spent(&text).with_context(|| format!("{path} says {text}"))
+    }
+
+    pub(crate) fn since(self, before: Self) -> Self {
+        let own = self.own.saturating_sub(before.own);
+        Self { own, kernel: self.kernel.saturating_sub(before.kernel) }
+    }
+
+    pub(crate) fn per_frame(self, frames: f64) -> Option<SpentPerFrame> {
+        let each = |time: Duration| time.as_secs_f64() * 1e9 / frames;
+        let spent = SpentPerFrame { own_ns: each(self.own), kernel_ns: each(self.kernel) };
+        (frames > 0.0).then_some(spent)
+    }
+}
+
+/// Reads user and system time behind the program's name, which may have blanks in it.
+fn parse_spent(text: &str) -> Option<Spent> {
+    let (_, rest) = text.rsplit_once(')')?;
+    let mut numbers = rest.split_whitespace().skip(11);
+    let mut next = || TICK.checked_mul(numbers.next()?.parse().ok()?);
+    Some(Spent { own: next()?, kernel: next()? })
 }
 
 /// Reads a line of `schedstat`: nanoseconds on a CPU, nanoseconds waiting for one, time slices.
@@ -158,6 +207,14 @@ mod tests {
     }
 
     #[test]
+    fn time_is_divided_into_own_and_kernel() {
+        let text = "7 (a (b) c) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0 20 0 3 0";
+        let spent = parse_spent(text).unwrap().per_frame(1e6).unwrap();
+        assert!((spent.own_ns - 1500.0).abs() < 1e-6 && (spent.kernel_ns - 500.0).abs() < 1e-6);
+        assert!(parse_spent("7 (x) S 1").is_none());
+    }
+
+    #[test]
     fn only_the_busiest_thread_waits() {
         let threads = |times: [&str; 2]| {
             let times = times.map(|text| parse_times(text).unwrap());
@@ -166,7 +223,7 @@ mod tests {
         // The first has started the program, the second moves frames.
         let (before, after) =
             (threads(["9000 5 1", "100 20 2"]), threads(["9010 900 3", "900 60 4"]));
-        assert_eq!(after.busiest_waited(&before), Duration::from_nanos(40));
+        assert_eq!(after.busiest_waited(&before), Duration::from_nanos(30));
         assert_eq!(after.running(), Duration::from_nanos(9910));
         assert_eq!(parse_times("none"), None);
     }

@@ -199,7 +199,7 @@ impl Hostile {
     }
 }
 
-/// Lets `bytes` play the kernel, for the fuzzer: whatever it writes into the rings, no frame reaches
+/// Lets `bytes` play the kernel, for the fuzzer: whatever it writes into rings, no frame reaches
 /// beyond its chunks, and nothing is sent that is not ours. How many frames came.
 pub(super) fn play(mut bytes: &[u8]) -> usize {
     let mut queue = Hostile::new();
