@@ -225,6 +225,24 @@ impl Environment {
         Ok(command)
     }
 
+    /// A command that runs `tshark` or `socat`; the first call fetches them.
+    ///
+    /// # Errors
+    /// They cannot be fetched.
+    pub fn wire_program(&self, name: &str) -> Result<Command> {
+        let root = self.part("wire", |root| {
+            say("fetching tshark and socat (unpacked into the cache, not installed)");
+            let packages = ["tshark", "wireshark-common", "libwireshark-data", "socat"];
+            apt::unpack_closure(&self.cache, &["bookworm"], &packages, root)
+        })?;
+        let mut command = tied_command(root.join("usr/bin").join(name));
+        let search = [LIBRARIES, "lib/x86_64-linux-gnu"].map(|folder| root.join(folder));
+        let _ = command
+            .env("LD_LIBRARY_PATH", std::env::join_paths(search)?)
+            .env("WIRESHARK_DATA_DIR", root.join("usr/share/wireshark"));
+        Ok(command)
+    }
+
     /// The linker and the emulator for 64-bit Arm; the first call fetches them.
     ///
     /// # Errors

@@ -46,5 +46,5 @@ pub use virtio_user::{Topology, VirtioUser, VirtioUserSpec};
 pub fn needs_root(test: &str) -> bool {
     let hugepages = ["runners/", "virtio-user/", "configs/hugepages"];
     let taps = ["switch/guest-reaches-host", "switch/ports-come-and-go", "uplinks/", "migration/"];
-    hugepages.iter().chain(&taps).any(|prefix| test.starts_with(prefix))
+    hugepages.iter().chain(&taps).chain(&["tcp/"]).any(|prefix| test.starts_with(prefix))
 }

@@ -2,11 +2,14 @@
 //!
 //! **Limits** Names hold the process id, so that test runs do not meet.
 
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::environment::host::{find, ip};
 use crate::process::{Process, tied_command};
@@ -75,6 +78,21 @@ impl Netns {
             let _ = value.map(|value| command.env(name, value));
         }
         Ok(command)
+    }
+
+    /// Runs `work` in a thread of its own inside.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered, or `work` fails.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let file = File::open(Path::new("/run/netns").join(&self.0))?;
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
+                work()
+            });
+            thread.join().map_err(|_| anyhow!("a thread in {} panicked", self.0))?
+        })
     }
 
     /// Starts `program` inside, as a process that ends with its value.

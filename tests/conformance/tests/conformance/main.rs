@@ -11,6 +11,7 @@ mod qemu;
 mod restart;
 mod runners;
 mod switch;
+mod tcp;
 mod uplinks;
 mod virtio_user;
 
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
         promises::trials(),
         switch::trials(),
         uplinks::trials(),
+        tcp::trials(),
         restart::trials(),
         configs::trials(),
         virtio_user::trials(),
