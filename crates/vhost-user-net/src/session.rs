@@ -242,7 +242,7 @@ impl Session {
         match result {
             Ok(Answer::Reply(reply)) => {
                 let handed = match &reply {
-                    Reply::Vring(state) => u16::try_from(state.ring).ok().map(RingIndex),
+                    Reply::Vring(state) => self.handed(state.ring),
                     Reply::U64(_) | Reply::Empty => None,
                 };
                 Ok(Outcome { reply: write(reply), refused: None, handed })

@@ -181,6 +181,23 @@ impl QueueConfig {
         Ok(self)
     }
 
+    /// Where a split ring goes on if it cannot be where the configuration says: at `used.idx`.
+    /// Front ends that do not know where a lost device was say zero (DPDK's do).
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError`] if the configuration is wrong.
+    pub fn rescue(&self, memory: &GuestMap) -> Result<Option<RingPosition>, QueueError> {
+        let RingPosition::Split { avail, .. } = self.position else { return Ok(None) };
+        self.check_size()?;
+        let areas = SplitAreas::new(memory, self)?;
+        // ORDERING: relaxed, as in `resume_at_used`.
+        let used = areas.used_idx().load(Ordering::Relaxed);
+        let ahead = |of: u16| areas.avail_idx().load(Ordering::Relaxed).wrapping_sub(of);
+        let lost = ahead(avail) > self.size && ahead(used) <= self.size;
+        Ok(lost.then_some(RingPosition::Split { avail: used, used }))
+    }
+
     pub(crate) fn check_size(&self) -> Result<(), QueueError> {
         let allowed = match self.layout {
             Layout::Split => self.size.is_power_of_two(),

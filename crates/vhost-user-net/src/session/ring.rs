@@ -61,8 +61,9 @@ impl Ring {
     fn end(&mut self) {
         self.wrong = None;
         self.kick = None;
+        // A front end may ask on a new connection, before the ring is started: that says nothing.
+        self.known |= self.started;
         self.started = false;
-        self.known = true;
         self.broken = false;
         self.resumed = false;
         self.impatient = false;
@@ -294,6 +295,12 @@ impl Session {
         ring.resumed = true;
         ring.known = true;
         Ok(())
+    }
+
+    /// The ring, if this session knows better than a record where it is.
+    pub(super) fn handed(&self, ring: u32) -> Option<RingIndex> {
+        let index = u16::try_from(ring).ok().map(RingIndex)?;
+        self.rings.get(&index).filter(|ring| ring.known).map(|_| index)
     }
 
     /// Which ring it is, in the files of the memory.

@@ -80,6 +80,10 @@ impl Rings for FabricRings {
             Some(known) => self.recover(ring, &start, known)?,
             None => None,
         };
+        let recorded = match recorded {
+            None if !start.known => start.config.rescue(start.memory)?,
+            recorded => recorded,
+        };
         let position = recorded.unwrap_or(start.config.position);
         let mut queue = QueueConfig { position, ..start.config }.activate(start.memory)?;
         if let Some((page, identity)) = known {

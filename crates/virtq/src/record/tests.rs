@@ -276,6 +276,33 @@ fn what_nobody_wrote_is_unknown_and_what_makes_no_sense_unlikely() {
 }
 
 #[test]
+fn a_split_ring_that_cannot_be_where_it_is_said_to_be_goes_on_at_its_used_index() {
+    let case = Case {
+        layout: Layout::Split,
+        size: 16,
+        in_order: false,
+        receives: false,
+        longest: 1,
+        indirect: false,
+    };
+    let mut guest = Guest::new(case);
+    let mut queue = guest.config().activate(&guest.map).unwrap();
+    for turn in 1..12 {
+        guest.fill(3);
+        device_turn(&guest, &mut queue, &mut ChainBuf::default(), turn);
+        guest.poll();
+    }
+    guest.fill(2);
+    let (used, said) = (33, |at| RingPosition::Split { avail: at, used: at });
+    assert_eq!(queue.stop().position, said(used));
+    let rescue =
+        |at| QueueConfig { position: said(at), ..guest.config() }.rescue(&guest.map).unwrap();
+    assert_eq!(rescue(0), Some(said(used)));
+    assert_eq!(rescue(used + 3), Some(said(used)), "beyond what is available");
+    assert_eq!((rescue(used), rescue(used + 2), rescue(used - 14)), (None, None, None));
+}
+
+#[test]
 fn pages_hold_their_owners_words() {
     let map = RecordMap::private(2).unwrap();
     assert!(map.page(2).is_none());

@@ -12,7 +12,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use conformance::{Environment, Guest, GuestSpec, Scratch, Switch};
+use conformance::virtio_user::USUAL_FRAME;
+use conformance::{
+    Environment, Guest, GuestSpec, Scratch, Switch, Topology, VirtioUser, VirtioUserSpec,
+};
 use libtest_mimic::Trial;
 
 use crate::{full, trial};
@@ -29,6 +32,9 @@ pub(crate) fn trials() -> Vec<Trial> {
     vec![
         row("qemu-guests-survive-kill-9-of-the-switch", qemu_survives),
         row("qemu-with-packed-rings-needs-the-record", qemu_needs_the_record),
+        row("virtio-user-split-survives-kill-9", |env, s| user_survives(env, s, false, false)),
+        row("virtio-user-packed-survives-kill-9", |env, s| user_survives(env, s, true, false)),
+        row("virtio-user-in-order-survives-kill-9", |env, s| user_survives(env, s, true, true)),
     ]
 }
 
@@ -80,7 +86,7 @@ fn qemu_survives(env: &Environment, scratch: &Scratch) -> Result<()> {
         switch.kill();
         switch = Switch::start(scratch.folder(), &ports)?;
         slowest = slowest.max(recovery(&switch, &["g1", "g2"])?);
-        moves_on(&switch).with_context(|| format!("round {round}"))?;
+        moves_on(&switch, ["g1", "g2"]).with_context(|| format!("round {round}"))?;
     }
     println!("slowest recovery: {slowest:?} after listening, with reconnect-ms={RECONNECT_MS}");
     let _ = split.run("killall iperf3 ping; true")?;
@@ -104,7 +110,7 @@ fn boot_time(guest: &mut Guest) -> Result<String> {
 }
 
 /// Both guests send and receive, in rings of which neither is stuck: more frames than a ring has.
-fn moves_on(switch: &Switch) -> Result<()> {
+fn moves_on(switch: &Switch, names: [&str; 2]) -> Result<()> {
     const MORE_THAN_A_RING: u64 = 600;
     let start = Instant::now();
     loop {
@@ -113,7 +119,7 @@ fn moves_on(switch: &Switch) -> Result<()> {
             let port = stats.port(name)?;
             Ok(port.rx_frames().min(port.tx_frames()))
         };
-        let least = moved("g1")?.min(moved("g2")?);
+        let least = moved(names[0])?.min(moved(names[1])?);
         if least > MORE_THAN_A_RING {
             return Ok(());
         }
@@ -144,5 +150,47 @@ fn qemu_needs_the_record(env: &Environment, scratch: &Scratch) -> Result<()> {
     packed.rebind_driver()?;
     switch.wait_ports_up(&["g2"])?;
     packed.power_off()?;
+    switch.stop()
+}
+
+/// DPDK's virtio-user, which listens: the switch connects to it again and again.
+fn user_survives(env: &Environment, scratch: &Scratch, packed: bool, in_order: bool) -> Result<()> {
+    let names = ["v0", "v1"];
+    let port = |(index, name): (usize, &str)| {
+        let (socket, mac) = (scratch.path(name), VirtioUserSpec::mac(index));
+        format!("vhost-user:name={name},socket={},mode=client,mac={mac}", socket.display())
+    };
+    let ports: Vec<String> = names.into_iter().enumerate().map(port).collect();
+    let spec = VirtioUserSpec {
+        sockets: names.map(|name| scratch.path(name)).to_vec(),
+        topology: Topology::Loop,
+        server: true,
+        packed,
+        mrg_rxbuf: !in_order,
+        in_order,
+        vectorized: in_order,
+        queues: 1,
+        largest_frame: USUAL_FRAME,
+        small_pages: false,
+    };
+    let mut switch = Switch::start(scratch.folder(), &ports)?;
+    let mut user = VirtioUser::start(env, &spec, scratch.folder())?;
+    user.wait_up()?;
+    switch.wait_ports_up(&names)?;
+    let mut slowest = Duration::ZERO;
+    for round in 0..rounds(3) {
+        user.circulate(64, 4)?;
+        moves_on(&switch, names).with_context(|| format!("before round {round}"))?;
+        switch.kill();
+        switch = Switch::start(scratch.folder(), &ports)?;
+        slowest = slowest.max(recovery(&switch, &names)?);
+        let _ = user.stop_forwarding()?;
+    }
+    println!("slowest recovery: {slowest:?} after the start");
+    user.circulate(64, 4)?;
+    moves_on(&switch, names)?;
+    let _ = user.stop_forwarding()?;
+    let _ = switch.check_ledger()?;
+    user.quit()?;
     switch.stop()
 }

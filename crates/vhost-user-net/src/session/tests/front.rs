@@ -13,6 +13,7 @@ use virtq::{ChainBuf, QueueError, RingPosition, Virtq};
 
 use crate::codec::{Decoder, Request, VringAddr, VringFd, VringState};
 use crate::memory::{FrontendAddr, RegionSpec};
+use crate::record::Identity;
 use crate::session::{
     F_PROTOCOL_FEATURES, Outcome, PROTOCOL_FEATURES, RingIndex, RingStart, Rings, Session,
     SessionError, SessionSettings, Stopped,
@@ -47,6 +48,8 @@ pub(super) struct Running {
     pub(super) kick: Option<Arc<OwnedFd>>,
     pub(super) mtu: u16,
     pub(super) resumed: bool,
+    pub(super) known: bool,
+    pub(super) identity: Option<Identity>,
 }
 
 impl Rings for Recorder {
@@ -62,6 +65,8 @@ impl Rings for Recorder {
             kick: start.kick,
             mtu: start.mtu,
             resumed: start.resumed,
+            known: start.known,
+            identity: start.identity,
         };
         assert!(self.queues.insert(ring.0, running).is_none(), "started twice");
         Ok(())

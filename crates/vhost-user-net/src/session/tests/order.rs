@@ -222,3 +222,26 @@ fn the_end_of_the_connection_stops_all_rings() {
     front.session.close(&mut front.rings);
     assert!(front.running().is_empty());
 }
+
+#[test]
+fn a_position_is_certain_once_the_ring_ran_here() {
+    let mut front = Front::new();
+    // DPDK asks on each new connection, before it says anything about the ring.
+    let early = front.bytes(&Request::GetVringBase { ring: 0 }.write(false), Vec::new()).unwrap();
+    assert_eq!(early.handed, None, "nothing was told");
+    front.up(PLAIN, 1);
+    assert!(!front.rings.queues[&0].known, "a record may know better");
+    assert!(front.rings.queues[&0].identity.is_some());
+    assert_ne!(front.rings.queues[&0].identity, front.rings.queues[&1].identity);
+    front.enable(0, false);
+    front.enable(0, true);
+    assert!(front.rings.queues[&0].known && !front.rings.queues[&1].known);
+    let late = front.bytes(&Request::GetVringBase { ring: 0 }.write(false), Vec::new()).unwrap();
+    assert_eq!(late.handed, Some(RingIndex(0)));
+    front.kick(0);
+    assert!(front.rings.queues[&0].known, "the front end was told");
+    front.rings.events.clear();
+    front.say(Request::ResetDevice);
+    let forgotten = |n| front.rings.events.contains(&Event::Forgotten(n));
+    assert!(forgotten(0) && forgotten(1));
+}
