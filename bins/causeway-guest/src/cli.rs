@@ -29,6 +29,9 @@ pub(crate) struct Cli {
     /// Which side of the sockets we are
     #[arg(long, value_enum, default_value_t = Mode::Client)]
     pub(crate) mode: Mode,
+    /// When the back end goes away, connect again (or wait for it again) and go on
+    #[arg(long)]
+    pub(crate) reconnect: bool,
     /// Queue pairs of each port
     #[arg(long, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u16).range(1..=128))]

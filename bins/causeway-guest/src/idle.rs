@@ -86,7 +86,7 @@ impl Idle {
         self.turns = self.turns.wrapping_add(1);
         if self.turns >= CHECK_TURNS {
             self.turns = 0;
-            ports.iter().try_for_each(GuestPort::check)?;
+            check_all(ports)?;
         }
         let now = Instant::now();
         if worked {
@@ -100,7 +100,7 @@ impl Idle {
         }
         let result = if arm_all(ports, self.draining) { Ok(()) } else { self.sleep(left) };
         self.calls = self.calls.wrapping_add(disarm_all(ports));
-        ports.iter().try_for_each(GuestPort::check)?;
+        check_all(ports)?;
         result
     }
 
@@ -122,6 +122,12 @@ impl Idle {
     pub(crate) fn calls(&self) -> u64 {
         self.calls
     }
+}
+
+/// Looks after the sessions. The last ports first: those that only receive are there again before
+/// the first one sends.
+fn check_all(ports: &mut [GuestPort]) -> anyhow::Result<()> {
+    ports.iter_mut().rev().try_for_each(GuestPort::check)
 }
 
 fn arm_all(ports: &mut [GuestPort], draining: bool) -> bool {

@@ -1,6 +1,6 @@
 //! One port of the guest: a session, memory and queue pairs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -9,7 +9,7 @@ use virtio_bindings::virtio_net::{VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtq::{Layout, RingFeatures};
 
-use crate::cli::{Cli, Switch};
+use crate::cli::{Cli, Mode, Switch};
 use crate::frame::Sender;
 use crate::mac::MacAddr;
 use crate::memory::Memory;
@@ -49,7 +49,19 @@ pub(crate) struct GuestPort {
     pub(crate) features: Agreed,
     session: Session,
     /// Keeps the file that the back end maps.
-    _memory: Memory,
+    memory: Memory,
+    /// How to come to another session when the back end goes away, if that is wanted.
+    again: Option<Again>,
+}
+
+/// What a new session is made from.
+#[derive(Debug)]
+struct Again {
+    path: PathBuf,
+    mode: Mode,
+    /// What was negotiated, and must be again.
+    bits: u64,
+    stop: Stop,
 }
 
 /// What was negotiated.
@@ -90,12 +102,19 @@ impl GuestPort {
         for pair in 0..usize::from(cli.queues) {
             let rx = RxRing::new(&mut memory, &rx_plan, features.mrg_rxbuf)?;
             let tx = TxRing::new(&mut memory, &tx_plan)?;
-            start(&mut session, pair, &rx, &tx, features.packed)
+            let rings_of_pair = Pair { rx, tx };
+            start(&mut session, pair, &rings_of_pair, features.packed)
                 .with_context(|| format!("queue pair {pair}"))?;
-            rings.push(Pair { rx, tx });
+            rings.push(rings_of_pair);
         }
         session.enable_all(rings.len().saturating_mul(2))?;
-        Ok(Some(Self { mac, pairs: rings, features, session, _memory: memory }))
+        let again = cli.reconnect.then(|| Again {
+            path: path.to_owned(),
+            mode: cli.mode,
+            bits,
+            stop: stop.clone(),
+        });
+        Ok(Some(Self { mac, pairs: rings, features, session, memory, again }))
     }
 
     /// The frames that this port sends.
@@ -139,9 +158,28 @@ impl GuestPort {
         Ok(())
     }
 
-    /// An error if the back end went away.
-    pub(crate) fn check(&self) -> anyhow::Result<()> {
-        if self.session.is_alive() { Ok(()) } else { bail!("the back end closed the connection") }
+    /// If the back end went away, goes on with the next one, or fails.
+    pub(crate) fn check(&mut self) -> anyhow::Result<()> {
+        if self.session.is_alive() {
+            return Ok(());
+        }
+        let Some(again) = &self.again else { bail!("the back end closed the connection") };
+        // One that dies while it is told what there is gets a successor, too.
+        while !again.stop.asked() {
+            let Some(session) = Session::open_within(&again.path, again.mode, &again.stop, None)?
+            else {
+                break;
+            };
+            match resume(session, again, (&self.memory, &self.pairs), self.features.packed) {
+                Ok(session) => {
+                    self.session = session;
+                    return Ok(());
+                }
+                Err(error) if error.is::<OtherFeatures>() => return Err(error),
+                Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+        Ok(())
     }
 
     /// Becomes readable when the back end goes away.
@@ -158,16 +196,46 @@ impl GuestPort {
     }
 }
 
-fn start(
-    session: &mut Session,
-    pair: usize,
-    rx: &RxRing,
-    tx: &TxRing,
+/// Tells a new back end what the last one knew: the rings go on as they are.
+fn resume(
+    mut session: Session,
+    again: &Again,
+    (memory, pairs): (&Memory, &[Pair]),
     packed: bool,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Session> {
+    let pair_count = u16::try_from(pairs.len()).unwrap_or(u16::MAX);
+    let _ = session.negotiate(pair_count, |offered| {
+        let missing = again.bits & !offered;
+        if missing == 0 { Ok(again.bits) } else { Err(OtherFeatures(missing).into()) }
+    })?;
+    session.share_memory(memory)?;
+    for (index, pair) in pairs.iter().enumerate() {
+        start(&mut session, index, pair, packed)?;
+    }
+    session.enable_all(pairs.len().saturating_mul(2))?;
+    Ok(session)
+}
+
+/// A back end came that cannot go on with what its predecessor agreed on.
+#[derive(Debug)]
+struct OtherFeatures(u64);
+
+impl std::fmt::Display for OtherFeatures {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the new back end lacks features that the last one had: {:#x}", self.0)
+    }
+}
+
+impl std::error::Error for OtherFeatures {}
+
+/// Starts a pair's rings. The base is what QEMU would say: of a split ring where the device is, of
+/// a packed one, which does not show that, where it was at first.
+fn start(session: &mut Session, pair: usize, rings: &Pair, packed: bool) -> anyhow::Result<()> {
+    let Pair { rx, tx } = rings;
     let rings = [(rx.queue(), rx.kick(), rx.call()), (tx.queue(), tx.kick(), tx.call())];
     for (way, (queue, kick, call)) in rings.into_iter().enumerate() {
-        let setup = RingSetup { size: queue.size(), packed, areas: queue.areas(), kick, call };
+        let base = if packed { 0x8000 } else { queue.used_index().unwrap_or(0) };
+        let setup = RingSetup { size: queue.size(), base, areas: queue.areas(), kick, call };
         session.start_ring(pair.saturating_mul(2).saturating_add(way), &setup)?;
     }
     Ok(())

@@ -55,8 +55,8 @@ impl std::fmt::Debug for Session {
 pub(crate) struct RingSetup<'a> {
     /// Number of entries.
     pub(crate) size: u16,
-    /// Packed rings start with their wrap counters set.
-    pub(crate) packed: bool,
+    /// Where the back end is to go on.
+    pub(crate) base: u16,
     /// Where the areas are.
     pub(crate) areas: &'a Areas,
     /// Driver to device.
@@ -68,8 +68,18 @@ pub(crate) struct RingSetup<'a> {
 impl Session {
     /// Connects, or waits for the back end; none if it was stopped meanwhile.
     pub(crate) fn open(path: &Path, mode: Mode, stop: &Stop) -> anyhow::Result<Option<Self>> {
+        Self::open_within(path, mode, stop, Some(CONNECT_PATIENCE))
+    }
+
+    /// The same with another patience; without a limit it waits until it is stopped.
+    pub(crate) fn open_within(
+        path: &Path,
+        mode: Mode,
+        stop: &Stop,
+        patience: Option<Duration>,
+    ) -> anyhow::Result<Option<Self>> {
         let stream = match mode {
-            Mode::Client => connect(path, stop)?,
+            Mode::Client => connect(path, stop, patience)?,
             Mode::Server => accept(path, stop)?,
         };
         let Some(stream) = stream else { return Ok(None) };
@@ -150,9 +160,8 @@ impl Session {
         Ok(())
     }
 
-    /// Starts ring `index` from its beginning.
+    /// Starts ring `index` at its base.
     pub(crate) fn start_ring(&mut self, index: usize, ring: &RingSetup<'_>) -> anyhow::Result<()> {
-        let base = if ring.packed { 0x8000 } else { 0 };
         let address = VringConfigData {
             queue_max_size: ring.size,
             queue_size: ring.size,
@@ -163,7 +172,7 @@ impl Session {
             log_addr: None,
         };
         self.frontend.set_vring_num(index, ring.size).context("SET_VRING_NUM")?;
-        self.frontend.set_vring_base(index, base).context("SET_VRING_BASE")?;
+        self.frontend.set_vring_base(index, ring.base).context("SET_VRING_BASE")?;
         self.frontend.set_vring_addr(index, &address).context("SET_VRING_ADDR")?;
         self.frontend.set_vring_call(index, ring.call).context("SET_VRING_CALL")?;
         self.frontend.set_vring_kick(index, ring.kick).context("SET_VRING_KICK")
@@ -202,12 +211,17 @@ impl Session {
     }
 }
 
-fn connect(path: &Path, stop: &Stop) -> anyhow::Result<Option<UnixStream>> {
+fn connect(
+    path: &Path,
+    stop: &Stop,
+    patience: Option<Duration>,
+) -> anyhow::Result<Option<UnixStream>> {
     let begin = Instant::now();
+    let over = || patience.is_some_and(|patience| begin.elapsed() > patience);
     loop {
         match UnixStream::connect(path) {
             Ok(stream) => return Ok(Some(stream)),
-            Err(error) if !may_come_up(&error) || begin.elapsed() > CONNECT_PATIENCE => {
+            Err(error) if !may_come_up(&error) || over() => {
                 return Err(error).with_context(|| format!("cannot connect to {}", path.display()));
             }
             Err(_) if stop.asked() => return Ok(None),

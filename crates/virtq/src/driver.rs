@@ -118,6 +118,15 @@ impl DriverQueue {
         self.areas.queue_config(&self.config, position)
     }
 
+    /// `used.idx` of a split ring as the device last wrote it, which is where a device that lost
+    /// its position goes on.
+    pub fn used_index(&self) -> Option<u16> {
+        match &self.ring {
+            Ring::Split(ring) => Some(ring.used_index()),
+            Ring::Packed(_) => None,
+        }
+    }
+
     /// Adds a chain: `readable` buffers for the device to read, then `writable` ones for it to
     /// write. The device sees it after [`Self::publish`].
     ///

@@ -269,8 +269,12 @@ impl SplitDriver {
 
     /// Where a device that lost its own position goes on: at what it has published.
     pub(super) fn device_position(&self) -> RingPosition {
-        let used = self.used.load16(INDEX_AT, Ordering::Relaxed);
+        let used = self.used_index();
         RingPosition::Split { avail: used, used }
+    }
+
+    pub(super) fn used_index(&self) -> u16 {
+        self.used.load16(INDEX_AT, Ordering::Relaxed)
     }
 }
 

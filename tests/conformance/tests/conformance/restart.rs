@@ -12,9 +12,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use conformance::process::tied_command;
 use conformance::virtio_user::USUAL_FRAME;
 use conformance::{
-    Environment, Guest, GuestSpec, Scratch, Switch, Topology, VirtioUser, VirtioUserSpec,
+    Environment, Guest, GuestSpec, Process, Scratch, Switch, Topology, VirtioUser, VirtioUserSpec,
+    switch,
 };
 use libtest_mimic::Trial;
 
@@ -35,6 +37,12 @@ pub(crate) fn trials() -> Vec<Trial> {
         row("virtio-user-split-survives-kill-9", |env, s| user_survives(env, s, false, false)),
         row("virtio-user-packed-survives-kill-9", |env, s| user_survives(env, s, true, false)),
         row("virtio-user-in-order-survives-kill-9", |env, s| user_survives(env, s, true, true)),
+        row("frames-survive-kill-9-split", |_, s| frames_survive(s, &[])),
+        row("frames-survive-kill-9-packed", |_, s| frames_survive(s, &["--packed"])),
+        row("frames-survive-kill-9-packed-in-order-chains", |_, s| {
+            frames_survive(s, &["--packed", "--in-order", "--descriptors", "3"])
+        }),
+        row("guests-reboot-reload-and-die", front_ends_come_and_go),
     ]
 }
 
@@ -193,4 +201,116 @@ fn user_survives(env: &Environment, scratch: &Scratch, packed: bool, in_order: b
     let _ = switch.check_ledger()?;
     user.quit()?;
     switch.stop()
+}
+
+/// What a generator and its receiver saw, as far as the series looks at it.
+#[derive(Debug, serde::Deserialize)]
+struct Seen {
+    tx_frames: u64,
+    lost: u64,
+    out_of_order: u64,
+    duplicated: u64,
+    corrupt: u64,
+}
+
+/// Frames with sequence numbers and checked contents, while the switch is killed: at most a burst
+/// of each queue is lost or comes again with each kill, and none is changed.
+fn frames_survive(scratch: &Scratch, rings: &[&str]) -> Result<()> {
+    /// The most frames of a burst of the switch, at a transmitq and at a receiveq.
+    const BURST: u64 = 64;
+    let names = ["p0", "p1"];
+    let port =
+        |name: &str| format!("vhost-user:name={name},socket={}", scratch.path(name).display());
+    let ports = names.map(port);
+    let mut switch = Switch::start(scratch.folder(), &ports)?;
+    let mut command = tied_command(switch::guest_program()?);
+    for name in names {
+        let _ = command.arg("--socket").arg(scratch.path(name));
+    }
+    let _ = command.args(["--generate", "--verify", "--json", "--reconnect"]).args(rings);
+    // Fewer on the way than a ring holds, so that no queue overflows.
+    let _ = command.args(["--window", "60", "--burst", "16", "--size", "64", "--size-max", "1000"]);
+    let mut guest = Process::spawn("causeway-guest", &mut command, &scratch.path("guest.log"))?;
+    switch.wait_ports_up(&names)?;
+    let kills = rounds(5);
+    let mut slowest = Duration::ZERO;
+    for round in 0..kills {
+        let start = Instant::now();
+        while switch.stats()?.port("p1")?.tx_frames() < 2000 {
+            let stuck = || format!("round {round}: {}\n{}", switch.counters(), guest.tail());
+            ensure!(start.elapsed() < PATIENCE, "{}", stuck());
+            thread::sleep(Duration::from_millis(3));
+        }
+        switch.kill();
+        switch = Switch::start(scratch.folder(), &ports)?;
+        slowest = slowest.max(recovery(&switch, &names)?);
+    }
+    thread::sleep(Duration::from_millis(200));
+    // With --verify it fails where frames are lost or doubled, which is judged here.
+    let _ = guest.stop()?;
+    let said = guest.output_from(0)?;
+    let json = said.lines().find(|line| line.starts_with('{'));
+    let seen: Seen = serde_json::from_str(json.with_context(|| format!("no totals: {said}"))?)?;
+    println!("{kills} kills: {seen:?}, slowest recovery {slowest:?}");
+    let most = BURST.saturating_mul(u64::from(kills));
+    ensure!(seen.corrupt == 0, "frames were changed: {seen:?}");
+    ensure!(seen.lost <= most && seen.duplicated <= most, "more than a burst a kill: {seen:?}");
+    ensure!(seen.out_of_order <= most, "frames overtook others: {seen:?}");
+    ensure!(seen.tx_frames > u64::from(kills).saturating_mul(2000), "little traffic: {seen:?}");
+    switch.stop()
+}
+
+/// A guest reboots, its driver is reloaded, its QEMU is killed: each time the switch has let go of
+/// everything, and the port serves the next one.
+fn front_ends_come_and_go(env: &Environment, scratch: &Scratch) -> Result<()> {
+    let ports = [port(1, scratch), port(2, scratch)];
+    let switch = Switch::start(scratch.folder(), &ports)?;
+    let mut stays = guest(env, scratch, 1, false)?;
+    stays.wait_up()?;
+    switch.wait_ports_up(&["g1"])?;
+    let quiet = Held::of(&switch)?;
+    for round in 0..rounds(1) {
+        let packed = !round.is_multiple_of(2);
+        let mut comes = guest(env, scratch, 2, packed)?;
+        comes.wait_up()?;
+        comes.wait_reachable(&stays.address())?;
+        let busy = Held::of(&switch)?;
+        ensure!(busy.mappings > quiet.mappings, "{busy:?} is not more than {quiet:?}");
+        for _ in 0..rounds(2).div_euclid(rounds(1)).max(1) {
+            comes.rebind_driver()?;
+            comes.wait_reachable(&stays.address())?;
+            comes.reboot()?;
+            comes.wait_reachable(&stays.address())?;
+            let again = Held::of(&switch)?;
+            ensure!(again == busy, "a restart of the guest leaves {again:?}, before: {busy:?}");
+        }
+        // Killed, not asked.
+        drop(comes);
+        let start = Instant::now();
+        while switch.stats()?.port("g2")?.state != "waiting" || Held::of(&switch)? != quiet {
+            let held = Held::of(&switch)?;
+            ensure!(start.elapsed() < PATIENCE, "left behind: {held:?}, before: {quiet:?}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+    let _ = switch.check_ledger()?;
+    stays.power_off()?;
+    switch.stop()
+}
+
+/// What the switch has of its guests.
+#[derive(Debug, PartialEq, Eq)]
+struct Held {
+    /// Mappings of guests' memory.
+    mappings: usize,
+    fds: usize,
+}
+
+impl Held {
+    fn of(switch: &Switch) -> Result<Self> {
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", switch.id()))?;
+        let fds = std::fs::read_dir(format!("/proc/{}/fd", switch.id()))?.count();
+        let mappings = maps.lines().filter(|line| line.contains("memory-backend-memfd")).count();
+        Ok(Self { mappings, fds })
+    }
 }
