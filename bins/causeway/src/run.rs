@@ -257,8 +257,13 @@ fn check_placement<'a>(
         ));
     }
     for port in ports {
-        let in_port = |error| Failure::Usage(format!("port {}: {error}", port.name));
+        let in_port = |error: String| Failure::Usage(format!("port {}: {error}", port.name));
         let _ = pinned(&port.cpus, &cpus).map_err(in_port)?;
+        if cpus.is_empty() && port.kind.interface().is_some_and(|interface| interface.spread) {
+            return Err(in_port(
+                "spread=on has no workers to share with: workers=per-queue".into(),
+            ));
+        }
     }
     Ok(())
 }

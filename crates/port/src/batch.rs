@@ -101,6 +101,12 @@ impl<'a> Batch<'a> {
         self.frames
     }
 
+    /// Forgets the frames after the first `len`.
+    pub fn truncate(&mut self, len: usize) {
+        let frames = std::mem::take(&mut self.frames);
+        self.frames = frames.get_mut(..len.min(frames.len())).unwrap_or_default();
+    }
+
     /// What the bodies are in.
     #[inline(always)]
     pub fn store(&self) -> SegStore<'a> {

@@ -96,6 +96,9 @@ pub struct PortConfig {
     /// The workers, by index, that serve its pairs in turn; if it is empty, any of them does. Not
     /// with [`Workers::PerQueue`].
     pub workers: Vec<usize>,
+    /// Whether the flows that arrive on one pair are spread over all workers. Nothing is spread
+    /// where there is one worker only; not with [`Workers::PerQueue`].
+    pub spread: bool,
 }
 
 impl PortConfig {
@@ -107,6 +110,7 @@ impl PortConfig {
             stations: Vec::new(),
             pairs: 1,
             workers: Vec::new(),
+            spread: false,
         }
     }
 }

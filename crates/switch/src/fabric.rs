@@ -14,8 +14,8 @@ use port::{Egress, Fabric, Ingress, PortId, QueueCounters, QueueId, StatusCell};
 
 use crate::event::{Events, events};
 use crate::own::Own;
-use crate::placement::{Admin, Placed};
-use crate::shared::{Message, Shared};
+use crate::placement::Admin;
+use crate::shared::{Arrival, Message, Shared};
 use crate::stats::{add_totals, read_ends, read_rx};
 use crate::table::{EgressSlot, Port, Record, Records, ShortLock, record, record_mut};
 use crate::worker::{ByHand, Turn, WorkerHandle};
@@ -92,6 +92,9 @@ pub enum PortError {
         /// Number of workers that serve the queues of all ports.
         count: usize,
     },
+    /// There is nobody to spread over.
+    #[error("flows cannot be spread over workers: each pair has one of its own")]
+    Spread,
 }
 
 impl Switch {
@@ -144,6 +147,9 @@ impl Switch {
         let count = admin.workers.len();
         if let Some(worker) = config.workers.iter().copied().find(|worker| *worker >= count) {
             return Err(PortError::Worker { worker, count });
+        }
+        if config.spread && count == 0 {
+            return Err(PortError::Spread);
         }
         let (id, taken) = self.shared.tables.read(|records| {
             let taken = records.iter().flatten().any(|r| r.port.name == config.name);
@@ -330,6 +336,7 @@ impl Switch {
     pub fn stats(&self) -> SwitchStats {
         let admin = self.admin();
         let mut ports = self.shared.tables.read(read_ends);
+        balance::add_lanes(&admin, &mut ports);
         let own = self.own();
         let own_ends = own.counters.read_ends();
         let mut own_totals = own_ends;
@@ -406,6 +413,7 @@ fn new_port(id: PortId, config: &PortConfig) -> Port {
         egress: (0..config.pairs).map(|_| slot()).collect(),
         steering: OnceLock::new(),
         workers: config.workers.as_slice().into(),
+        spread: config.spread,
     }
 }
 
@@ -431,8 +439,9 @@ impl Fabric for Switch {
         drop(self.detach_ingress(at));
         let mut admin = self.admin();
         let tap = self.note_pair(at, |record| IngressTap::new(&record.taps, at.pair));
-        let home = self.home(at);
-        if let Err(error) = admin.place(&self.shared, at, (ingress, tap), home) {
+        let (home, spread) = self.wishes(at);
+        let arrival = Arrival { ingress, tap, spread: None };
+        if let Err(error) = admin.place(&self.shared, at, arrival, (home, spread)) {
             tracing::error!(port = at.port.0, pair = at.pair, %error, "cannot serve a queue");
             if let Some(port) = self.port_of(at) {
                 port.status.error(format!("cannot serve pair {}: {error}", at.pair));
@@ -482,29 +491,6 @@ impl Fabric for Switch {
 }
 
 impl Switch {
-    /// Takes an ingress from its worker: nobody touches it any more.
-    fn take_ingress(&self, admin: &mut Admin, at: QueueId) -> Option<Box<dyn Ingress>> {
-        let placed = admin.placed.remove(&at)?;
-        let (reply, answer) = std::sync::mpsc::sync_channel(1);
-        let message = Message::Detach(at, reply);
-        match placed {
-            Placed::Shared(number) => {
-                let worker = admin.workers.get(number)?;
-                let sent = worker.mailbox.send(message);
-                worker.see_to_mail();
-                sent.ok().and_then(|()| answer.recv().ok()).flatten()
-            }
-            Placed::Own(mut worker) => {
-                let sent = worker.mailbox.send(message);
-                let ingress = sent.ok().and_then(|()| answer.recv().ok()).flatten();
-                worker.stop(&self.shared);
-                let copies = worker.mailbox.counters.flood_copies.get();
-                admin.ended_copies = admin.ended_copies.wrapping_add(copies);
-                ingress
-            }
-        }
-    }
-
     /// Waits until every worker uses the table of `generation` or a later one.
     fn wait_for_table(&self, admin: &Admin, generation: u64) {
         admin.workers.iter().for_each(WorkerHandle::see_to_mail);

@@ -9,6 +9,7 @@ mod config;
 mod event;
 mod fabric;
 mod fdb;
+mod lane;
 mod load;
 mod own;
 mod panics;

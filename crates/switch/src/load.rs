@@ -29,12 +29,16 @@ const PATIENCE: u32 = 2;
 /// Intervals in which a pair that was moved stays.
 const REST: u32 = 10;
 
+/// A pair, or a lane from it to the worker of an index.
+pub(crate) type Source = (QueueId, Option<usize>);
+
 /// Counters at one moment.
 #[derive(Debug, Default)]
 pub(crate) struct Sample {
     pub(crate) at_ns: u64,
-    /// Of each pair: the number of its worker, frames and bytes into the switch.
-    pub(crate) pairs: HashMap<QueueId, (usize, u64, u64)>,
+    /// Of each pair, and of each lane from one to a worker: the number of its worker, frames and
+    /// bytes.
+    pub(crate) pairs: HashMap<Source, (usize, u64, u64)>,
     /// Nanoseconds with work, by the worker's number.
     pub(crate) busy_ns: HashMap<usize, u64>,
 }
@@ -51,7 +55,7 @@ pub(crate) struct PairLoad {
 /// Loads between two samples.
 #[derive(Debug, Default)]
 pub(crate) struct Loads {
-    pub(crate) pairs: HashMap<QueueId, PairLoad>,
+    pub(crate) pairs: HashMap<Source, PairLoad>,
     /// By the worker's number.
     pub(crate) workers: HashMap<usize, f64>,
 }
@@ -170,18 +174,18 @@ mod tests {
         let mut sample = Sample { at_ns: 1000, ..Sample::default() };
         let _ = sample.busy_ns.insert(7, 100);
         for pair in 0..3 {
-            let _ = sample.pairs.insert(queue(pair), (7, 50, 0));
+            let _ = sample.pairs.insert((queue(pair), None), (7, 50, 0));
         }
         meter.look(sample);
         let mut sample = Sample { at_ns: 2000, ..Sample::default() };
         let _ = sample.busy_ns.insert(7, 900);
-        let _ = sample.pairs.insert(queue(0), (7, 50 + 300, 0));
-        let _ = sample.pairs.insert(queue(1), (7, 50, 100 * 1024));
-        let _ = sample.pairs.insert(queue(2), (7, 50, 0));
+        let _ = sample.pairs.insert((queue(0), None), (7, 50 + 300, 0));
+        let _ = sample.pairs.insert((queue(1), None), (7, 50, 100 * 1024));
+        let _ = sample.pairs.insert((queue(2), None), (7, 50, 0));
         meter.look(sample);
         assert!((meter.loads.workers[&7] - 0.8).abs() < 1e-9);
         for (pair, share) in [(0, 0.75), (1, 0.25), (2, 0.0)] {
-            let load = meter.loads.pairs[&queue(pair)];
+            let load = meter.loads.pairs[&(queue(pair), None)];
             assert!((load.share - share).abs() < 1e-9 && (load.busy - share * 0.8).abs() < 1e-9);
         }
     }

@@ -56,12 +56,22 @@ pub(crate) struct Origin {
     pub(crate) handed: u64,
     /// Where a capture wants to know which frames were dropped.
     pub(crate) fates: Option<Arc<Fates>>,
+    /// What the frames' indexes were before some of the burst were handed over; empty: as they are.
+    pub(crate) places: Vec<u16>,
 }
 
 impl Origin {
     pub(crate) fn new(port: PortId, pair: Option<u16>, counters: Arc<QueueCounters>) -> Self {
         let handed = counters.ingress.passed();
-        Self { port, pair, counters, cache: PairCache::default(), handed, fates: None }
+        Self {
+            port,
+            pair,
+            counters,
+            cache: PairCache::default(),
+            handed,
+            fates: None,
+            places: Vec::new(),
+        }
     }
 
     #[inline]
@@ -75,7 +85,16 @@ impl Origin {
     #[cold]
     fn note_drops(&self, drops: impl Iterator<Item = (usize, DropReason)>) {
         if let Some(fates) = &self.fates {
-            drops.for_each(|(index, reason)| fates.dropped(index, reason));
+            let place = |index| self.places.get(index).map_or(index, |place| usize::from(*place));
+            drops.for_each(|(index, reason)| fates.dropped(place(index), reason));
+        }
+    }
+
+    /// Tells captures that a frame was dropped before any was handed over.
+    #[cold]
+    pub(crate) fn note_drop(&self, index: usize, reason: DropReason) {
+        if let Some(fates) = &self.fates {
+            fates.dropped(index, reason);
         }
     }
 

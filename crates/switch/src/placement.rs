@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use port::capture::IngressTap;
-use port::{Ingress, QueueId, QueueTotals};
+use port::{QueueCounters, QueueId, QueueTotals};
 
 use crate::Workers;
+use crate::lane::{Track, lanes};
 use crate::load::{Balancer, Meter};
-use crate::shared::{Message, Shared};
+use crate::shared::{Arrival, Message, Shared};
 use crate::worker::WorkerHandle;
 
 /// What the control thread keeps.
@@ -19,6 +19,8 @@ pub(crate) struct Admin {
     per_queue: bool,
     /// Which worker serves a pair's ingress.
     pub(crate) placed: HashMap<QueueId, Placed>,
+    /// Lanes from pairs whose flows are spread.
+    pub(crate) lanes: HashMap<QueueId, Vec<Track>>,
     pub(crate) removed_ports: QueueTotals,
     /// Flood copies of workers that have ended.
     pub(crate) ended_copies: u64,
@@ -49,6 +51,7 @@ impl Admin {
             workers: Vec::new(),
             per_queue: *workers == Workers::PerQueue,
             placed: HashMap::new(),
+            lanes: HashMap::new(),
             removed_ports: QueueTotals::default(),
             ended_copies: 0,
             next_worker: 0,
@@ -116,25 +119,62 @@ impl Admin {
         &mut self,
         shared: &Arc<Shared>,
         at: QueueId,
-        (ingress, tap): (Box<dyn Ingress>, Option<IngressTap>),
-        home: Option<usize>,
+        arrival: Arrival,
+        (home, spread): (Option<usize>, bool),
     ) -> std::io::Result<()> {
-        let placed = if self.per_queue {
-            Placed::Own(self.start_worker(shared, None)?)
-        } else {
-            Placed::Shared(home.unwrap_or_else(|| self.least_loaded()))
-        };
-        let worker = match &placed {
-            Placed::Own(worker) => Some(worker),
-            Placed::Shared(number) => self.workers.get(*number),
-        };
-        if let Some(worker) = worker
-            && worker.mailbox.send(Message::Attach(at, ingress, tap)).is_err()
-        {
-            return Err(std::io::Error::other("the worker has ended"));
+        if !self.per_queue {
+            let number = home.unwrap_or_else(|| self.least_loaded());
+            return self.attach(at, arrival, number, spread);
         }
-        let _ = self.placed.insert(at, placed);
+        let worker = self.start_worker(shared, None)?;
+        send(&worker, at, arrival)?;
+        let _ = self.placed.insert(at, Placed::Own(worker));
         Ok(())
+    }
+
+    /// Hands an ingress to one of the workers that always run, with lanes to all others if its
+    /// flows are to be spread.
+    pub(crate) fn attach(
+        &mut self,
+        at: QueueId,
+        mut arrival: Arrival,
+        number: usize,
+        spread: bool,
+    ) -> std::io::Result<()> {
+        let Some(worker) = self.workers.get(number) else {
+            return Err(std::io::Error::other("there is no such worker"));
+        };
+        if spread && self.workers.len() > 1 {
+            let (spread, takers) = lanes(number, self.workers.len())?;
+            let mut tracks = Vec::new();
+            for (track, lane) in takers {
+                if let Some(worker) = self.workers.get(track.worker) {
+                    send(worker, at, Arrival { ingress: lane, tap: None, spread: None })?;
+                }
+                tracks.push(track);
+            }
+            let _ = self.lanes.insert(at, tracks);
+            arrival.spread = Some(spread);
+        }
+        send(worker, at, arrival)?;
+        let _ = self.placed.insert(at, Placed::Shared(number));
+        Ok(())
+    }
+
+    /// Ends the lanes from a pair that no worker has any more: all that was in them is forwarded.
+    pub(crate) fn end_lanes(&mut self, at: QueueId, counters: Option<&QueueCounters>) {
+        for track in self.lanes.remove(&at).unwrap_or_default() {
+            let (reply, answer) = std::sync::mpsc::sync_channel(1);
+            if let Some(worker) = self.workers.get(track.worker)
+                && worker.mailbox.send(Message::EndLane(at, reply)).is_ok()
+            {
+                worker.see_to_mail();
+                let _ = answer.recv();
+            }
+            if let Some(counters) = counters {
+                track.settle(counters);
+            }
+        }
     }
 
     /// The worker that serves a pair.
@@ -155,4 +195,9 @@ impl Admin {
             }
         }
     }
+}
+
+fn send(worker: &WorkerHandle, at: QueueId, arrival: Arrival) -> std::io::Result<()> {
+    let sent = worker.mailbox.send(Message::Attach(at, Box::new(arrival)));
+    sent.map_err(|_| std::io::Error::other("the worker has ended"))
 }

@@ -11,6 +11,7 @@ use port::{BURST_MAX, CallCounters, Counter, Ingress, PortId, PortState, QueueId
 
 use crate::event::{EventSender, SwitchEvent, Way, signal};
 use crate::fdb::{Fdb, STATIC_MAX};
+use crate::lane::Spread;
 use crate::pipeline::Trouble;
 use crate::table::{Tables, record, record_mut};
 use crate::{AtStart, PollMode, SwitchConfig};
@@ -156,14 +157,26 @@ impl Shared {
 /// What control asks of a worker.
 #[derive(Debug)]
 pub(crate) enum Message {
-    /// Serve this, with a tap around it.
-    Attach(QueueId, Box<dyn Ingress>, Option<IngressTap>),
+    /// Serve this.
+    Attach(QueueId, Box<Arrival>),
     /// Put this tap around it, instead of another if there is one, and say so.
     Tap(QueueId, Option<IngressTap>, SyncSender<()>),
     /// Give it back, and touch it no more.
     Detach(QueueId, SyncSender<Option<Box<dyn Ingress>>>),
+    /// Serve what is left in the lane from this pair, whose giver is gone, and say so.
+    EndLane(QueueId, SyncSender<()>),
     /// End.
     Stop,
+}
+
+/// A queue that comes to a worker.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    pub(crate) ingress: Box<dyn Ingress>,
+    /// A tap to be put around it.
+    pub(crate) tap: Option<IngressTap>,
+    /// Its frames are spread over the workers.
+    pub(crate) spread: Option<Spread>,
 }
 
 /// The way to a worker, and what it shows of itself.

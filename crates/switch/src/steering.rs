@@ -129,7 +129,7 @@ impl Steering {
     #[inline(always)]
     fn note(&self, hash: u32, pair: u16, now: u32) {
         let set = self.set(hash);
-        let mut free = None;
+        let mut oldest = (HOLD, None);
         for place in &set.0 {
             let old = place.note();
             if old.is_of(hash) {
@@ -139,11 +139,12 @@ impl Steering {
                 }
                 return;
             }
-            if free.is_none() && (old.pair().is_none() || old.age(now) >= HOLD) {
-                free = Some(place);
+            let age = if old.pair().is_none() { u32::MAX } else { old.age(now) };
+            if age >= oldest.0 && (oldest.1.is_none() || age > oldest.0) {
+                oldest = (age, Some(place));
             }
         }
-        if let Some(place) = free {
+        if let (_, Some(place)) = oldest {
             place.put(Note::new(hash, pair, now));
         }
     }
@@ -219,6 +220,20 @@ mod tests {
             steering.note(of_set_7(WAYS), 2, start + HOLD);
             assert_eq!(pairs(), [None, Some(1), Some(1), Some(1), Some(2)]);
         }
+    }
+
+    #[test]
+    fn silent_flows_keep_their_places_while_others_are_free() {
+        let steering = Steering::default();
+        for n in 0..WAYS {
+            steering.note(of_set_7(n), 1, u32::try_from(n).unwrap() * 2 * HOLD);
+        }
+        for n in 0..WAYS {
+            assert_eq!(steering.pair_of(of_set_7(n)), Some(1), "{n}");
+        }
+        steering.note(of_set_7(WAYS), 2, 20 * HOLD);
+        assert_eq!(steering.pair_of(of_set_7(0)), None, "the oldest goes first");
+        assert_eq!(steering.pair_of(of_set_7(1)), Some(1));
     }
 
     #[test]

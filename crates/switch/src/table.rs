@@ -64,6 +64,8 @@ pub(crate) struct Port {
     pub(crate) steering: OnceLock<Arc<Steering>>,
     /// The workers that serve its pairs in turn; any if there are none.
     pub(crate) workers: Box<[usize]>,
+    /// Whether the flows of each pair are spread over the workers.
+    pub(crate) spread: bool,
 }
 
 /// A lock that is held for one burst. It is let go with a plain store, which waits for nothing: a

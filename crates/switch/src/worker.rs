@@ -28,7 +28,7 @@ use port::{FrameBuf, QueueId};
 
 use crate::pipeline::Pipeline;
 use crate::room;
-use crate::shared::{Mailbox, Message, Shared};
+use crate::shared::{Arrival, Mailbox, Message, Shared};
 use crate::table::Table;
 pub(crate) use by_hand::ByHand;
 pub use by_hand::Turn;
@@ -213,8 +213,9 @@ impl Worker {
     fn read_mail(&mut self) {
         while let Ok(message) = self.receiver.try_recv() {
             match message {
-                Message::Attach(id, ingress, tap) => {
-                    self.attach(Queue::new(id, ingress).tapped(tap));
+                Message::Attach(id, arrival) => {
+                    let Arrival { ingress, tap, spread } = *arrival;
+                    self.attach(Queue::new(id, ingress).tapped(tap).spread(spread));
                 }
                 Message::Tap(id, tap, reply) => {
                     self.tap(id, tap);
@@ -222,6 +223,10 @@ impl Worker {
                 }
                 Message::Detach(id, reply) => {
                     let _ = reply.send(self.detach(id).and_then(Queue::into_ingress));
+                }
+                Message::EndLane(id, reply) => {
+                    self.end_lane(id);
+                    let _ = reply.send(());
                 }
                 Message::Stop => self.stopping = true,
             }
@@ -275,6 +280,19 @@ impl Worker {
     fn detach(&mut self, id: QueueId) -> Option<Queue> {
         let number = self.number_of(id)?;
         self.remove(number)
+    }
+
+    /// Forwards all that is left in a lane, and forgets it.
+    fn end_lane(&mut self, id: QueueId) {
+        let arrived = |queue: &Queue| queue.origin.counters.ingress.arrived();
+        while let Some(number) = self.number_of(id) {
+            let count = |worker: &Self| worker.queues.get(number)?.as_ref().map(arrived);
+            let before = count(self);
+            let _ = self.serve(number);
+            if count(self) == before {
+                drop(self.remove(number));
+            }
+        }
     }
 
     fn number_of(&self, id: QueueId) -> Option<usize> {

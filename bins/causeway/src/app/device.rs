@@ -63,7 +63,7 @@ fn open_tap(
     spec: &InterfaceSpec,
     counters: &[Arc<QueueCounters>],
 ) -> Result<(Device, Vec<Pair>), String> {
-    let InterfaceSpec { ifname, queues, netns } = spec.clone();
+    let InterfaceSpec { ifname, queues, netns, .. } = spec.clone();
     let settings = TapSettings { ifname, queues, netns };
     let tap = tap::open(&settings, counters).map_err(|error| error.to_string())?;
     let tx_dropped = tap.link.tx_dropped().unwrap_or(0);
@@ -76,7 +76,7 @@ fn open_af_xdp(
     counters: &[Arc<QueueCounters>],
     patience: Duration,
 ) -> Result<(Device, Vec<Pair>), String> {
-    let InterfaceSpec { ifname, queues, netns } = spec.interface.clone();
+    let InterfaceSpec { ifname, queues, netns, .. } = spec.interface.clone();
     let settings = AfXdpSettings {
         ifname,
         queues,
@@ -106,7 +106,7 @@ fn open_packet_mmap(
     spec: &PacketMmapSpec,
     counters: &[Arc<QueueCounters>],
 ) -> Result<(Device, Vec<Pair>), String> {
-    let InterfaceSpec { ifname, queues, netns } = spec.interface.clone();
+    let InterfaceSpec { ifname, queues, netns, .. } = spec.interface.clone();
     let defaults = PacketMmapSettings::default();
     let settings = PacketMmapSettings {
         ifname,

@@ -91,7 +91,11 @@ impl App {
         let in_port = |error: String| format!("port {}: {error}", spec.name);
         let workers = pinned(&spec.cpus, &self.switch.worker_cpus()).map_err(in_port)?;
         let config = config(spec, &statics).map_err(in_port)?;
-        let config = PortConfig { workers, ..config };
+        let spread = spec.kind.interface().is_some_and(|interface| interface.spread);
+        if spread && self.switch.worker_cpus().len() == 1 {
+            tracing::warn!(port = spec.name, "spread=on, but there is one worker only");
+        }
+        let config = PortConfig { workers, spread, ..config };
         let handle = self.switch.add_port(&config).map_err(|e| in_port(e.to_string()))?;
         let side = Side::Absent;
         let mut port = Port { spec: spec.clone(), statics, origin, handle, side };

@@ -70,6 +70,11 @@ fn wrong_specs_and_options_end_with_2() {
         text.ends_with("cpus names CPU 0, but no worker is shared: workers=per-queue"),
         "{text}"
     );
+    let spread = "tap:name=a,ifname=t,spread=on";
+    let (code, text) = error(&["run", "--workers", "per-queue", "--port", spread]);
+    assert_eq!(code, 2);
+    let end = "port a: spread=on has no workers to share with: workers=per-queue";
+    assert!(text.ends_with(end), "{text}");
 }
 
 #[test]

@@ -83,7 +83,7 @@ fn errors_name_line_value_and_what_is_allowed() {
         (
             "[[port]]\nkind = \"tap\"\nname = \"a\"\nifnam = \"t\"",
             "line 4: unknown key \"ifnam\" (did you mean ifname?); tap has name, vlan, trunk, \
-             wait, cpus, ifname, queues, netns",
+             wait, cpus, ifname, queues, spread, netns",
         ),
         ("[[port]]\nkind = \"tap\"\nname = \"a\"", "line 1: tap needs ifname=INTERFACE"),
         (

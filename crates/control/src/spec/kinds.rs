@@ -54,13 +54,15 @@ pub struct InterfaceSpec {
     pub ifname: String,
     /// Queue pairs.
     pub queues: u16,
+    /// Whether the flows of each queue are spread over the workers.
+    pub spread: bool,
     /// The network namespace it is in.
     pub netns: Option<String>,
 }
 
 impl Default for InterfaceSpec {
     fn default() -> Self {
-        Self { ifname: String::new(), queues: 1, netns: None }
+        Self { ifname: String::new(), queues: 1, spread: false, netns: None }
     }
 }
 

@@ -184,6 +184,15 @@ pub(super) const INTERFACE: &[Key<InterfaceSpec>] = &[
         show: |port| (port.queues != 1).then(|| port.queues.to_string()),
     },
     Key {
+        name: "spread",
+        allowed: "on or off",
+        set: |port, text| {
+            port.spread = values::switch(text)?;
+            Some(())
+        },
+        show: |port| port.spread.then(|| "on".to_owned()),
+    },
+    Key {
         name: "netns",
         allowed: "a network namespace: a name or a path",
         set: |port, text| {

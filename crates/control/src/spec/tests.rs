@@ -42,7 +42,7 @@ fn wrong_keys_and_values_say_what_is_right() {
     assert_eq!(
         error("tap:name=a,ifnam=t0"),
         "unknown key \"ifnam\" (did you mean ifname?); tap has name, vlan, trunk, wait, cpus, \
-         ifname, queues, netns"
+         ifname, queues, spread, netns"
     );
     assert_eq!(
         error("vhost-user:name=a,zzz=t0"),
@@ -123,13 +123,13 @@ fn uplinks_take_their_keys_and_no_others() {
     assert_eq!(port.resource(), "interface eth0");
     assert_eq!(
         error("af-xdp:name=u,ifname=e,blocks=1"),
-        "unknown key \"blocks\"; af-xdp has name, vlan, trunk, wait, cpus, ifname, queues, netns, \
-         mode, xdp, steer, busy-poll"
+        "unknown key \"blocks\"; af-xdp has name, vlan, trunk, wait, cpus, ifname, queues, \
+         spread, netns, mode, xdp, steer, busy-poll"
     );
     assert_eq!(
         error("packet-mmap:name=u,ifname=e,mod=x"),
         "unknown key \"mod\"; packet-mmap has name, vlan, trunk, wait, cpus, ifname, queues, \
-         netns, block-size, blocks, retire-ms"
+         spread, netns, block-size, blocks, retire-ms"
     );
     assert_eq!(error("packet-mmap:name=u"), "packet-mmap needs ifname=INTERFACE");
     for (setting, rule) in [

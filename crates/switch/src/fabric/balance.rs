@@ -1,14 +1,16 @@
 //! Which worker serves which pair, how loaded they are, and pairs that move to another worker.
 
-use port::QueueId;
-use port::QueueTotals;
 use port::capture::IngressTap;
+use port::{Ingress, QueueId, QueueTotals};
 
 use super::Switch;
+use crate::PortStats;
 use crate::load::{Movable, Sample};
 use crate::placement::{Admin, Placed};
-use crate::shared::Message;
-use crate::table::record;
+use crate::shared::{Arrival, Message};
+use crate::stats::add_totals;
+use crate::table::{Port, record};
+use crate::worker::WorkerHandle;
 
 /// Where a pair's ingress is served, and how much work that is.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -48,7 +50,7 @@ impl Switch {
                 Placed::Shared(number) => Some(*number),
                 Placed::Own(_) => None,
             };
-            let load = admin.meter.loads.pairs.get(queue).copied().unwrap_or_default();
+            let load = admin.meter.loads.pairs.get(&(*queue, None)).copied().unwrap_or_default();
             Placement {
                 queue: *queue,
                 worker,
@@ -92,7 +94,7 @@ impl Switch {
             if let Placed::Shared(worker) = placed
                 && self.home(*queue).is_none()
             {
-                let busy = loads.pairs.get(queue).map_or(0.0, |load| load.busy);
+                let busy = loads.pairs.get(&(*queue, None)).map_or(0.0, |load| load.busy);
                 pairs.push(Movable { queue: *queue, worker: *worker, busy });
             }
         }
@@ -118,17 +120,50 @@ impl Switch {
             .shared
             .tables
             .read(|records| IngressTap::new(&record(records, queue.port)?.taps, queue.pair));
-        let worker = admin.workers.get(to)?;
-        worker.mailbox.send(Message::Attach(queue, ingress, tap)).ok()?;
-        worker.see_to_mail();
-        let _ = admin.placed.insert(queue, Placed::Shared(to));
+        let (_, spread) = self.wishes(queue);
+        let arrival = Arrival { ingress, tap, spread: None };
+        admin.attach(queue, arrival, to, spread).ok()?;
+        admin.workers.iter().for_each(WorkerHandle::see_to_mail);
         tracing::info!(port = queue.port.0, pair = queue.pair, from, to, "moved to another worker");
         Some(Moved { queue, from, to })
+    }
+
+    /// Takes an ingress from its worker: nobody touches it any more.
+    pub(super) fn take_ingress(&self, admin: &mut Admin, at: QueueId) -> Option<Box<dyn Ingress>> {
+        let placed = admin.placed.remove(&at)?;
+        let (reply, answer) = std::sync::mpsc::sync_channel(1);
+        let message = Message::Detach(at, reply);
+        match placed {
+            Placed::Shared(number) => {
+                let worker = admin.workers.get(number)?;
+                let sent = worker.mailbox.send(message);
+                worker.see_to_mail();
+                let ingress = sent.ok().and_then(|()| answer.recv().ok()).flatten();
+                let pair = self.port_of(at);
+                let counters = pair.as_ref().and_then(|p| p.counters.get(usize::from(at.pair)));
+                admin.end_lanes(at, counters.map(|counters| &**counters));
+                ingress
+            }
+            Placed::Own(mut worker) => {
+                let sent = worker.mailbox.send(message);
+                let ingress = sent.ok().and_then(|()| answer.recv().ok()).flatten();
+                worker.stop(&self.shared);
+                let copies = worker.mailbox.counters.flood_copies.get();
+                admin.ended_copies = admin.ended_copies.wrapping_add(copies);
+                ingress
+            }
+        }
     }
 
     /// The worker that a pair is to be served by, if its port says so.
     pub(super) fn home(&self, at: QueueId) -> Option<usize> {
         self.shared.tables.read(|records| record(records, at.port)?.port.home(at.pair))
+    }
+
+    /// That, and whether its flows are to be spread.
+    pub(super) fn wishes(&self, at: QueueId) -> (Option<usize>, bool) {
+        let wishes = |port: &Port| (port.home(at.pair), port.spread);
+        self.port_of(at).map_or((None, false), |port| wishes(&port))
     }
 
     fn sample(&self, admin: &Admin) -> Sample {
@@ -147,9 +182,32 @@ impl Switch {
                 let mut totals = QueueTotals::default();
                 counters.read_rx(&mut totals);
                 let seen = (worker.mailbox.number, totals.rx_frames, totals.rx_bytes);
-                let _ = sample.pairs.insert(*queue, seen);
+                let _ = sample.pairs.insert((*queue, None), seen);
             }
         });
+        // What workers do for the flows of other workers' pairs is nobody's share.
+        for (queue, tracks) in &admin.lanes {
+            for track in tracks {
+                let Some(worker) = admin.workers.get(track.worker) else { continue };
+                let mut totals = QueueTotals::default();
+                track.counters.read_rx(&mut totals);
+                let seen = (worker.mailbox.number, totals.rx_frames, totals.rx_bytes);
+                let _ = sample.pairs.insert((*queue, Some(track.worker)), seen);
+            }
+        }
         sample
+    }
+}
+
+/// Adds what was dropped in lanes to the pairs where the frames came from.
+pub(super) fn add_lanes(admin: &Admin, ports: &mut [PortStats]) {
+    for (at, tracks) in &admin.lanes {
+        let port = ports.iter_mut().find(|port| port.id == at.port);
+        let pair = port.and_then(|port| port.queues.get_mut(usize::from(at.pair)));
+        let Some(totals) = pair else { continue };
+        for track in tracks {
+            let drops = track.counters.read_ends().drops;
+            add_totals(totals, &QueueTotals { drops, ..QueueTotals::default() });
+        }
     }
 }

@@ -79,6 +79,7 @@ impl Bench {
                     egress: Box::new([ShortLock::new(slot).into()]),
                     steering: Default::default(),
                     workers: Box::default(),
+                    spread: false,
                 };
                 records.push(Some(Record {
                     port: Arc::new(port),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use port::capture::IngressTap;
 use port::{Ingress, QueueId};
 
+use crate::lane::Spread;
 use crate::panics::drop_quietly;
 use crate::pipeline::Origin;
 
@@ -37,6 +38,8 @@ pub(super) struct Queue {
     armed: bool,
     /// Whether a tap is around the ingress.
     has_tap: bool,
+    /// Takes frames of other workers' flows away.
+    pub(super) spread: Option<Spread>,
 }
 
 impl Queue {
@@ -52,7 +55,14 @@ impl Queue {
             wakes: false,
             armed: false,
             has_tap: false,
+            spread: None,
         }
+    }
+
+    /// The same queue, whose frames are spread over the workers.
+    pub(super) fn spread(mut self, spread: Option<Spread>) -> Self {
+        self.spread = spread;
+        self
     }
 
     /// The same queue with this tap around its ingress, and no other.

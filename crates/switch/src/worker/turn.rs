@@ -41,7 +41,7 @@ impl Worker {
 
     /// Serves one queue. Returns whether it stays hot.
     #[inline]
-    fn serve(&mut self, number: usize) -> bool {
+    pub(super) fn serve(&mut self, number: usize) -> bool {
         let Some(Some(queue)) = self.queues.get_mut(number) else { return true };
         let env = Env {
             fdb: &self.shared.fdb,
@@ -58,6 +58,9 @@ impl Worker {
             let mut batch = queue.ingress.receive(&mut self.frames);
             if let Some(found) = batch.fault() {
                 fault = Some(found.clone());
+            }
+            if let Some(spread) = &mut queue.spread {
+                spread.hand_over(&mut queue.origin, &mut batch);
             }
             if !batch.is_empty() {
                 self.pipeline.forward(&env, &mut queue.origin, &mut batch);

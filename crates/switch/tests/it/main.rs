@@ -19,3 +19,4 @@ mod model;
 mod multiqueue;
 mod polling;
 mod reasons;
+mod spread;
