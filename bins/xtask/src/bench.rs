@@ -28,6 +28,7 @@ mod round;
 mod scale;
 mod summary;
 mod sweep;
+mod tcp;
 mod turn;
 mod uplinks;
 mod watch;
@@ -79,6 +80,12 @@ pub(crate) enum Kind {
     /// `net_vhost` and the driver of the same kind. Writes uplinks.json and uplinks.svg. Needs
     /// root, for hugepages and interfaces.
     Uplinks(uplinks::Options),
+    /// TCP through the switch and its peers: between QEMU guests, and between namespaces behind
+    /// causeway-guest, taps and veth pairs
+    ///
+    /// The switch, OVS-DPDK with and without userspace TSO, OVS' userspace datapath and the
+    /// kernel's bridge take turns. Writes tcp.json. Needs root, for hugepages and namespaces.
+    Tcp(tcp::Options),
     /// Write the saved results into the README, or check that they are there
     Readme(readme::Options),
 }
@@ -94,6 +101,7 @@ pub(crate) fn run(steps: &mut Steps, kind: &Kind) -> Result<()> {
         Kind::Scale(options) => scale::run(steps, options),
         Kind::Sweep(options) => sweep::run(steps, options),
         Kind::Uplinks(options) => uplinks::run(steps, options),
+        Kind::Tcp(options) => tcp::run(steps, options),
         Kind::Readme(options) => readme::run(steps, options),
     }
 }

@@ -41,6 +41,44 @@ impl OvsDpdk {
         mtu: u32,
         folder: &Path,
     ) -> Result<Self> {
+        let ovs = Self::start_empty(environment, false, folder)?;
+        ovs.add_ports(sockets, mtu).with_context(|| ovs.switch.tail())?;
+        Ok(ovs)
+    }
+
+    /// The same without a limit of the MTU; with `tso`, guests may leave segmentation to it.
+    ///
+    /// # Errors
+    /// As [`OvsDpdk::start`].
+    pub fn start_for_tcp(
+        environment: &Environment,
+        sockets: &[PathBuf; 2],
+        tso: bool,
+        folder: &Path,
+    ) -> Result<Self> {
+        let ovs = Self::start_empty(environment, tso, folder)?;
+        ovs.add_ports(sockets, 1500).with_context(|| ovs.switch.tail())?;
+        Ok(ovs)
+    }
+
+    /// The same between two interfaces of this namespace.
+    ///
+    /// # Errors
+    /// As [`OvsDpdk::start`].
+    pub fn start_between(
+        environment: &Environment,
+        interfaces: [&str; 2],
+        folder: &Path,
+    ) -> Result<Self> {
+        let ovs = Self::start_empty(environment, true, folder)?;
+        ovs.add_bridge()?;
+        for interface in interfaces {
+            let _ = ovs.vsctl(&["add-port", "br0", interface])?;
+        }
+        Ok(ovs)
+    }
+
+    fn start_empty(environment: &Environment, tso: bool, folder: &Path) -> Result<Self> {
         let programs = environment.ovs()?;
         let file = folder.join("conf.db");
         let mut create = with_folder(programs.command("usr/bin/ovsdb-tool")?, folder);
@@ -51,7 +89,7 @@ impl OvsDpdk {
         let _ = serve.arg(&file).args([remote, unixctl(folder, "db")]);
         let served = Process::spawn("ovsdb-server", &mut serve, &folder.join("ovsdb.log"))?;
         wait_file(&folder.join("db.sock"))?;
-        configure(&programs, folder)?;
+        configure(&programs, tso, folder)?;
         let mut run = with_folder(programs.switch()?, folder);
         let _ = run.args([database(folder), unixctl(folder, "vs")]);
         let switch = Process::spawn("ovs-vswitchd", &mut run, &folder.join("ovs.log"))?;
@@ -59,13 +97,16 @@ impl OvsDpdk {
         let mut ovs = Self { programs, folder, switch, _database: served };
         let ready = |text: &str| text.contains(READY).then_some(());
         ovs.switch.wait_for("DPDK's start", 0, START_TIMEOUT, ready)?;
-        ovs.add_ports(sockets, mtu).with_context(|| ovs.switch.tail())?;
         Ok(ovs)
     }
 
-    fn add_ports(&self, sockets: &[PathBuf; 2], mtu: u32) -> Result<()> {
+    fn add_bridge(&self) -> Result<()> {
         let bridge = ["add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev"];
-        let _ = self.vsctl(&bridge)?;
+        self.vsctl(&bridge).map(drop)
+    }
+
+    fn add_ports(&self, sockets: &[PathBuf; 2], mtu: u32) -> Result<()> {
+        self.add_bridge()?;
         for (port, socket) in PORTS.iter().zip(sockets) {
             let path = format!("options:vhost-server-path={}", socket.display());
             let mtu = format!("mtu_request={mtu}");
@@ -138,12 +179,13 @@ impl OvsDpdk {
 const PORTS: [&str; 2] = ["p0", "p1"];
 
 /// What the switch has to know before it starts.
-fn configure(programs: &Ovs, folder: &Path) -> Result<()> {
+fn configure(programs: &Ovs, tso: bool, folder: &Path) -> Result<()> {
     let _ = vsctl(programs, folder, &["--no-wait", "init"])?;
     let extra = format!(
         "other_config:dpdk-extra=--no-pci --file-prefix=cwovs{} -d librte_mempool_ring.so.23",
         std::process::id()
     );
+    let tso = format!("other_config:userspace-tso-enable={tso}");
     let settings = [
         "--no-wait",
         "set",
@@ -153,6 +195,7 @@ fn configure(programs: &Ovs, folder: &Path) -> Result<()> {
         "other_config:pmd-cpu-mask=1",
         "other_config:dpdk-lcore-mask=1",
         "other_config:dpdk-socket-mem=512",
+        &tso,
         &extra,
     ];
     vsctl(programs, folder, &settings).map(drop)

@@ -34,7 +34,7 @@ struct IdleRun {
 }
 
 /// The tables of the README.
-const SECTIONS: [&str; 5] = ["pvp", "latency", "scale", "idle", "uplinks"];
+const SECTIONS: [&str; 6] = ["pvp", "latency", "scale", "idle", "uplinks", "tcp"];
 
 pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
     let path = repository().join("README.md");
@@ -96,6 +96,13 @@ fn section(name: &str) -> Result<String> {
                  Where the time of the thread that moves frames goes, for each frame:\n\n\
                  | case | back end | in the kernel | in its own code, polling included | kernel |\n\
                  |---|---|---|---|---|\n{spent}\n\n{}",
+                origin(&report)
+            )
+        }),
+        "tcp" => load::<Value, Vec<Row>>(name)?.map(|report| {
+            let table = side_by_side(&report.summary);
+            format!(
+                "Gbit/s of payload; the ratio is that of causeway to it:\n\n{table}\n{}",
                 origin(&report)
             )
         }),

@@ -1,0 +1,164 @@
+//! TCP between two Linux stacks through the switch and its peers, in turn.
+//!
+//! ```text
+//!  namespace ─ veth or tap ─┐                     ┌─ veth or tap ─ namespace
+//!  namespace ─ causeway-guest ─ vhost-user ─ back end ─ vhost-user ─ causeway-guest ─ namespace
+//!  QEMU (TCG) guest ────────┘                     └──────── QEMU (TCG) guest
+//! ```
+//!
+//! iperf3 is at both ends. All programs share the machine's CPUs as the kernel lets them: figures
+//! say what a pair of guests gets out of the whole machine.
+
+mod bed;
+
+use anyhow::{Result, ensure};
+use clap::Args;
+use conformance::Environment;
+use serde::{Deserialize, Serialize};
+
+use super::machine::Versions;
+use super::prepare;
+use super::regime::Regime;
+use super::report::{Keep, Report, table};
+use super::summary::{Sample, rows};
+use super::turn::{self, Measured};
+use crate::steps::Steps;
+use bed::Way;
+
+const NAME: &str = "tcp";
+/// The subject that the others are compared with.
+const OURS: &str = "causeway";
+const OVS: &str = "OVS-DPDK";
+const OVS_TSO: &str = "OVS-DPDK, userspace TSO";
+
+/// Options of `cargo xtask bench tcp`.
+#[derive(Args, Debug)]
+pub(crate) struct Options {
+    /// Only cases whose name has this in it
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// Runs of each
+    #[arg(long, value_name = "N", default_value_t = 7,
+          value_parser = clap::value_parser!(u16).range(1..=1000))]
+    runs: u16,
+    /// Seconds of a run
+    #[arg(long, value_name = "N", default_value_t = 3,
+          value_parser = clap::value_parser!(u16).range(1..=60))]
+    seconds: u16,
+    #[command(flatten)]
+    keep: Keep,
+}
+
+/// One run.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Run {
+    case: String,
+    subject: String,
+    regime: Regime,
+    before_ns: f64,
+    after_ns: f64,
+    /// Payload that arrived.
+    gbit_per_s: f64,
+}
+
+impl Measured for Run {
+    fn regime(&self) -> Regime {
+        self.regime
+    }
+
+    fn line(&self) -> String {
+        format!("{:.2} Gbit/s, {}", self.gbit_per_s, self.regime.name())
+    }
+}
+
+/// What is measured: the case, the subject, and what lies between the two stacks.
+fn all() -> Vec<(&'static str, &'static str, Way)> {
+    let veth = |case, kind| {
+        [
+            (case, OURS, Way::Uplinks(kind)),
+            (case, "kernel bridge", Way::Bridge),
+            (case, "OVS, userspace", Way::OvsVeth),
+        ]
+    };
+    let guests = |case, packed| {
+        [
+            (case, OURS, Way::Guests { packed, options: "", streams: 1 }),
+            (case, OVS, Way::OvsGuests { packed, tso: false }),
+            (case, OVS_TSO, Way::OvsGuests { packed, tso: true }),
+        ]
+    };
+    let qemu = |case, packed| {
+        [
+            (case, OURS, Way::Qemu { packed }),
+            (case, OVS, Way::OvsQemu { packed, tso: false }),
+            (case, OVS_TSO, Way::OvsQemu { packed, tso: true }),
+        ]
+    };
+    let two = Way::Guests { packed: false, options: "--queues 2", streams: 8 };
+    let one = Way::Guests { packed: false, options: "", streams: 8 };
+    let others = [
+        ("8 flows", "causeway", two),
+        ("8 flows", "causeway, 1 queue", one),
+        ("UDP_SEGMENT", "causeway", Way::Datagrams { uso: true }),
+        ("UDP_SEGMENT", "causeway without USO", Way::Datagrams { uso: false }),
+    ];
+    let mut all = Vec::new();
+    all.extend(qemu("QEMU guests, split", false));
+    all.extend(qemu("QEMU guests, packed", true));
+    all.extend(guests("namespaces by causeway-guest, split", false));
+    all.extend(guests("namespaces by causeway-guest, packed", true));
+    all.extend(veth("namespaces by tap", "tap"));
+    all.extend(veth("namespaces by packet-mmap", "packet-mmap"));
+    all.extend(veth("namespaces by af-xdp", "af-xdp"));
+    all.extend(others);
+    all
+}
+
+pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
+    prepare(steps, true)?;
+    let environment = Environment::open()?;
+    let mut versions = Versions::this()?;
+    versions.ovs = environment.ovs().and_then(|programs| programs.version()).ok();
+    let mut done: Vec<Run> = options.keep.earlier(NAME, &mut versions)?;
+    let only = options.only.as_deref().unwrap_or_default();
+    for number in 1..=options.runs {
+        for (case, subject, way) in all().into_iter().filter(|(case, ..)| case.contains(only)) {
+            let what = format!("{case}, {subject}, run {number}");
+            turn::take(steps, &what, &mut done, || {
+                let measured = bed::measure(&environment, way, options.seconds)?;
+                let regime = Regime::of_run(measured.before_ns, measured.after_ns);
+                Ok(Run {
+                    case: case.to_owned(),
+                    subject: subject.to_owned(),
+                    regime,
+                    before_ns: measured.before_ns.round(),
+                    after_ns: measured.after_ns.round(),
+                    gbit_per_s: measured.gbit_per_s,
+                })
+            });
+        }
+    }
+    ensure!(!done.is_empty(), "no run succeeded");
+    publish(steps, &options.keep, done, versions)
+}
+
+fn publish(steps: &mut Steps, keep: &Keep, runs: Vec<Run>, versions: Versions) -> Result<()> {
+    let sample = |run: &Run| Sample {
+        case: run.case.clone(),
+        regime: run.regime,
+        subject: run.subject.clone(),
+        value: run.gbit_per_s,
+        cycles: None,
+    };
+    let summary = rows(&runs.iter().map(sample).collect::<Vec<_>>(), OURS);
+    let count = runs.len();
+    let report = Report::new("Gbit/s of payload", versions, runs, summary)?;
+    println!();
+    for line in report.origin().into_iter().chain(table("Gbit/s", &report.summary, 2)) {
+        println!("{line}");
+    }
+    ensure!(!report.summary.is_empty(), "no run can be compared, nothing is written");
+    let json = keep.write_json(NAME, &report)?;
+    steps.note(NAME, Ok(format!("{count} runs in {}", json.display())));
+    Ok(())
+}
