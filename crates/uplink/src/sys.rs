@@ -104,17 +104,17 @@ pub(crate) fn in_private_mounts<T: Send>(work: impl FnOnce() -> T + Send) -> io:
     })
 }
 
-/// The pieces of one frame, in order, for `writev`.
-pub(crate) struct Pieces<'a> {
-    vectors: [libc::iovec; PIECES_MAX],
+/// The pieces of one frame, at most `N`, in order, for `writev`.
+pub(crate) struct Pieces<'a, const N: usize = PIECES_MAX> {
+    vectors: [libc::iovec; N],
     len: usize,
     _borrowed: std::marker::PhantomData<&'a [u8]>,
 }
 
-impl<'a> Pieces<'a> {
+impl<'a, const N: usize> Pieces<'a, N> {
     pub(crate) fn new() -> Self {
         let empty = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
-        Self { vectors: [empty; PIECES_MAX], len: 0, _borrowed: std::marker::PhantomData }
+        Self { vectors: [empty; N], len: 0, _borrowed: std::marker::PhantomData }
     }
 
     /// Appends private bytes; false if there is no room.

@@ -164,6 +164,18 @@ impl Environment {
         Ok(Image { kernel: root.join("vmlinuz"), initrd: root.join("initrd") })
     }
 
+    /// The Linux guest with more programs of this machine in its `/bin`, its first file system in
+    /// `folder`.
+    ///
+    /// # Errors
+    /// As [`Self::image`], or a program cannot be read.
+    pub fn image_with(&self, programs: &[PathBuf], folder: &Path) -> Result<Image> {
+        let image = self.image()?;
+        let initrd = folder.join("initrd");
+        image::extend(&image.initrd, programs, &initrd)?;
+        Ok(Image { initrd, ..image })
+    }
+
     /// A command that runs DPDK's testpmd (up to its EAL options) on hugepages that exist; the
     /// first call fetches it.
     ///

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::environment::image::{DONE, UP};
-use crate::environment::{Environment, QemuVersion};
+use crate::environment::{Environment, Image, QemuVersion};
 use crate::process::Process;
 
 const BOOT_TIMEOUT: Duration = Duration::from_secs(90);
@@ -147,15 +147,39 @@ impl Guest {
         Self::launch(environment, &mut command, spec, folder)
     }
 
+    /// Starts a guest of `image` without a vhost-user port on QEMU 10, with these arguments more:
+    /// see [`Guest::wait_shell`].
+    ///
+    /// # Errors
+    /// As [`Guest::start`].
+    pub fn start_apart(
+        environment: &Environment,
+        image: Image,
+        arguments: &[&str],
+        folder: &Path,
+    ) -> Result<Self> {
+        let mut command = environment.qemu(QemuVersion::V10)?;
+        let _ = command.args(["-M", "q35,accel=tcg", "-m", "512"]).args(arguments);
+        Self::launch_image(image, &mut command, ("apart", 1), folder)
+    }
+
     fn launch(
         environment: &Environment,
         command: &mut Command,
         spec: &GuestSpec,
         folder: &Path,
     ) -> Result<Self> {
-        let image = environment.image()?;
+        Self::launch_image(environment.image()?, command, (&spec.name, spec.number), folder)
+    }
+
+    fn launch_image(
+        image: Image,
+        command: &mut Command,
+        (name, number): (&str, u8),
+        folder: &Path,
+    ) -> Result<Self> {
         let _ = command
-            .args(["-name", &spec.name, "-cpu", "max", "-display", "none", "-nodefaults"])
+            .args(["-name", name, "-cpu", "max", "-display", "none", "-nodefaults"])
             .args(["-no-user-config", "-serial", "stdio"])
             .arg("-kernel")
             .arg(image.kernel)
@@ -163,9 +187,9 @@ impl Guest {
             .arg(image.initrd)
             .args(["-append", "console=ttyS0 quiet loglevel=1 panic=-1"])
             .current_dir(folder);
-        let log = folder.join(format!("{}.log", spec.name));
-        let process = Process::spawn(&spec.name, command, &log)?;
-        Ok(Self { process, position: 0, number: spec.number })
+        let log = folder.join(format!("{name}.log"));
+        let process = Process::spawn(name, command, &log)?;
+        Ok(Self { process, position: 0, number })
     }
 
     /// Waits until the guest has booted and takes commands, and gives its interface an address.
@@ -173,10 +197,19 @@ impl Guest {
     /// # Errors
     /// It does not come up in time.
     pub fn wait_up(&mut self) -> Result<()> {
+        self.wait_shell()?;
+        self.configure()
+    }
+
+    /// Waits until the guest has booted and takes commands.
+    ///
+    /// # Errors
+    /// It does not come up in time.
+    pub fn wait_shell(&mut self) -> Result<()> {
         let found = |text: &str| end_of_line_with(text, UP).map(|(end, _)| end);
         let end = self.process.wait_for("the guest's shell", self.position, BOOT_TIMEOUT, found)?;
         self.position = self.position.saturating_add(end);
-        self.configure()
+        Ok(())
     }
 
     /// Gives `eth0` the guest's address and brings it up.

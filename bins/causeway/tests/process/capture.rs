@@ -135,6 +135,60 @@ fn a_file_holds_both_directions_with_their_contents() {
     assert!(shown.lines().next().unwrap().contains("10.9.0.1.7 > 10.9.0.2.7: UDP, length 18"));
 }
 
+#[test]
+fn large_frames_are_captured_whole() {
+    const BYTES: usize = 3 << 20;
+    let mut bed = Bed::new();
+    let (left, right) = pair(&mut bed, &[]);
+    for (namespace, name) in [(&left, "left"), (&right, "right")] {
+        let _ = namespace.ip(&["link", "set", name, "mtu", "9000"]);
+    }
+    eventually("the ports know their MTU", || {
+        ["left", "right"].iter().all(|port| bed.port(port)["interface"]["mtu"] == 9000)
+    });
+    acquainted(&left, &right);
+    let file = bed.path("c.pcapng");
+    // Once frames of the MTU, once what the stack leaves to be cut (TSO).
+    let filter = "udp port 7 or tcp dst port 9";
+    let child = begun(&bed, &["left", "-w", file.to_str().unwrap(), "--filter", filter]);
+    let datagram: Vec<u8> = (0..8972).map(|i: usize| (i ^ (i >> 8)).to_le_bytes()[0]).collect();
+    let (a, b) = (left.udp("10.9.0.1:7"), right.udp("10.9.0.2:7"));
+    b.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let _ = a.send_to(&datagram, "10.9.0.2:7").unwrap();
+    let mut got = vec![0; 9000];
+    assert_eq!(b.recv(&mut got).unwrap(), datagram.len());
+    let listener = right.inside(|| std::net::TcpListener::bind("10.9.0.2:9").unwrap());
+    std::thread::scope(|scope| {
+        let _ = scope.spawn(|| {
+            let mut stream = listener.accept().unwrap().0;
+            stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+            let mut bytes = Vec::new();
+            assert_eq!(std::io::Read::read_to_end(&mut stream, &mut bytes).unwrap(), BYTES);
+        });
+        let mut stream = left.inside(|| std::net::TcpStream::connect("10.9.0.2:9").unwrap());
+        stream.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream.write_all(&vec![7; BYTES]).unwrap();
+    });
+    interrupt(&child);
+    let (_, summary) = ended(child);
+    let bytes = std::fs::read(&file).unwrap();
+    let fields = ["-r", "-", "-T", "fields", "-E", "separator=,", "-e", "frame.cap_len"];
+    let more = ["-e", "frame.len", "-e", "udp.payload", "-e", "tcp.len"];
+    let shown = read_by("tshark", &[&fields[..], &more[..]].concat(), &bytes);
+    let rows: Vec<Vec<&str>> = shown.lines().map(|line| line.split(',').collect()).collect();
+    assert_eq!(summary["captured"], rows.len(), "{summary}");
+    let number = |text: &str| text.parse::<usize>().unwrap_or(0);
+    assert!(rows.iter().all(|row| row[0] == row[1]), "a frame was cut: {shown}");
+    let payload = hex(&datagram);
+    assert!(rows.iter().any(|row| row[1] == "9014" && row[2] == payload));
+    let largest = rows.iter().map(|row| number(row[1])).max().unwrap();
+    assert!(largest > 9014, "the stack left nothing to be cut: {largest} bytes");
+    let skipped = summary["skipped"].as_u64().unwrap();
+    let captured: usize = rows.iter().map(|row| number(row[3])).sum();
+    // All of it is there, or what is not was counted.
+    assert!(captured >= BYTES || skipped > 0, "{captured} of {BYTES} bytes, {summary}");
+}
+
 /// What passed the port since it is there: into the switch, out of it.
 fn passed(bed: &Bed, port: &str) -> (u64, u64) {
     let stats = bed.json(&["stats"]);

@@ -208,7 +208,7 @@ impl PacketMmapEgress {
         let egress = &self.queue.counters.egress;
         let header = header(frame, frame.head().len());
         let header = header.get(..self.header.bytes()).unwrap_or_default();
-        let mut pieces = Pieces::new();
+        let mut pieces: Pieces<'_> = Pieces::new();
         let mut fits = pieces.private(header) && pieces.private(frame.head());
         let mut body = batch.body(frame);
         while let Some(piece) = body.next_piece(u32::MAX) {

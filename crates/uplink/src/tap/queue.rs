@@ -18,14 +18,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use port::{
-    Adapter, BURST_MAX, Batch, DropReason, Egress, Frame, FrameBuf, Ingress, Notified, OffloadSet,
-    QueueCounters, QueueFault, Way,
+    Adapter, BURST_MAX, Batch, DropReason, Egress, Frame, FrameBuf, HEAD_MAX, HEAD_ROOM, Ingress,
+    Notified, OffloadSet, QueueCounters, QueueFault, Way,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use virtq::mem::{MapError, Pool};
 
-use crate::sys::Pieces;
+use crate::sys::{PIECES_MAX, Pieces};
 use crate::vnet::{self, HEADER, segment_bytes};
 
 /// The most bytes of a frame: the largest MTU, an Ethernet header and two tags.
@@ -37,6 +37,11 @@ const BUFFER_BYTES: u32 = 512 * 1024;
 const _: () = assert!(ROOM <= BUFFER_BYTES as usize);
 /// Where frames begin in the buffer: on a cache line of their own.
 const LINE: usize = 64;
+/// Pieces of an ordinary frame: header, head, and a body of few buffers.
+const FEW: usize = 4;
+const FEW_PIECES: u32 = 2;
+/// Bytes of a header and the longest private head.
+const WHOLE: usize = HEADER + HEAD_ROOM + HEAD_MAX;
 /// How often a frame is offered to a kernel whose queue is full.
 const TRIES: u32 = 4;
 /// Bytes before the payload that an MTU counts.
@@ -218,8 +223,38 @@ impl Queue {
             return Outcome::Dropped(DropReason::Oversize);
         }
         let header = vnet::encode(&frame.offload);
-        let mut pieces = Pieces::new();
-        let mut fits = pieces.private(&header) && pieces.private(frame.head());
+        let head = frame.head();
+        if frame.body.len > 0 {
+            let few = frame.body.count <= FEW_PIECES;
+            let parts = (&header, head);
+            return if few {
+                self.send_pieces::<FEW>(batch, frame, parts)
+            } else {
+                self.send_pieces::<PIECES_MAX>(batch, frame, parts)
+            };
+        }
+        // One buffer costs the kernel less than two pieces of one.
+        let mut whole = [0; WHOLE];
+        let end = HEADER.saturating_add(head.len());
+        let (start, rest) = whole.split_at_mut(HEADER);
+        start.copy_from_slice(&header);
+        let Some(place) = rest.get_mut(..head.len()) else {
+            return Outcome::Dropped(DropReason::UplinkError);
+        };
+        place.copy_from_slice(head);
+        let bytes = whole.get(..end).unwrap_or_default();
+        self.offer(|| rustix::io::write(&self.fd, bytes).map(drop).map_err(io::Error::from))
+    }
+
+    /// Sends a frame from where its parts are.
+    fn send_pieces<const N: usize>(
+        &self,
+        batch: &Batch<'_>,
+        frame: &Frame,
+        (header, head): (&[u8; HEADER], &[u8]),
+    ) -> Outcome {
+        let mut pieces = Pieces::<N>::new();
+        let mut fits = pieces.private(header) && pieces.private(head);
         let mut body = batch.body(frame);
         while let Some(piece) = body.next_piece(u32::MAX) {
             fits &= pieces.guest(piece);
@@ -227,13 +262,15 @@ impl Queue {
         if !fits {
             return Outcome::Dropped(DropReason::UplinkError);
         }
-        self.write(&pieces)
+        self.offer(|| pieces.write(self.fd.as_fd()))
     }
 
-    fn write(&self, pieces: &Pieces<'_>) -> Outcome {
+    /// Offers a frame to the kernel.
+    #[inline]
+    fn offer(&self, write: impl Fn() -> io::Result<()>) -> Outcome {
         let mut tries = TRIES;
         loop {
-            let Err(error) = pieces.write(self.fd.as_fd()) else { return Outcome::Sent };
+            let Err(error) = write() else { return Outcome::Sent };
             match error.raw_os_error() {
                 Some(libc::EINTR) => {}
                 Some(libc::EAGAIN | libc::ENOBUFS) if tries > 1 => {

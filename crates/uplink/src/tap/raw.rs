@@ -83,7 +83,7 @@ impl RawQueue {
     /// fit together, `EIO` if the interface is down, `EBADFD` if it is gone.
     #[inline]
     pub fn write<'a>(&self, pieces: impl Iterator<Item = ReadPiece<'a>> + Clone) -> io::Result<()> {
-        let mut vectors = Pieces::new();
+        let mut vectors: Pieces<'_> = Pieces::new();
         if pieces.clone().all(|piece| vectors.guest(piece)) {
             return vectors.write(self.0.as_fd());
         }
@@ -99,7 +99,7 @@ impl RawQueue {
             frame.resize(start.saturating_add(piece.len()), 0);
             let _ = piece.copy_to(0, frame.get_mut(start..).unwrap_or_default());
         }
-        let mut vectors = Pieces::new();
+        let mut vectors: Pieces<'_> = Pieces::new();
         let _ = vectors.private(&frame);
         vectors.write(self.0.as_fd())
     }

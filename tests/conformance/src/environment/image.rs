@@ -6,7 +6,7 @@
 //! on decompressing than QEMU on loading.
 
 use std::fs::{self, File};
-use std::io::BufWriter;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -49,6 +49,24 @@ pub(super) fn build(cache: &Path, folder: &Path) -> Result<()> {
     write_initrd(&root, &folder.join("initrd"))?;
     fs::remove_dir_all(&root)?;
     Ok(())
+}
+
+/// Writes `initrd` with more `programs` in its `bin`, and the libraries that they need of this
+/// machine: those serve the older programs of the image too.
+pub(super) fn extend(initrd: &Path, programs: &[PathBuf], target: &Path) -> Result<()> {
+    let mut out = BufWriter::new(File::create(target)?);
+    out.write_all(&read(initrd)?)?;
+    // The kernel unpacks one archive behind the other.
+    let mut archive = Archive::new(out);
+    archive.file(elf::LOADER, &read(&Path::new("/").join(elf::LOADER))?)?;
+    for program in programs {
+        let shown = program.to_str().with_context(|| format!("{}", program.display()))?;
+        archive.file(&format!("bin/{}", file_name(program)?), &read(program)?)?;
+        for library in elf::libraries(Path::new("/"), shown)? {
+            archive.file(&format!("lib/{}", file_name(&library)?), &read(&library)?)?;
+        }
+    }
+    archive.finish()
 }
 
 fn write_initrd(root: &Path, target: &Path) -> Result<()> {

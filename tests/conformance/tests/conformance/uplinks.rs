@@ -29,7 +29,9 @@ pub(crate) fn trials() -> Vec<Trial> {
             containers(env, scratch, kind)
         })
     });
-    guests.into_iter().chain(containers).collect()
+    let old = trial("uplinks/packet-mmap-on-linux-6.1".to_owned(), on_an_old_kernel);
+    let injected = trial("uplinks/what-is-injected-arrives".to_owned(), injected);
+    guests.into_iter().chain(containers).chain([old, injected]).collect()
 }
 
 /// An uplink `u0` of `kind` in `place`, beyond which `peer` has an address.
@@ -65,6 +67,58 @@ fn guest_through(environment: &Environment, scratch: &Scratch, kind: &str) -> Re
     let _ = switch.check_ledger()?;
     guest.power_off()?;
     switch.stop()
+}
+
+/// `causeway-guest --inject`, which `bench uplinks` measures with: what it sends into the far side
+/// of an uplink, and is not dropped on the way, comes to its own port.
+fn injected(_environment: &Environment, scratch: &Scratch) -> Result<()> {
+    let (place, peer) = (Netns::new()?, Netns::new()?);
+    let port = uplink("packet-mmap", &place, &peer, &format!("{SERVER}/24"))?;
+    let switch = Switch::start(scratch.folder(), &[guest_port("g1", scratch), port])?;
+    let mut command = Command::new(conformance::switch::guest_program()?);
+    let _ = command.args(["--receive", "--inject", "eth0", "--size", "600", "--seconds", "1"]);
+    let _ = command.args(["--json", "--busy", "--socket"]).arg(scratch.path("g1.sock"));
+    let shown = output(&mut peer.command(&command)?, RUN_TIMEOUT)?;
+    let said: serde_json::Value =
+        serde_json::from_str(&shown).with_context(|| format!("causeway-guest says: {shown}"))?;
+    let number = |name: &str| said.get(name).and_then(serde_json::Value::as_u64).unwrap_or(0);
+    let (sent, came) = (number("tx_frames"), number("rx_frames"));
+    ensure!(came > 100 && came <= sent.saturating_add(100), "{came} of {sent} frames came");
+    ensure!(number("rx_bytes").checked_div(came) == Some(600), "{shown}");
+    let _ = switch.check_ledger()?;
+    switch.stop()
+}
+
+/// The switch itself runs in a guest, whose kernel is the 6.1 of Debian 12: between the guest's way
+/// out and another interface, through which the guest's own stack talks to the world.
+fn on_an_old_kernel(environment: &Environment, scratch: &Scratch) -> Result<()> {
+    let image = environment.image_with(&[conformance::switch::program()?], scratch.folder())?;
+    let device = |id: &str| format!("virtio-net-pci,netdev={id},romfile=");
+    let [out, one, other] = ["out", "one", "other"].map(device);
+    let arguments = [
+        ["-netdev", "user,id=out", "-device", &out],
+        ["-netdev", "hubport,id=one,hubid=1", "-device", &one],
+        ["-netdev", "hubport,id=other,hubid=1", "-device", &other],
+    ];
+    let mut guest = Guest::start_apart(environment, image, &arguments.concat(), scratch.folder())?;
+    guest.wait_shell()?;
+    let release = guest.run("uname -r")?;
+    ensure!(release.starts_with("6.1."), "the guest's kernel is {release}");
+    // The interfaces are down before: two sockets of one have to be in a group all the same.
+    let ports = "--port packet-mmap:name=u,ifname=eth0,queues=2 \
+                 --port packet-mmap:name=v,ifname=eth1";
+    let more = "--control /tmp/c.sock --state-dir off --sandbox off";
+    let _ = guest.run(&format!("causeway run {more} {ports} >/tmp/log 2>&1 &"))?;
+    let listens = "for i in $(seq 100); do grep -q listening /tmp/log && break; sleep 0.1; done";
+    let _ = guest.run(&format!("{listens}; grep listening /tmp/log || cat /tmp/log"))?;
+    let _ = guest.run("ip addr add 10.0.2.15/24 dev eth2 && ip link set eth2 up")?;
+    guest.wait_reachable("10.0.2.2")?;
+    let lost = guest.ping("10.0.2.2", 20, 50)?;
+    ensure!(lost == 0, "{lost} of 20 pings are lost");
+    let _ = guest.run("ping -c 2 -s 1472 10.0.2.2")?;
+    let stats = guest.run("causeway ctl --control /tmp/c.sock --json stats")?;
+    ensure!(stats.contains("\"bad_offload\":0"), "{stats}");
+    guest.power_off()
 }
 
 /// Two namespaces reach each other through a switch that has an end of a veth pair of each.
