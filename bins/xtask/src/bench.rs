@@ -14,6 +14,7 @@ mod addresses;
 mod back_end;
 mod case;
 mod chart;
+mod hostile;
 mod idle;
 mod instructions;
 mod latency;
@@ -61,6 +62,11 @@ pub(crate) enum Kind {
     ///
     /// Writes latency.json. Needs root, for hugepages.
     Latency(latency::Options),
+    /// What a hostile guest costs a good one that shares a worker with it
+    ///
+    /// Frames per second of the good guest beside each of the hostile one's acts, and without; it
+    /// must not lose any.
+    Hostile(hostile::Options),
     /// CPU time that the switch takes with guests attached that do nothing
     ///
     /// The guests are booted by QEMU. Writes idle.json.
@@ -97,6 +103,7 @@ pub(crate) fn run(steps: &mut Steps, kind: &Kind) -> Result<()> {
         Kind::TwoWorkers => lines::run(steps),
         Kind::Pvp(options) => pvp::run(steps, options),
         Kind::Latency(options) => latency::run(steps, options),
+        Kind::Hostile(options) => hostile::run(steps, options),
         Kind::Idle(options) => idle::run(steps, options),
         Kind::Scale(options) => scale::run(steps, options),
         Kind::Sweep(options) => sweep::run(steps, options),

@@ -72,11 +72,20 @@ impl Remote {
     /// As [`Self::connect`], and if the connection is closed meanwhile.
     pub fn join(path: &Path, settings: GuestSettings) -> Result<Self, RemoteError> {
         let mut remote = Self::connect(path, settings)?;
-        remote.introduce(0)?;
-        remote.share_memory()?;
-        remote.set_ring(0)?;
-        remote.set_ring(1)?;
+        remote.set_up()?;
         Ok(remote)
+    }
+
+    /// Sets everything up on a new connection.
+    ///
+    /// # Errors
+    ///
+    /// If the socket fails.
+    pub fn set_up(&mut self) -> io::Result<()> {
+        self.introduce(0)?;
+        self.share_memory()?;
+        self.set_ring(0)?;
+        self.set_ring(1)
     }
 
     /// Owner and features, with `more` bits than the settings stand for.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use control::{Reply, Request};
 use packet::MacAddr;
+use rustix::process::Signal;
 use serde_json::Value;
 use testkit::request::GET_FEATURES;
 use virtq::Layout;
@@ -192,6 +193,16 @@ impl World {
     /// Has a good guest send a frame to `to`: to an unknown station it reaches every port.
     pub(crate) fn flood(&self, to: MacAddr) {
         self.good.flood(to);
+    }
+
+    /// Does something while the switch stands still.
+    pub(crate) fn pause<T>(&self, job: impl FnOnce() -> T) -> T {
+        self.bed.signal(Signal::STOP);
+        let stat = Path::new("/proc").join(self.bed.id().to_string()).join("stat");
+        eventually("it stands still", || std::fs::read_to_string(&stat).unwrap().contains(") T "));
+        let result = job();
+        self.bed.signal(Signal::CONT);
+        result
     }
 
     /// The hostile front end has left: the port waits for the next one.

@@ -104,15 +104,45 @@ fn stand_in() -> Option<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::net::TcpListener;
+    use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixStream;
     use std::time::{Duration, Instant};
 
     use rustix::event::{EventfdFlags, eventfd};
     use rustix::fs::{MemfdFlags, memfd_create};
+    use rustix::net::sockopt::set_socket_linger;
     use rustix::pipe::{PipeFlags, pipe_with};
 
     use super::*;
+
+    /// A connection that lingers, full of what nobody reads, and its other end.
+    fn lingering() -> (OwnedFd, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (peer, _) = listener.accept().unwrap();
+        set_socket_linger(&stream, Some(Duration::from_secs(60))).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        while rustix::io::write(&stream, &[0; 1 << 16]).is_ok() {}
+        (stream.into(), peer)
+    }
+
+    #[test]
+    fn nobody_waits_for_what_lingers_and_four_are_too_many() {
+        let closer = Closer::default();
+        let mut peers = Vec::new();
+        for count in 1..=STUCK {
+            let (stream, peer) = lingering();
+            peers.push(peer);
+            assert_eq!(closer.sort(vec![stream]).len(), 1);
+            assert_eq!(closer.is_stuck(), count == STUCK);
+        }
+        drop(peers);
+        let end = Instant::now() + Duration::from_secs(20);
+        while closer.is_stuck() {
+            assert!(Instant::now() < end, "they are closed");
+            std::thread::yield_now();
+        }
+    }
 
     #[test]
     fn what_others_answer_for_is_told_apart() {

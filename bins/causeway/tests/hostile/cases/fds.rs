@@ -13,7 +13,7 @@ use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 use testkit::request::*;
 
 use crate::evil::{Evil, event, longs};
-use crate::world::{Case, case};
+use crate::world::{Case, Stage, case};
 
 /// Its name, and how to get one.
 type Kind = (&'static str, fn() -> OwnedFd);
@@ -53,7 +53,7 @@ pub(crate) fn cases() -> Vec<Case> {
     all.extend(counts());
     all.extend(calls());
     all.extend(kicks());
-    all.push(slow_to_close());
+    all.extend(slow_to_close());
     all
 }
 
@@ -204,24 +204,50 @@ fn kicks() -> Vec<Case> {
     ]
 }
 
-/// A TCP connection that lingers: its last owner waits in `close` until what was sent arrived.
-fn slow_to_close() -> Case {
-    case("an fd whose close takes half a minute", |stage| {
-        let mut evil = Evil::negotiated(stage);
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (_peer, _) = listener.accept().unwrap();
-        rustix::net::sockopt::set_socket_linger(&stream, Some(std::time::Duration::from_secs(30)))
-            .unwrap();
-        stream.set_nonblocking(true).unwrap();
-        // Nobody reads it: it will not be empty.
-        while rustix::io::write(&stream, &[0; 1 << 16]).is_ok() {}
-        // The descriptor comes with half of the message: when the rest comes, it is the last one.
-        let message = [crate::evil::words(&[SET_VRING_KICK, 1, 8]), longs(&[1])].concat();
-        let _ = evil.front.send_raw(&message[..12], &[stream.as_fd()]).unwrap();
+/// A TCP connection whose last owner waits in `close`: it lingers until what was sent arrived, and
+/// nobody reads. With the end that does not.
+fn lingering() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (peer, _) = listener.accept().unwrap();
+    let linger = Some(std::time::Duration::from_secs(30));
+    rustix::net::sockopt::set_socket_linger(&stream, linger).unwrap();
+    stream.set_nonblocking(true).unwrap();
+    while write(&stream, &[0; 1 << 16]).is_ok() {}
+    (stream, peer)
+}
+
+/// Has the switch close it; the end that keeps it busy.
+fn send_lingering(stage: &Stage<'_>, evil: &mut Evil) -> TcpStream {
+    let (stream, peer) = lingering();
+    // We let go before the switch has it: it is the last one.
+    stage.world.pause(|| {
+        evil.front.send(SET_VRING_KICK, &longs(&[1]), &[stream.as_fd()]).unwrap();
         drop(stream);
-        let _ = evil.front.send_raw(&message[12..], &[]).unwrap();
-        assert!(evil.front.is_closed());
-        stage.world.progress();
-    })
+    });
+    assert!(evil.front.is_closed());
+    peer
+}
+
+fn slow_to_close() -> Vec<Case> {
+    vec![
+        case("an fd whose close takes half a minute", |stage| {
+            let mut evil = Evil::negotiated(stage);
+            let _peer = send_lingering(stage, &mut evil);
+            stage.world.progress();
+        }),
+        case("such fds on a connection that nobody reads", |stage| {
+            let (stream, _peer) = lingering();
+            let mut evil = Evil::negotiated(stage);
+            // Wrong, and more behind it: the connection ends with that unread.
+            let bad = crate::evil::words(&[SET_OWNER, 2, 0]);
+            stage.world.pause(|| {
+                for _ in 0..2 {
+                    let _ = evil.front.send_raw(&bad, &[stream.as_fd()]).unwrap();
+                }
+                drop(stream);
+            });
+            stage.world.progress();
+        }),
+    ]
 }

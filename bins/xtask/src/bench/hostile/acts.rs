@@ -1,0 +1,181 @@
+//! What the hostile guest does.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use testkit::request::{GET_FEATURES, SET_MEM_TABLE, SET_OWNER, SET_VRING_CALL};
+use testkit::{GuestSettings, Remote, SharedMemory};
+use virtq::Layout;
+
+/// The pause after each: the good guest has the same CPU.
+const PAUSE: Duration = Duration::from_micros(500);
+/// How long a port that it broke may take to be there again.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What it does, again and again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Act {
+    /// 32 kicks with nothing to do.
+    Kicks,
+    /// 64 messages.
+    Messages,
+    /// Its memory is shared anew: all its rings stop and start.
+    Memory,
+    /// A connection, all set up, and gone again.
+    Departures,
+    /// Garbage in its ring, which breaks; then it comes anew.
+    Garbage,
+    /// Frames whose calls go to an eventfd that is full and blocks.
+    FullCall,
+    /// Connections beside its own.
+    Connections,
+    /// Its memory is cut short under the switch: once, since the port is in quarantine then.
+    CutShort,
+}
+
+impl Act {
+    pub(super) const ALL: &[Self] = &[
+        Self::Kicks,
+        Self::Messages,
+        Self::Memory,
+        Self::Departures,
+        Self::Garbage,
+        Self::FullCall,
+        Self::Connections,
+        Self::CutShort,
+    ];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Kicks => "kicks for nothing",
+            Self::Messages => "a flood of messages",
+            Self::Memory => "memory shared anew",
+            Self::Departures => "it comes and goes",
+            Self::Garbage => "garbage in its ring",
+            Self::FullCall => "a call that is full and blocks",
+            Self::Connections => "connections beside its own",
+            Self::CutShort => "memory cut short, and more frames",
+        }
+    }
+}
+
+/// What it did.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub(super) count: u64,
+    /// Of the time that it took.
+    pub(super) cpu_share: f64,
+}
+
+/// CPU time of this thread.
+fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// The hostile guest.
+#[derive(Debug)]
+pub(super) struct Hostile {
+    socket: PathBuf,
+    settings: GuestSettings,
+}
+
+impl Hostile {
+    pub(super) fn new(socket: PathBuf, packed: bool) -> Self {
+        let layout = if packed { Layout::Packed } else { Layout::Split };
+        Self { socket, settings: GuestSettings::new(layout) }
+    }
+
+    fn join(&self) -> Result<Remote> {
+        let start = Instant::now();
+        loop {
+            // The one before may still be on its way out.
+            let mut remote = Remote::connect(&self.socket, self.settings)?;
+            match remote.front_end.ask(GET_FEATURES, &[]) {
+                Ok(_) => {
+                    remote.set_up()?;
+                    return Ok(remote);
+                }
+                Err(error) => ensure!(start.elapsed() < PATIENCE, "it cannot come again: {error}"),
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// Does it until `stop`.
+    pub(super) fn repeat(&self, act: Act, stop: &AtomicBool) -> Result<Done> {
+        let mut cpu = rustix::thread::CpuSet::new();
+        cpu.set(1);
+        rustix::thread::sched_setaffinity(None, &cpu)?;
+        virtq::mem::guard::install()?;
+        let mut remote = self.join()?;
+        if act == Act::FullCall {
+            fill_calls(&mut remote)?;
+        }
+        let mut count = 0u64;
+        let (start, before) = (Instant::now(), cpu_time());
+        while !stop.load(Ordering::Relaxed) {
+            self.once(act, count, &mut remote)?;
+            count = count.saturating_add(1);
+            std::thread::sleep(PAUSE);
+        }
+        let spent = cpu_time().saturating_sub(before).as_secs_f64();
+        Ok(Done { count, cpu_share: spent / start.elapsed().as_secs_f64() })
+    }
+
+    /// Leaves and comes back.
+    fn again(&self, remote: &mut Remote) -> Result<()> {
+        remote.front_end.stream().shutdown(std::net::Shutdown::Both)?;
+        *remote = self.join()?;
+        Ok(())
+    }
+
+    fn once(&self, act: Act, count: u64, remote: &mut Remote) -> Result<()> {
+        match act {
+            Act::Kicks => (0..32).for_each(|_| remote.guest.kick()),
+            Act::Messages => {
+                for _ in 0..64 {
+                    remote.front_end.send(SET_OWNER, &[], &[])?;
+                }
+            }
+            Act::Memory => {
+                let table = SharedMemory::table(0, remote.memory.bytes());
+                remote.front_end.send(SET_MEM_TABLE, &table, &[remote.memory.as_fd()])?;
+            }
+            Act::Departures => self.again(remote)?,
+            Act::Garbage => {
+                remote.guest.scribble(0, &[0xa5; 4096])?;
+                remote.guest.kick();
+                self.again(remote)?;
+            }
+            Act::FullCall => {
+                let _ = remote.guest.send(&[0xff; 60], 1)?;
+                let _ = remote.guest.flush();
+                remote.guest.kick();
+            }
+            Act::Connections => drop(std::os::unix::net::UnixStream::connect(&self.socket)?),
+            Act::CutShort => {
+                if count == 100 {
+                    rustix::fs::ftruncate(remote.memory.as_fd(), 0)?;
+                }
+                let _ = remote.guest.send(&[0xff; 60], 1);
+                let _ = remote.guest.flush();
+                remote.guest.kick();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Puts eventfds that are full, and block who writes to them, in the place of both calls.
+fn fill_calls(remote: &mut Remote) -> Result<()> {
+    for ring in [0u64, 1] {
+        let fd: OwnedFd = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
+        let _ = rustix::io::write(&fd, &u64::MAX.wrapping_sub(1).to_ne_bytes())?;
+        remote.front_end.send(SET_VRING_CALL, &ring.to_le_bytes(), &[fd.as_fd()])?;
+    }
+    Ok(())
+}
