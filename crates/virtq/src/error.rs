@@ -5,13 +5,25 @@ use crate::mem::GuestPhysAddr;
 /// Each rule of the specification that a driver can break with a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum ChainError {
-    /// A byte of a buffer, or of an indirect table, is not in guest memory.
+    /// A byte of a buffer is not in guest memory.
     #[error("a buffer of {len} bytes at {addr} is not in guest memory")]
     Unmapped {
         /// Where the buffer starts.
         addr: GuestPhysAddr,
         /// Its length.
         len: u32,
+    },
+    /// A descriptor of an indirect table is not in guest memory.
+    #[error("the descriptor at {addr}, of an indirect table, is not in guest memory")]
+    TableUnmapped {
+        /// Where the descriptor is.
+        addr: GuestPhysAddr,
+    },
+    /// The vIOMMU knows the address, and does not allow this access.
+    #[error("the IOMMU does not allow the device what it would do at {addr}")]
+    Denied {
+        /// The first such address.
+        addr: GuestPhysAddr,
     },
     /// A buffer or an indirect table that ends above the highest address.
     #[error("a buffer of {len} bytes at {addr} wraps around the address space")]

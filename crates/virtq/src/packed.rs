@@ -21,6 +21,7 @@ use virtio_bindings::virtio_ring::{VRING_PACKED_DESC_F_AVAIL, VRING_PACKED_DESC_
 use crate::chain::{ChainBuf, Token};
 use crate::config::{QueueConfig, QueueError, RingPosition, WRAP_BIT};
 use crate::dirty::RingLog;
+use crate::iotlb::RingIotlb;
 use crate::mem::{GuestMap, Hit, PackedAreas};
 use crate::notify::{self, EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, packed_event};
 use crate::record::Record;
@@ -121,6 +122,8 @@ pub struct Packed {
     kicks: Kicks,
     /// Where writes are noted while the guest migrates.
     log: Option<Box<RingLog>>,
+    /// How addresses are translated behind a vIOMMU.
+    iotlb: Option<Box<RingIotlb>>,
     /// Where a successor finds out how far we came; looked at once per burst.
     record: Option<Record>,
 }
@@ -147,6 +150,7 @@ impl Packed {
             called: false,
             kicks: Kicks::Unknown,
             log: None,
+            iotlb: None,
             record: None,
         })
     }
@@ -158,10 +162,40 @@ impl Packed {
 
     pub(crate) fn pop(&mut self, buf: &mut ChainBuf, max: usize) -> Option<ChainError> {
         buf.clear();
+        if self.iotlb.is_some() {
+            return self.pop_translated(buf, max);
+        }
         if self.fault.is_none() {
             self.fault = pop::burst(self, buf, max).err();
         }
         self.fault
+    }
+
+    /// As [`Self::pop`], behind a vIOMMU: a chain with an unknown address waits, it is no fault.
+    #[cold]
+    fn pop_translated(&mut self, buf: &mut ChainBuf, max: usize) -> Option<ChainError> {
+        if let Some(map) = self.iotlb.as_mut().and_then(|iotlb| iotlb.refresh()) {
+            self.areas.set_map(map);
+            self.hit = Hit::none();
+        }
+        if self.fault.is_none() && !self.is_waiting() {
+            let fault = pop::burst(self, buf, max).err();
+            if let Some(iotlb) = self.iotlb.as_mut() {
+                self.fault = fault.and_then(|fault| iotlb.judge(fault));
+            }
+            pop::look_ahead(self);
+        }
+        self.fault
+    }
+
+    pub(crate) fn set_iotlb(&mut self, iotlb: Option<Box<RingIotlb>>) {
+        self.iotlb = iotlb;
+    }
+
+    /// Whether the next chain waits for the front end.
+    #[inline(always)]
+    fn is_waiting(&self) -> bool {
+        self.iotlb.as_ref().is_some_and(|iotlb| iotlb.is_waiting())
     }
 
     #[inline(always)]
@@ -208,6 +242,7 @@ impl Packed {
         self.fault.is_none()
             && self.fetched < self.config.size
             && flags & (AVAIL | USED) == self.avail.available()
+            && !self.is_waiting()
     }
 
     pub(crate) fn read_only(&mut self) {

@@ -7,6 +7,7 @@ use crate::ChainError;
 use crate::chain::{ChainBuf, Chains, Token};
 use crate::config::{Layout, QueueConfig, RingPosition};
 use crate::dirty::RingLog;
+use crate::iotlb::RingIotlb;
 use crate::mem::RecordPage;
 use crate::packed::Packed;
 use crate::record::Record;
@@ -111,6 +112,13 @@ impl Virtq {
     pub fn set_log(&mut self, log: Option<RingLog>) {
         let log = log.map(Box::new);
         either!(self, queue => queue.set_log(log));
+    }
+
+    /// Takes addresses of buffers for those behind a vIOMMU. The ring's own addresses are those that
+    /// it was activated with: it has to stop before they mean something else.
+    pub fn set_iotlb(&mut self, iotlb: Option<RingIotlb>) {
+        let iotlb = iotlb.map(Box::new);
+        either!(self, queue => queue.set_iotlb(iotlb));
     }
 
     /// What is to be signalled after writes were noted, if they are.

@@ -18,6 +18,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use crate::chain::{ChainBuf, Token};
 use crate::config::{QueueConfig, QueueError, RingPosition};
 use crate::dirty::RingLog;
+use crate::iotlb::RingIotlb;
 use crate::mem::{GuestMap, Hit, SplitAreas};
 use crate::notify::{self, NO_NOTIFICATION};
 use crate::record::Record;
@@ -54,6 +55,8 @@ pub struct Split {
     kicks: Kicks,
     /// Where writes are noted while the guest migrates.
     log: Option<Box<RingLog>>,
+    /// How addresses are translated behind a vIOMMU.
+    iotlb: Option<Box<RingIotlb>>,
     /// Where a successor finds out how far we came; looked at once per burst.
     record: Option<Record>,
 }
@@ -79,6 +82,7 @@ impl Split {
             called: false,
             kicks: Kicks::Unknown,
             log: None,
+            iotlb: None,
             record: None,
         })
     }
@@ -90,10 +94,40 @@ impl Split {
 
     pub(crate) fn pop(&mut self, buf: &mut ChainBuf, max: usize) -> Option<ChainError> {
         buf.clear();
+        if self.iotlb.is_some() {
+            return self.pop_translated(buf, max);
+        }
         if self.fault.is_none() {
             self.fault = pop::burst(self, buf, max).err();
         }
         self.fault
+    }
+
+    /// As [`Self::pop`], behind a vIOMMU: a chain with an unknown address waits, it is no fault.
+    #[cold]
+    fn pop_translated(&mut self, buf: &mut ChainBuf, max: usize) -> Option<ChainError> {
+        if let Some(map) = self.iotlb.as_mut().and_then(|iotlb| iotlb.refresh()) {
+            self.areas.set_map(map);
+            self.hit = Hit::none();
+        }
+        if self.fault.is_none() && !self.is_waiting() {
+            let fault = pop::burst(self, buf, max).err();
+            if let Some(iotlb) = self.iotlb.as_mut() {
+                self.fault = fault.and_then(|fault| iotlb.judge(fault));
+            }
+            pop::look_ahead(self);
+        }
+        self.fault
+    }
+
+    pub(crate) fn set_iotlb(&mut self, iotlb: Option<Box<RingIotlb>>) {
+        self.iotlb = iotlb;
+    }
+
+    /// Whether the next chain waits for the front end.
+    #[inline(always)]
+    fn is_waiting(&self) -> bool {
+        self.iotlb.as_ref().is_some_and(|iotlb| iotlb.is_waiting())
     }
 
     #[inline(always)]
@@ -133,7 +167,8 @@ impl Split {
     #[inline(always)]
     pub(crate) fn has_available(&self) -> bool {
         // ORDERING: acquire pairs with the driver's release of `avail.idx`.
-        self.fault.is_none() && self.areas.avail_idx().load(Acquire) != self.next_avail
+        let available = self.areas.avail_idx().load(Acquire) != self.next_avail;
+        self.fault.is_none() && available && !self.is_waiting()
     }
 
     pub(crate) fn set_log(&mut self, log: Option<Box<RingLog>>) {

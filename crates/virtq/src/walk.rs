@@ -28,6 +28,9 @@ const TABLE_BYTES: u32 = DESC_BYTES << 16;
 #[derive(Debug)]
 pub(crate) struct Sink<'a> {
     pub(crate) map: &'a GuestMap,
+    /// Where indirect tables are, if not in `map`: behind a vIOMMU they are read, whatever the
+    /// queue does with its buffers.
+    pub(crate) tables: Option<&'a GuestMap>,
     pub(crate) hit: &'a mut Hit,
     pub(crate) segs: &'a mut Pile<RawSeg>,
 }
@@ -133,8 +136,11 @@ impl<'a> Walk<'a> {
     fn fetch(&mut self, table: RawDesc, index: u16) -> Result<RawDesc, ChainError> {
         let offset = u64::from(index).wrapping_mul(u64::from(DESC_BYTES));
         let addr = GuestPhysAddr(table.addr.wrapping_add(offset));
-        let desc = self.sink.map.fetch_desc(self.sink.hit, addr);
-        desc.ok_or(ChainError::Unmapped { addr, len: DESC_BYTES })
+        let desc = match self.sink.tables {
+            None => self.sink.map.fetch_desc(self.sink.hit, addr),
+            Some(tables) => tables.fetch_desc(&mut Hit::none(), addr),
+        };
+        desc.ok_or(ChainError::TableUnmapped { addr })
     }
 
     /// The chain, complete.

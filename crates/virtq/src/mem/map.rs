@@ -210,6 +210,41 @@ impl GuestMap {
         Ok(Self { inner: Arc::new(Inner { regions: regions.into(), _keep: memory }) })
     }
 
+    /// This memory as it is seen behind a vIOMMU: each piece is (address there, address here, bytes).
+    /// They must be sorted and must not overlap; what of them is not in this memory is left out.
+    pub(crate) fn view(&self, pieces: &[(u64, u64, u64)]) -> Self {
+        let mut regions = Vec::with_capacity(pieces.len());
+        for (base, addr, len) in pieces {
+            let (mut base, mut addr, mut left) = (*base, *addr, *len);
+            while left > 0 {
+                let Some((host, here)) = self.lookup(addr) else { break };
+                let step = here.min(left);
+                regions.push(Region { base, len: step, host });
+                left = left.saturating_sub(step);
+                (base, addr) = (base.saturating_add(step), addr.saturating_add(step));
+            }
+        }
+        let keep = Arc::clone(&self.inner);
+        Self { inner: Arc::new(Inner { regions: regions.into(), _keep: keep }) }
+    }
+
+    /// The first address of `[addr, addr + len)` that is not mapped.
+    pub(crate) fn first_unmapped(&self, addr: GuestPhysAddr, len: u64) -> Option<GuestPhysAddr> {
+        let (mut at, mut left) = (addr.0, len);
+        while left > 0 {
+            let Some((_, here)) = self.lookup(at) else { return Some(GuestPhysAddr(at)) };
+            let step = here.min(left);
+            left = left.saturating_sub(step);
+            at = at.checked_add(step)?;
+        }
+        None
+    }
+
+    /// No memory at all.
+    pub fn nothing() -> Self {
+        Self { inner: Arc::new(Inner { regions: Box::default(), _keep: Arc::new(()) }) }
+    }
+
     /// Maps `len` bytes of private memory at guest address 0: buffers of uplinks and tests.
     ///
     /// # Errors

@@ -109,6 +109,11 @@ impl SplitAreas {
         &self.map
     }
 
+    /// Looks buffers up in another view of the same memory, which keeps it mapped as well.
+    pub(crate) fn set_map(&mut self, map: GuestMap) {
+        self.map = map;
+    }
+
     #[inline(always)]
     fn slot(&self, index: u16) -> usize {
         usize::from(index) & self.mask
@@ -344,6 +349,11 @@ impl PackedAreas {
     #[inline(always)]
     pub(crate) fn map(&self) -> &GuestMap {
         &self.map
+    }
+
+    /// Looks buffers up in another view of the same memory, which keeps it mapped as well.
+    pub(crate) fn set_map(&mut self, map: GuestMap) {
+        self.map = map;
     }
 
     pub(crate) fn size(&self) -> u16 {

@@ -3,7 +3,8 @@
 use super::{AVAIL, Packed, USED};
 use crate::ChainError;
 use crate::chain::{BURST_SEGS, ChainBuf, RUN, Spread, Token};
-use crate::mem::{RawDesc, Simple};
+use crate::iotlb::{LOOK_AHEAD, RingIotlb};
+use crate::mem::{GuestPhysAddr, RawDesc, Simple};
 use crate::walk::{INDIRECT, NEXT, Sink, WRITE, Walk, check_indirect};
 
 /// Reads up to `max` chains: runs of simple chains, each within one lap, with a careful look at
@@ -20,6 +21,21 @@ pub(super) fn burst(q: &mut Packed, buf: &mut ChainBuf, max: usize) -> Result<()
         q.expected = u16::try_from(buf.chains.len()).unwrap_or(u16::MAX);
     }
     result
+}
+
+/// Asks the front end for addresses of the next chains.
+pub(super) fn look_ahead(q: &Packed) {
+    let Some(iotlb) = &q.iotlb else { return };
+    let mut at = q.avail;
+    for _ in 0..q.config.size.wrapping_sub(q.fetched).min(LOOK_AHEAD) {
+        let desc = q.areas.desc(at.index);
+        if desc.fourth() & (AVAIL | USED) != at.available() {
+            return;
+        }
+        let is_table = desc.fourth() & INDIRECT != 0;
+        iotlb.look_at(q.areas.map(), GuestPhysAddr(desc.addr), desc.len(), is_table);
+        at = at.forward(1, q.config.size);
+    }
 }
 
 #[inline(always)]
@@ -122,7 +138,8 @@ impl Packed {
         let size = self.config.size;
         let room = size.wrapping_sub(self.fetched);
         let mut at = self.avail;
-        let sink = Sink { map: self.areas.map(), hit: &mut self.hit, segs: &mut buf.segs };
+        let tables = self.iotlb.as_deref().map(RingIotlb::tables);
+        let sink = Sink { map: self.areas.map(), tables, hit: &mut self.hit, segs: &mut buf.segs };
         let mut walk = Walk::new(sink, size);
         for slots in 1..=room {
             let flags = desc.fourth();

@@ -94,7 +94,7 @@ fn each_broken_rule_of_indirect_tables_has_its_own_fault() {
     let wraps = fault_of(|g| g.slot(1, (addr, 16), (0, INDIRECT), true));
     assert_eq!(wraps, ChainError::AddressOverflow { addr: GuestPhysAddr(addr), len: 16 });
     let outside = fault_of(|g| g.slot(1, (END, 16), (0, INDIRECT), true));
-    assert_eq!(outside, ChainError::Unmapped { addr: GuestPhysAddr(END), len: 16 });
+    assert_eq!(outside, ChainError::TableUnmapped { addr: GuestPhysAddr(END) });
 }
 
 #[test]

@@ -6,7 +6,8 @@ use super::Split;
 use crate::ChainError;
 use crate::chain::{BURST_SEGS, ChainBuf, RUN, Spread, Token};
 use crate::config::QueueConfig;
-use crate::mem::{Hit, RawDesc, Simple, SplitAreas};
+use crate::iotlb::{LOOK_AHEAD, RingIotlb};
+use crate::mem::{GuestPhysAddr, Hit, RawDesc, Simple, SplitAreas};
 use crate::shared::Shared;
 use crate::walk::{INDIRECT, NEXT, Sink, WRITE, Walk, check_indirect};
 
@@ -25,6 +26,20 @@ pub(super) fn burst(q: &mut Split, buf: &mut ChainBuf, max: usize) -> Result<(),
     let result = runs(q, buf, left);
     q.next_head = in_order(q, first);
     result
+}
+
+/// Asks the front end for addresses of the next chains.
+pub(super) fn look_ahead(q: &Split) {
+    let Some(iotlb) = &q.iotlb else { return };
+    // ORDERING: acquire, as in `ready`.
+    let ahead = q.areas.avail_idx().load(Acquire).wrapping_sub(q.next_avail);
+    let mut heads = q.areas.heads(q.next_avail);
+    for _ in 0..ahead.min(q.config.size).min(LOOK_AHEAD) {
+        if let (_, Some(desc)) = heads.next() {
+            let is_table = desc.third() & INDIRECT != 0;
+            iotlb.look_at(q.areas.map(), GuestPhysAddr(desc.addr), desc.len(), is_table);
+        }
+    }
 }
 
 /// Asks for what the next burst of `count` chains will need, if they are available by now.
@@ -94,7 +109,8 @@ fn odd(
             }
         }
         let first = buf.segs.len();
-        let sink = Sink { map: q.areas.map(), hit: &mut q.hit, segs: &mut buf.segs };
+        let tables = q.iotlb.as_deref().map(RingIotlb::tables);
+        let sink = Sink { map: q.areas.map(), tables, hit: &mut q.hit, segs: &mut buf.segs };
         let chain = careful(&q.areas, sink, &q.config, (head, desc));
         let _ = buf.settle(first, chain)?;
         q.next_avail = advanced(q.next_avail, 1);

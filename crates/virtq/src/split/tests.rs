@@ -103,7 +103,7 @@ fn each_broken_rule_of_indirect_tables_has_its_own_fault() {
     });
     assert_eq!(again, ChainError::Loop { head: 0, table: 2 });
     let outside = fault_of(|g| g.desc(0, (END, 16), INDIRECT, 0));
-    assert_eq!(outside, ChainError::Unmapped { addr: GuestPhysAddr(END), len: 16 });
+    assert_eq!(outside, ChainError::TableUnmapped { addr: GuestPhysAddr(END) });
     let addr = u64::MAX - 14;
     let wraps = fault_of(|g| g.desc(0, (addr, 16), INDIRECT, 0));
     assert_eq!(wraps, ChainError::AddressOverflow { addr: GuestPhysAddr(addr), len: 16 });

@@ -1,0 +1,225 @@
+//! Rings behind a vIOMMU: addresses that are missing, come, change and go.
+#![expect(clippy::arithmetic_side_effects, clippy::cast_possible_truncation, reason = "test code")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::{ASKED_MAX, Access, ENTRIES_MAX, Iotlb, IotlbEntry, IotlbMiss, Iova, RingIotlb};
+use crate::config::Layout;
+use crate::mem::GuestPhysAddr;
+use crate::testing::{DATA, Guest, INDIRECT, SECOND, WRITE};
+use crate::{ChainError, Virtq};
+
+const PAGE: u64 = 4096;
+/// Where the device sees things: far from where they are.
+const FAR: u64 = 0x7000_0000_0000;
+
+fn entry(iova: u64, addr: u64, len: u64, access: Access) -> IotlbEntry {
+    IotlbEntry { iova: Iova(iova), addr: GuestPhysAddr(addr), len, access }
+}
+
+fn miss(iova: u64, access: Access) -> IotlbMiss {
+    IotlbMiss { iova: Iova(iova), access }
+}
+
+struct Bed {
+    guest: Guest,
+    tlb: Arc<Iotlb>,
+    woken: Arc<AtomicUsize>,
+    next: u16,
+}
+
+impl Bed {
+    fn new(layout: Layout, access: Access) -> (Self, Virtq) {
+        let guest = Guest::new(layout, 256);
+        let woken = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&woken);
+        let wake = move || {
+            let _ = counter.fetch_add(1, Ordering::Relaxed);
+        };
+        let tlb = Arc::new(Iotlb::new(&guest.map, Box::new(wake)));
+        let mut queue = guest.start();
+        queue.set_iotlb(Some(RingIotlb::new(Arc::clone(&tlb), access)));
+        (Self { guest, tlb, woken, next: 0 }, queue)
+    }
+
+    fn knows(&self, entries: &[IotlbEntry]) {
+        let _ = self.tlb.insert(entries);
+    }
+
+    /// One descriptor more.
+    fn offer(&mut self, buffer: (u64, u32), flags: u16) {
+        match self.guest.config.layout {
+            Layout::Split => {
+                self.guest.desc(self.next, buffer, flags, 0);
+                self.guest.avail(self.next, &[self.next]);
+            }
+            Layout::Packed => self.guest.slot(self.next, buffer, (self.next, flags), true),
+        }
+        self.next += 1;
+    }
+
+    /// How many chains come, and the fault.
+    fn pop(&mut self, queue: &mut Virtq) -> (usize, Option<ChainError>) {
+        let (chains, fault) = self.guest.pop(queue, 64);
+        (chains.len(), fault)
+    }
+}
+
+fn both(test: impl Fn(Layout)) {
+    test(Layout::Split);
+    test(Layout::Packed);
+}
+
+#[test]
+fn a_chain_with_an_unknown_address_waits_until_it_is_known() {
+    both(|layout| {
+        let (mut bed, mut queue) = Bed::new(layout, Access::Read);
+        bed.knows(&[entry(FAR, DATA, PAGE, Access::Read)]);
+        bed.guest.write(DATA, b"known");
+        bed.guest.write(DATA + 5 * PAGE, b"later");
+        bed.offer((FAR, 5), 0);
+        bed.offer((FAR + 9 * PAGE + 100, 5), 0);
+        bed.offer((FAR + 2, 3), 0);
+        assert_eq!(bed.pop(&mut queue), (1, None), "those before it come");
+        assert_eq!(bed.tlb.take_misses(), [miss(FAR + 9 * PAGE, Access::Read)]);
+        assert_eq!(bed.woken.load(Ordering::Relaxed), 1);
+        assert_eq!(bed.pop(&mut queue), (0, None));
+        assert!(!queue.has_available() && !queue.enable_kicks(), "nothing to do but wait");
+        assert_eq!(bed.tlb.take_misses(), [], "it is asked for once");
+        let waited =
+            bed.tlb.insert(&[entry(FAR + 9 * PAGE, DATA + 5 * PAGE - 100, PAGE, Access::Read)]);
+        assert!(waited, "who runs the ring must be woken");
+        assert!(queue.has_available());
+        assert_eq!(bed.guest.pop_bytes(&mut queue), b"later");
+        assert_eq!(bed.guest.pop_bytes(&mut queue), b"own");
+        assert!(!bed.tlb.insert(&[entry(0, DATA, PAGE, Access::Read)]));
+    });
+}
+
+#[test]
+fn addresses_of_later_chains_are_asked_for_along_with_it() {
+    both(|layout| {
+        let (mut bed, mut queue) = Bed::new(layout, Access::Write);
+        for page in 0..100 {
+            bed.offer((FAR + page * PAGE, 1500), WRITE);
+        }
+        assert_eq!(bed.pop(&mut queue), (0, None));
+        let misses = bed.tlb.take_misses();
+        assert_eq!(misses.len(), 64);
+        assert!(misses.contains(&miss(FAR + 63 * PAGE, Access::Write)));
+        let known = |n: u64| entry(FAR + n * PAGE, DATA + n * PAGE, PAGE, Access::Write);
+        bed.knows(&(0..30).map(known).collect::<Vec<_>>());
+        assert_eq!(bed.pop(&mut queue), (30, None));
+        assert_eq!(bed.tlb.take_misses().len(), 30, "and as many as it goes on");
+    });
+}
+
+#[test]
+fn what_was_removed_is_unknown_again() {
+    both(|layout| {
+        let (mut bed, mut queue) = Bed::new(layout, Access::Read);
+        bed.knows(&[entry(FAR, DATA, 4 * PAGE, Access::ReadWrite)]);
+        bed.offer((FAR, 5), 0);
+        assert_eq!(bed.pop(&mut queue), (1, None));
+        bed.tlb.remove(Iova(FAR + 3 * PAGE), 1);
+        assert!(bed.tlb.is_empty(), "an entry goes as a whole");
+        bed.offer((FAR, 5), 0);
+        assert_eq!(bed.pop(&mut queue), (0, None));
+        assert_eq!(bed.tlb.take_misses(), [miss(FAR, Access::Read)]);
+        // Asked again after another removal: the answer may be another one, or have got lost.
+        bed.tlb.remove(Iova(0), u64::MAX);
+        assert_eq!(bed.pop(&mut queue), (0, None));
+        assert_eq!(bed.tlb.take_misses(), [miss(FAR, Access::Read)]);
+    });
+}
+
+#[test]
+fn a_buffer_may_span_entries_and_regions() {
+    both(|layout| {
+        let (mut bed, mut queue) = Bed::new(layout, Access::Read);
+        bed.guest.write(SECOND - 3, b"abcdef");
+        bed.guest.write(DATA, b"ghi");
+        bed.knows(&[entry(FAR, SECOND - PAGE, 2 * PAGE, Access::Read)]);
+        bed.offer((FAR + PAGE - 3, 6), 0);
+        assert_eq!(bed.guest.pop_bytes(&mut queue), b"abcdef");
+        bed.knows(&[entry(FAR + 2 * PAGE, DATA, PAGE, Access::Read)]);
+        bed.guest.write(SECOND + PAGE - 2, b"xy");
+        bed.offer((FAR + 2 * PAGE - 2, 5), 0);
+        assert_eq!(bed.guest.pop_bytes(&mut queue), b"xyghi");
+        bed.offer((FAR + 3 * PAGE - 2, 5), 0);
+        assert_eq!(bed.pop(&mut queue), (0, None));
+        assert_eq!(bed.tlb.take_misses(), [miss(FAR + 3 * PAGE, Access::Read)], "the rest of it");
+    });
+}
+
+#[test]
+fn what_is_known_for_another_access_is_a_fault() {
+    both(|layout| {
+        for (have, want, flags) in
+            [(Access::Read, Access::Write, WRITE), (Access::Write, Access::Read, 0)]
+        {
+            let (mut bed, mut queue) = Bed::new(layout, want);
+            bed.knows(&[entry(FAR, DATA, PAGE, have)]);
+            bed.offer((FAR + 8, 5), flags);
+            let denied = ChainError::Denied { addr: GuestPhysAddr(FAR + 8) };
+            assert_eq!(bed.pop(&mut queue), (0, Some(denied)));
+            assert_eq!(bed.tlb.take_misses(), []);
+        }
+    });
+}
+
+#[test]
+fn tables_are_read_also_where_buffers_are_written() {
+    both(|layout| {
+        let (mut bed, mut queue) = Bed::new(layout, Access::Write);
+        bed.guest.raw(DATA, (FAR, 64), if layout == Layout::Split { WRITE } else { 0 }, {
+            if layout == Layout::Split { 0 } else { WRITE }
+        });
+        bed.offer((FAR + PAGE, 16), INDIRECT);
+        assert_eq!(bed.pop(&mut queue), (0, None));
+        assert_eq!(bed.tlb.take_misses(), [miss(FAR + PAGE, Access::Read)]);
+        bed.knows(&[entry(FAR + PAGE, DATA, PAGE, Access::Read)]);
+        assert_eq!(bed.pop(&mut queue), (0, None));
+        assert_eq!(bed.tlb.take_misses(), [miss(FAR, Access::Write)]);
+        bed.knows(&[entry(FAR, DATA + PAGE, PAGE, Access::Write)]);
+        assert_eq!(bed.pop(&mut queue), (1, None));
+    });
+}
+
+#[test]
+fn new_entries_take_the_place_of_what_they_overlap() {
+    let (bed, _queue) = Bed::new(Layout::Split, Access::Read);
+    let all = |len| bed.tlb.first_missing(Iova(FAR), len, Access::Read);
+    bed.knows(&[entry(FAR, DATA, 3 * PAGE, Access::Read)]);
+    bed.knows(&[entry(FAR + PAGE, DATA + 8 * PAGE, PAGE, Access::Read)]);
+    assert_eq!((bed.tlb.len(), all(PAGE)), (1, Some(Iova(FAR))));
+    assert_eq!(bed.tlb.translate(Iova(FAR + PAGE + 5)), Some(GuestPhysAddr(DATA + 8 * PAGE + 5)));
+    assert_eq!(bed.tlb.translate(Iova(FAR)), None);
+    // Entries of the whole address space, of nothing, and beyond the guest's memory.
+    bed.knows(&[entry(0, 0, u64::MAX, Access::Read)]);
+    assert_eq!((bed.tlb.len(), all(1)), (1, Some(Iova(FAR))), "but there is not so much memory");
+    bed.knows(&[entry(FAR, DATA, 0, Access::Read)]);
+    bed.knows(&[entry(u64::MAX - PAGE + 1, DATA, PAGE, Access::Read)]);
+    assert_eq!(bed.tlb.first_missing(Iova(u64::MAX), 1, Access::Read), None);
+    bed.knows(&[entry(FAR, u64::MAX - 10, 100, Access::Read)]);
+    assert_eq!(all(1), Some(Iova(FAR)));
+}
+
+#[test]
+fn entries_and_questions_have_a_limit() {
+    let (bed, _queue) = Bed::new(Layout::Split, Access::Read);
+    for n in 0..ENTRIES_MAX as u64 + 10 {
+        bed.knows(&[entry(FAR + n * PAGE, DATA, PAGE, Access::Read)]);
+    }
+    assert_eq!(bed.tlb.len(), ENTRIES_MAX);
+    assert_eq!(
+        bed.tlb.first_missing(Iova(FAR), 1, Access::Read),
+        Some(Iova(FAR)),
+        "the oldest left"
+    );
+    for n in 0..ASKED_MAX as u64 + 10 {
+        bed.tlb.ask(Iova(n * PAGE), Access::Read);
+    }
+    assert_eq!(bed.tlb.take_misses().len(), ASKED_MAX);
+}
