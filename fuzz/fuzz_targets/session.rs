@@ -64,6 +64,8 @@ impl Rings for Shelf {
         Some(queue.into())
     }
 
+    fn quiesce(&mut self) {}
+
     fn forget(&mut self, _: RingIndex) {}
 
     fn announce(&mut self, mac: [u8; 6]) {

@@ -127,6 +127,10 @@ pub trait Fabric: Send + Sync {
     /// Closes a way out. When this returns, no worker touches it, nor its memory.
     fn detach_egress(&self, at: QueueId) -> Option<Box<dyn Egress>>;
 
+    /// Returns when nobody uses any more what was taken from a queue, its chains and frames, before
+    /// this was called: every worker has ended the turn that it was in.
+    fn quiesce(&self);
+
     /// Sends a frame of our own as if it had come from `from` (at most `HEAD_MAX` bytes).
     fn originate(&self, from: PortId, frame: &[u8]);
 }

@@ -453,6 +453,12 @@ impl Fabric for Switch {
         self.take_ingress(&mut self.admin(), at)
     }
 
+    fn quiesce(&self) {
+        let admin = self.admin();
+        let (_, generation) = self.shared.tables.edit(|_| ());
+        self.wait_for_table(&admin, generation);
+    }
+
     fn attach_egress(&self, at: QueueId, egress: Box<dyn Egress>) {
         let old = self.note_pair(at, |record| {
             let mut slot = record.port.lock(at.pair)?;

@@ -12,9 +12,11 @@
 //! **Units.** Little endian; sizes in bytes.
 
 mod decoder;
+mod iotlb;
 mod request;
 
 pub use decoder::{Decoder, Message};
+pub use iotlb::{IotlbKind, IotlbMessage};
 pub(crate) use request::LOG_FLAG;
 pub use request::{LogArea, Request, VringAddr, VringFd, VringState};
 pub use vhost::vhost_user::message::FrontendReq;

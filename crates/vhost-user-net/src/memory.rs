@@ -206,6 +206,17 @@ impl RegionTable {
         })
     }
 
+    /// Where the guest sees what the front end has at `addr`, and the bytes from there to the end of
+    /// its region.
+    pub fn piece(&self, addr: FrontendAddr) -> Option<(GuestPhysAddr, u64)> {
+        self.slots.iter().find_map(|slot| {
+            let spec = &slot.region.spec;
+            let offset = addr.0.checked_sub(spec.user.0)?;
+            let left = spec.size.checked_sub(offset).filter(|left| *left > 0)?;
+            Some((GuestPhysAddr(spec.guest.0.wrapping_add(offset)), left))
+        })
+    }
+
     /// Number of regions.
     pub fn len(&self) -> usize {
         self.slots.len()

@@ -18,11 +18,12 @@
 //! **Trust.** The front end is hostile. A refused message changes nothing; only a ring that its
 //! last parameter makes impossible is left as it is then, and stopped.
 //! **Limits.** See [`SessionSettings`] and [`crate::memory`].
-//! **Not supported.** In-flight region, IOTLB, postcopy, configuration space, device
+//! **Not supported.** In-flight region, postcopy, configuration space, device
 //! state, in-band notifications: not offered, and refused.
 
 mod error;
 mod handover;
+mod iotlb;
 mod log;
 mod ring;
 
@@ -33,14 +34,17 @@ use std::sync::Arc;
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 use virtio_net::OffloadSet;
-use virtio_net::features::{DEVICE_FEATURES, OFFLOADS, RING_RESET, offload_features};
+use virtio_net::features::{
+    ACCESS_PLATFORM, DEVICE_FEATURES, OFFLOADS, RING_RESET, offload_features,
+};
 use virtq::mem::GuestMap;
-use virtq::{ChainError, QueueConfig, QueueError, RingLog, RingPosition, Virtq};
+use virtq::{ChainError, QueueConfig, QueueError, RingIotlb, RingLog, RingPosition, Virtq};
 
 use crate::codec::{CodecError, Message, Reply, Request, VringFd, VringState};
 use crate::memory::{RegionTable, SLOTS_MAX};
 use crate::record::Identity;
 pub use error::{Lost, SessionError, SetUpError, Unready};
+use iotlb::Translation;
 use log::Logging;
 use ring::Ring;
 
@@ -58,7 +62,8 @@ pub const PROTOCOL_FEATURES: u64 = VhostUserProtocolFeatures::MQ.bits()
 /// The feature bit that vhost-user adds to those of virtio.
 const F_PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 /// The device features that every session offers; `RING_RESET` needs a front end that forwards it.
-pub const FEATURES: u64 = DEVICE_FEATURES & !RING_RESET | F_PROTOCOL_FEATURES | LOG_ALL;
+pub const FEATURES: u64 =
+    DEVICE_FEATURES & !RING_RESET | F_PROTOCOL_FEATURES | LOG_ALL | ACCESS_PLATFORM;
 /// The feature bit by which writes are logged; it changes while rings run.
 pub const LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
 /// The smallest MTU that IPv4 allows a link to have.
@@ -122,6 +127,8 @@ pub struct RingStart<'a> {
     pub identity: Option<Identity>,
     /// Where it notes what it writes, while the guest migrates.
     pub log: Option<RingLog>,
+    /// How its addresses are translated behind a vIOMMU.
+    pub iotlb: Option<RingIotlb>,
 }
 
 /// A ring that ran.
@@ -152,6 +159,9 @@ pub trait Rings {
     /// Stops a running ring and tells where. When this returns, nobody touches its memory.
     /// None if the ring is lost: its worker had a bug.
     fn stop(&mut self, ring: RingIndex) -> Option<Stopped>;
+
+    /// Returns when nobody uses any more what was taken from a ring before this was called.
+    fn quiesce(&mut self);
 
     /// Forgets where a ring is, if there is a record: the front end knows, or it starts anew.
     fn forget(&mut self, ring: RingIndex);
@@ -192,6 +202,7 @@ pub struct Session {
     /// Rings that turned out to be set up wrongly when something else changed.
     complaints: BTreeMap<RingIndex, SetUpError>,
     logging: Logging,
+    translation: Translation,
     /// Where requests of the back end will go; held so that the front end sees it open.
     backend_channel: Option<OwnedFd>,
 }
@@ -209,6 +220,7 @@ impl Session {
             rings: BTreeMap::new(),
             complaints: BTreeMap::new(),
             logging: Logging::default(),
+            translation: Translation::default(),
             backend_channel: None,
         }
     }
@@ -310,7 +322,11 @@ impl Session {
             }
             if !ring.running {
                 let wrong = ring.wrong.map(|error| Unready::SetUp(index, error));
-                return Err(wrong.unwrap_or(Unready::NoMemory(index)));
+                let missing = match self.iotlb() {
+                    Some(_) => Unready::NoTranslation(index),
+                    None => Unready::NoMemory(index),
+                };
+                return Err(wrong.unwrap_or(missing));
             }
         }
         Ok(())
@@ -386,6 +402,7 @@ impl Session {
                 self.set_log_base(area, fd, rings)?;
                 return Ok(Answer::Reply(Reply::Empty));
             }
+            Request::Iotlb(message) => self.iotlb_message(message, rings)?,
             Request::SetLogFd => self.set_log_call(fds.pop(), rings)?,
             Request::SetVringNum(state) => self.set_num(state, rings)?,
             Request::SetVringAddr(addr) => self.set_addr(addr, rings)?,
@@ -437,6 +454,7 @@ impl Session {
             return Err(SessionError::FeaturesWhileRunning(index));
         }
         self.features = Some(bits);
+        self.set_translation(bits);
         self.try_start_all(rings);
         Ok(())
     }
@@ -463,7 +481,10 @@ impl Session {
 
     /// What is running stops, changes over, and goes on if its addresses are still mapped.
     fn swap_memory(&mut self, table: RegionTable, rings: &mut dyn Rings) {
-        self.restart_all(rings, |session| session.memory = table);
+        self.restart_all(rings, |session| {
+            session.memory = table;
+            session.translate_into();
+        });
     }
 
     fn reset(&mut self, rings: &mut dyn Rings) {
@@ -473,6 +494,7 @@ impl Session {
             rings.forget(*index);
         }
         self.features = None;
+        self.translation.end();
         self.status = 0;
     }
 

@@ -16,6 +16,7 @@ mod closer;
 mod connection;
 mod handover;
 mod listener;
+mod misses;
 mod reconnect;
 mod rings;
 mod timer;
@@ -35,6 +36,7 @@ use closer::Closer;
 use connection::{Connection, Disconnect};
 use listener::Listener;
 pub use listener::OpenError;
+use misses::Questions;
 use reconnect::Reconnect;
 use rings::FabricRings;
 use timer::Timer;
@@ -45,6 +47,8 @@ const TURN_MESSAGES: usize = 64;
 const LOGGED_REFUSALS: u32 = 10;
 /// How long nobody is accepted after that failed: the process may be short of fds.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
+/// How long the back channel is left alone when it was full.
+const ASK_PAUSE: Duration = Duration::from_millis(2);
 /// How long a front end may take from starting a transmitq to enabling it before what the guest
 /// sends there is dropped.
 const HOLD: Duration = Duration::from_millis(200);
@@ -166,6 +170,10 @@ pub struct VhostUserPort {
     changes: u64,
     /// The record of another process that this port goes on without: it ends with that.
     stale: Option<OwnedFd>,
+    /// Written when a ring met an address that the front end has to translate.
+    missed: Arc<OwnedFd>,
+    /// What the back channel did not take is sent then.
+    ask_again: Option<Instant>,
 }
 
 /// How connections come about.
@@ -185,6 +193,8 @@ struct Link {
     refusals: u32,
     /// Others that came meanwhile.
     sent_away: u32,
+    /// What is still to be asked for on the back channel.
+    questions: Questions,
 }
 
 impl VhostUserPort {
@@ -203,6 +213,7 @@ impl VhostUserPort {
         };
         let (status, rings) = (links.status.clone(), FabricRings::new(links, &settings));
         let losses = guard::notice().map_err(no_timer)?;
+        let missed = Arc::new(misses::eventfd().map_err(no_timer)?);
         let port = Self {
             settings,
             status,
@@ -216,6 +227,8 @@ impl VhostUserPort {
             closer: Closer::default(),
             changes: 0,
             stale: None,
+            missed,
+            ask_again: None,
         };
         port.show();
         Ok(port)
@@ -291,6 +304,13 @@ impl VhostUserPort {
         true
     }
 
+    /// Asks the front end for the addresses that rings have met.
+    fn ask(&mut self) {
+        let Some(link) = &mut self.link else { return };
+        let left = link.questions.ask(&link.session);
+        self.ask_again = left.then(|| Instant::now().checked_add(ASK_PAUSE)).flatten();
+    }
+
     fn accept(&mut self, ops: &mut EventOps<'_>) {
         let Way::Listen(listener) = &self.way else { return };
         match listener.accept() {
@@ -348,9 +368,12 @@ impl VhostUserPort {
             self.retry();
             return;
         }
-        let session = Session::new(self.settings.session());
+        let mut session = Session::new(self.settings.session());
+        session.set_waker(Arc::clone(&self.missed));
         let connection = Connection::new(stream, self.closer.clone());
-        self.link = Some(Link { connection, session, interest, refusals: 0, sent_away: 0 });
+        let questions = Questions::default();
+        self.link =
+            Some(Link { connection, session, interest, refusals: 0, sent_away: 0, questions });
         tracing::info!(port = %self.settings.name, "front end connected");
         self.show();
     }
@@ -388,7 +411,7 @@ impl VhostUserPort {
         let now = Instant::now();
         let until = now.checked_add(HOLD).unwrap_or(now);
         let held = self.link.as_mut().and_then(|link| link.session.hold_rings(until));
-        let next = [held, self.accept_again].into_iter().flatten().min();
+        let next = [held, self.accept_again, self.ask_again].into_iter().flatten().min();
         if let Some(next) = next.filter(|_| next != self.armed) {
             self.timer.arm(whole_ms(next.saturating_duration_since(now)));
         }
@@ -403,6 +426,9 @@ impl VhostUserPort {
         if let Some(link) = &mut self.link {
             link.session.release_held_rings(now, &mut self.rings);
             link.complain_of_rings(&self.settings.name, &self.status);
+        }
+        if self.ask_again.take_if(|again| *again <= now).is_some() {
+            self.ask();
         }
         if let Way::Listen(listener) = &self.way
             && self.accept_again.take_if(|again| *again <= now).is_some()
@@ -530,6 +556,7 @@ impl MutEventSubscriber for VhostUserPort {
             Some(link) => ops.add(Events::new(&link.connection.as_fd(), link.interest)),
             None => Ok(()),
         });
+        let added = added.and_then(|()| ops.add(Events::new(&self.missed, EventSet::IN)));
         if let Err(error) = added {
             self.status.set(PortState::Down, format!("cannot watch the socket: {error}"));
         }
@@ -541,6 +568,12 @@ impl MutEventSubscriber for VhostUserPort {
         let of_link = |link: &Link| link.connection.as_fd().as_raw_fd() == fd;
         if self.link.as_ref().is_some_and(of_link) {
             self.serve(ops);
+            return;
+        }
+        if self.missed.as_raw_fd() == fd {
+            misses::drain(&self.missed);
+            self.ask();
+            self.arm_timer();
             return;
         }
         if self.losses.as_raw_fd() == fd {

@@ -45,6 +45,7 @@ mod tests {
         fn detach_egress(&self, at: QueueId) -> Option<Box<dyn Egress>> {
             self.egress.lock().unwrap().remove(&at)
         }
+        fn quiesce(&self) {}
         fn originate(&self, _: PortId, _: &[u8]) {}
     }
 

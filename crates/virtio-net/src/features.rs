@@ -91,6 +91,8 @@ bits! {
     RING_PACKED = config::VIRTIO_F_RING_PACKED;
     /// Buffers are used in the order in which they were made available.
     IN_ORDER = config::VIRTIO_F_IN_ORDER;
+    /// The device is behind an IOMMU that the platform has.
+    ACCESS_PLATFORM = config::VIRTIO_F_ACCESS_PLATFORM;
     /// Single queues can be reset.
     RING_RESET = config::VIRTIO_F_RING_RESET;
 }

@@ -279,3 +279,22 @@ fn a_successor_goes_on_with_counters_and_stations() {
     assert_eq!(sum(&before), 3);
     assert_eq!((sum(&after), after.removed_ports.rx_frames), (3, 1));
 }
+
+#[test]
+fn after_quiesce_no_batch_is_held_that_was_taken_before() {
+    let switch = Switch::start(&two_workers()).unwrap();
+    let ports = plain_ports(&switch, 3);
+    let wires: Vec<_> = ports.iter().map(|(_, wire)| wire).collect();
+    wires[0].behave(Behaviour::Slow);
+    for _ in 0..20 {
+        let before = wires[0].released.load(Ordering::SeqCst);
+        wires[0].send(&[frame(BROADCAST, mac(1), 1)]);
+        wait_for("a worker to take it", || {
+            wires[0].inside.load(Ordering::SeqCst)
+                || wires[0].released.load(Ordering::SeqCst) > before
+        });
+        switch.quiesce();
+        assert!(wires[0].released.load(Ordering::SeqCst) > before, "it has let go");
+    }
+    let _ = settle(&switch, &wires);
+}

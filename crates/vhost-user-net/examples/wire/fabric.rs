@@ -125,6 +125,11 @@ impl Fabric for Wire {
         lock(&self.egress).remove(&at)
     }
 
+    fn quiesce(&self) {
+        // Held for a turn.
+        drop(lock(&self.ingress));
+    }
+
     fn originate(&self, from: PortId, frame: &[u8]) {
         let to = QueueId { port: other(from), pair: 0 };
         let mut frames = FrameBuf::default();

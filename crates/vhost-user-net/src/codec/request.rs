@@ -2,6 +2,7 @@
 
 use virtq::mem::GuestPhysAddr;
 
+use super::iotlb::IotlbMessage;
 use super::{CodecError, FrontendReq, Header, Message, TABLE_REGIONS_MAX};
 use crate::memory::{FrontendAddr, RegionSpec};
 
@@ -74,6 +75,7 @@ pub enum Request {
     SetMemTable(Vec<RegionSpec>),
     SetLogBase(LogArea),
     SetLogFd,
+    Iotlb(IotlbMessage),
     SetVringNum(VringState),
     SetVringAddr(VringAddr),
     SetVringBase(VringState),
@@ -157,8 +159,8 @@ impl Request {
             K::SET_STATUS => Self::SetStatus(fields.status()?),
             K::GET_STATUS => fields.none(Self::GetStatus)?,
             K::SET_LOG_BASE => Self::SetLogBase(fields.log_area()?),
-            K::IOTLB_MSG
-            | K::SET_VRING_ENDIAN
+            K::IOTLB_MSG => Self::Iotlb(IotlbMessage::parse(fields)?),
+            K::SET_VRING_ENDIAN
             | K::GET_CONFIG
             | K::SET_CONFIG
             | K::CREATE_CRYPTO_SESSION
@@ -190,6 +192,7 @@ impl Request {
             | Self::SetOwner
             | Self::ResetOwner
             | Self::SetLogFd
+            | Self::Iotlb(_)
             | Self::SetVringNum(_)
             | Self::SetVringAddr(_)
             | Self::SetVringBase(_)
@@ -233,6 +236,7 @@ impl Request {
                 (K::SET_LOG_BASE, fields.into_iter().flat_map(u64::to_le_bytes).collect())
             }
             Self::SetLogFd => (K::SET_LOG_FD, Vec::new()),
+            Self::Iotlb(message) => (K::IOTLB_MSG, message.write()),
             Self::SetVringNum(state) => (K::SET_VRING_NUM, state.write().to_vec()),
             Self::SetVringAddr(addr) => (K::SET_VRING_ADDR, write_addr(addr)),
             Self::SetVringBase(state) => (K::SET_VRING_BASE, state.write().to_vec()),
@@ -289,18 +293,18 @@ fn write_table(regions: &[RegionSpec]) -> Vec<u8> {
 }
 
 /// A payload, to be read by field.
-struct Fields<'a> {
+pub(super) struct Fields<'a> {
     request: u32,
     bytes: &'a [u8],
 }
 
 impl Fields<'_> {
-    fn exactly(&self, expected: usize) -> Result<(), CodecError> {
+    pub(super) fn exactly(&self, expected: usize) -> Result<(), CodecError> {
         let (request, size) = (self.request, self.bytes.len());
         if size == expected { Ok(()) } else { Err(CodecError::Size { request, size, expected }) }
     }
 
-    fn value<T>(
+    pub(super) fn value<T>(
         &self,
         field: &'static str,
         value: u64,
@@ -309,7 +313,7 @@ impl Fields<'_> {
         Err(CodecError::Value { request: self.request, field, value, allowed })
     }
 
-    fn u64_at(&self, at: usize) -> u64 {
+    pub(super) fn u64_at(&self, at: usize) -> u64 {
         let field = self.bytes.get(at..).and_then(|b| b.first_chunk());
         u64::from_le_bytes(field.copied().unwrap_or_default())
     }

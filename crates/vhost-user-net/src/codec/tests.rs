@@ -9,10 +9,11 @@ use vhost::vhost_user::message::{
     VhostUserVringAddr, VhostUserVringState,
 };
 use virtq::mem::GuestPhysAddr;
+use virtq::{Access, Iova};
 
 use super::{
-    CodecError, Decoder, FDS_MAX, FrontendReq, HEADER_BYTES, Header, LogArea, Message, PAYLOAD_MAX,
-    Reply, Request, VringAddr, VringFd, VringState,
+    CodecError, Decoder, FDS_MAX, FrontendReq, HEADER_BYTES, Header, IotlbKind, IotlbMessage,
+    LogArea, Message, PAYLOAD_MAX, Reply, Request, VringAddr, VringFd, VringState,
 };
 use crate::memory::{FrontendAddr, RegionSpec};
 
@@ -55,6 +56,10 @@ fn addr() -> VringAddr {
 }
 
 /// Every request, with the fds that belong to it.
+fn iotlb(kind: IotlbKind) -> IotlbMessage {
+    IotlbMessage { iova: Iova(1 << 40), size: 4096, user: FrontendAddr(7 << 40), kind }
+}
+
 fn requests() -> Vec<(Request, usize)> {
     let state = VringState { ring: 5, num: 256 };
     let fd = |has_fd| VringFd { ring: 4, has_fd };
@@ -90,7 +95,9 @@ fn requests() -> Vec<(Request, usize)> {
         (Request::RemMemReg(region(1)), 1),
         (Request::SetStatus(15), 0),
         (Request::GetStatus, 0),
-        (Request::NotOffered(FrontendReq::IOTLB_MSG), 0),
+        (Request::Iotlb(iotlb(IotlbKind::Update(Access::ReadWrite))), 0),
+        (Request::Iotlb(iotlb(IotlbKind::Invalidate)), 0),
+        (Request::NotOffered(FrontendReq::SET_VRING_ENDIAN), 0),
         (Request::SetLogBase(LogArea { bytes: 1 << 20, offset: 8192 }), 1),
         (Request::SetLogFd, 1),
     ]

@@ -96,6 +96,25 @@ pub enum SessionError {
     /// What is to be signalled for the log is no eventfd.
     #[error("SET_LOG_FD with an fd that is no eventfd")]
     LogCall,
+    /// A translation without a vIOMMU.
+    #[error("IOTLB_MSG without ACCESS_PLATFORM")]
+    NoIommu,
+    /// A question that only back ends ask.
+    #[error("IOTLB_MSG with a miss, which only back ends have")]
+    IotlbMiss,
+    /// A translation that leads out of the shared memory.
+    #[error(
+        "the translation of {iova:#x}, {size:#x} bytes, to {user:#x} is not within the memory \
+         that the front end shares"
+    )]
+    IotlbOutside {
+        /// What is translated.
+        iova: u64,
+        /// Bytes.
+        size: u64,
+        /// Where to, in the front end's addresses.
+        user: u64,
+    },
     /// An MTU out of bounds.
     #[error("MTU {mtu}, 68 to {limit} are allowed")]
     Mtu {
@@ -129,6 +148,9 @@ pub enum Unready {
     /// A ring's addresses are not usable in the memory that the front end shares.
     #[error("ring {index} is not within the memory that the front end shares", index = .0.0)]
     NoMemory(RingIndex),
+    /// A ring's addresses are behind a vIOMMU, and the front end has not translated them.
+    #[error("the addresses of ring {index} have not been translated by the IOMMU", index = .0.0)]
+    NoTranslation(RingIndex),
     /// A ring is set up wrongly.
     #[error("ring {index} cannot be started: {error}", index = .0.0, error = .1)]
     SetUp(RingIndex, SetUpError),

@@ -57,6 +57,8 @@ impl Session {
         session.mtu = state.mtu;
         session.status = state.status;
         session.memory = RegionTable::adopt(&state.regions, fds)?;
+        // What the front end translated is asked for again.
+        session.set_translation(state.features.unwrap_or(0));
         session.backend_channel = state.backend_channel.map(|fd| fds.take(fd)).transpose()?;
         if let Some(log) = state.log {
             session.adopt_log(log, fds)?;

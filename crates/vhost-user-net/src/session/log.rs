@@ -11,14 +11,14 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use virtq::RingLog;
 use virtq::mem::{DirtyLog, GuestPhysAddr};
+use virtq::{Iova, RingLog};
 
 use super::ring::{Ring, is_no_eventfd};
 use super::{LOG_ALL, Rings, Session, SessionError};
 use crate::codec::{LOG_FLAG, LogArea, VringAddr};
 use crate::handover::{AdoptError, Incoming, LogHandover, Outgoing};
-use crate::memory::BYTES_MAX;
+use crate::memory::{BYTES_MAX, FrontendAddr};
 
 /// The most bytes of a log: a bit for every page that a front end may share.
 const LOG_BYTES_MAX: u64 = BYTES_MAX / 4096 / 8;
@@ -118,7 +118,7 @@ impl Session {
             log,
             memory: self.memory.map()?.clone(),
             device: self.device_area(addr)?,
-            desc: self.memory.translate(addr.desc)?,
+            desc: self.guest_addr(addr.desc)?,
             call: self.logging.call.clone(),
         })
     }
@@ -128,7 +128,15 @@ impl Session {
         if addr.flags & LOG_FLAG != 0 {
             return Some(GuestPhysAddr(addr.log));
         }
-        self.memory.translate(addr.used)
+        self.guest_addr(addr.used)
+    }
+
+    /// Where the guest has a part of a ring.
+    fn guest_addr(&self, addr: FrontendAddr) -> Option<GuestPhysAddr> {
+        match self.iotlb() {
+            Some(iotlb) => iotlb.translate(Iova(addr.0)),
+            None => self.memory.translate(addr),
+        }
     }
 }
 

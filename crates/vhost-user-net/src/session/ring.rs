@@ -7,6 +7,7 @@ use std::time::Instant;
 use rustix::fs::{FileType, fstat};
 use virtio_net::features::{layout, ring_features};
 use virtio_net::notify;
+use virtq::mem::GuestPhysAddr;
 use virtq::{Layout, QueueConfig, RingPosition};
 
 use super::{
@@ -14,6 +15,7 @@ use super::{
     SessionError, SetUpError, VringFd, VringState,
 };
 use crate::codec::VringAddr;
+use crate::memory::FrontendAddr;
 use crate::record::Identity;
 
 /// The largest ring that virtio knows.
@@ -276,9 +278,14 @@ impl Session {
             return Ok(());
         }
         let Some(config) = self.queue_config(ring, features)? else { return Ok(()) };
+        let behind = self.iotlb().cloned();
+        if behind.as_ref().is_some_and(|iotlb| !Self::is_known(iotlb, &config)) {
+            return Ok(());
+        }
+        let translated = behind.map(|iotlb| iotlb.whole_map());
         let start = RingStart {
             config,
-            memory,
+            memory: translated.as_ref().unwrap_or(memory),
             kick: ring.kick.clone(),
             call: ring.call.clone(),
             enabled,
@@ -288,6 +295,7 @@ impl Session {
             known: ring.known,
             identity: self.identity(ring, &config),
             log: self.ring_log(ring),
+            iotlb: self.ring_iotlb(index),
         };
         rings.start(index, start)?;
         let ring = self.ring_mut(index);
@@ -305,16 +313,25 @@ impl Session {
 
     /// Which ring it is, in the files of the memory.
     fn identity(&self, ring: &Ring, config: &QueueConfig) -> Option<Identity> {
-        let addr = ring.addr?;
+        // Addresses behind a vIOMMU are not those of a file.
+        let addr = ring.addr.filter(|_| self.iotlb().is_none())?;
         let place = |addr| self.memory.file_place(addr);
         let places = [place(addr.desc)?, place(addr.avail)?, place(addr.used)?];
         Some(Identity::new(config, places))
     }
 
     /// The ring's configuration, if all of it is known and in memory.
-    fn queue_config(&self, ring: &Ring, features: u64) -> Result<Option<QueueConfig>, SetUpError> {
+    pub(super) fn queue_config(
+        &self,
+        ring: &Ring,
+        features: u64,
+    ) -> Result<Option<QueueConfig>, SetUpError> {
         let (Some(size), Some(addr)) = (ring.size, ring.addr) else { return Ok(None) };
-        let part = |addr| self.memory.translate(addr);
+        let part = |addr: FrontendAddr| match self.iotlb() {
+            // Not known here, but to be looked up where buffers are.
+            Some(_) => Some(GuestPhysAddr(addr.0)),
+            None => self.memory.translate(addr),
+        };
         let (desc, driver, device) = (part(addr.desc), part(addr.avail), part(addr.used));
         let (Some(desc), Some(driver), Some(device)) = (desc, driver, device) else {
             return Ok(None);

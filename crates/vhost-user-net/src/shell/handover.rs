@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Instant;
 
 use event_manager::EventSet;
@@ -10,6 +11,7 @@ use virtq::mem::guard;
 use super::closer::Closer;
 use super::connection::Connection;
 use super::listener::Listener;
+use super::misses::{self, Questions};
 use super::reconnect::Reconnect;
 use super::timer::Timer;
 use super::{FabricRings, Link, PortLinks, PortSettings, SocketMode, VhostUserPort, Way};
@@ -45,7 +47,8 @@ impl VhostUserPort {
             (SocketMode::Client, Some(_)) => return Err(AdoptError::Role("client")),
         };
         let closer = Closer::default();
-        let link = state.link.map(|link| Link::adopt(&settings, link, fds, &closer)).transpose()?;
+        let mut link =
+            state.link.map(|link| Link::adopt(&settings, link, fds, &closer)).transpose()?;
         let status = links.status.clone();
         let without = PortSettings { state_dir: None, ..settings.clone() };
         let mut rings = FabricRings::new(links, &without);
@@ -63,6 +66,10 @@ impl VhostUserPort {
             (stale, None) => stale,
         };
         let losses = guard::notice().map_err(no_timer)?;
+        let missed = Arc::new(misses::eventfd().map_err(no_timer)?);
+        if let Some(link) = &mut link {
+            link.session.set_waker(Arc::clone(&missed));
+        }
         Ok(Self {
             settings,
             status,
@@ -76,6 +83,8 @@ impl VhostUserPort {
             closer,
             changes: 0,
             stale,
+            missed,
+            ask_again: None,
         })
     }
 
@@ -186,6 +195,7 @@ impl Link {
         let session = Session::adopt(settings.session(), &state.session, fds, Instant::now())?;
         let interest = if connection.has_output() { EventSet::OUT } else { EventSet::IN };
         let (refusals, sent_away) = (state.refusals, state.sent_away);
-        Ok(Self { connection, session, interest, refusals, sent_away })
+        let questions = Questions::default();
+        Ok(Self { connection, session, interest, refusals, sent_away, questions })
     }
 }

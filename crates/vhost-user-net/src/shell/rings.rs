@@ -93,6 +93,7 @@ impl Rings for FabricRings {
             }
         }
         queue.set_log(start.log);
+        queue.set_iotlb(start.iotlb);
         let options = QueueOptions {
             enabled: start.enabled,
             retries: self.retries,
@@ -130,6 +131,10 @@ impl Rings for FabricRings {
             }
         }
         stopped
+    }
+
+    fn quiesce(&mut self) {
+        self.fabric.quiesce();
     }
 
     fn forget(&mut self, ring: RingIndex) {

@@ -32,6 +32,7 @@ pub(super) enum Event {
     Started { ring: u16, enabled: bool, position: RingPosition },
     Stopped(u16),
     Announced([u8; 6]),
+    Quiesced,
     Forgotten(u16),
 }
 
@@ -56,6 +57,7 @@ impl Rings for Recorder {
     fn start(&mut self, ring: RingIndex, start: RingStart<'_>) -> Result<(), QueueError> {
         let mut queue = start.config.activate(start.memory)?;
         queue.set_log(start.log);
+        queue.set_iotlb(start.iotlb);
         let position = start.config.position;
         self.events.push(Event::Started { ring: ring.0, enabled: start.enabled, position });
         let running = Running {
@@ -80,6 +82,10 @@ impl Rings for Recorder {
 
     fn forget(&mut self, ring: RingIndex) {
         self.events.push(Event::Forgotten(ring.0));
+    }
+
+    fn quiesce(&mut self) {
+        self.events.push(Event::Quiesced);
     }
 
     fn announce(&mut self, mac: [u8; 6]) {
