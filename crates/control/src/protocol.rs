@@ -214,6 +214,9 @@ pub struct FrontEndView {
     pub regions: usize,
     /// Whether written pages are logged: the guest migrates.
     pub dirty_log: bool,
+    /// Translations in use; null if it is not behind a vIOMMU.
+    #[serde(default)]
+    pub translations: Option<usize>,
 }
 
 /// An error that happened once.

@@ -47,8 +47,6 @@ const TURN_MESSAGES: usize = 64;
 const LOGGED_REFUSALS: u32 = 10;
 /// How long nobody is accepted after that failed: the process may be short of fds.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
-/// How long the back channel is left alone when it was full.
-const ASK_PAUSE: Duration = Duration::from_millis(2);
 /// How long a front end may take from starting a transmitq to enabling it before what the guest
 /// sends there is dropped.
 const HOLD: Duration = Duration::from_millis(200);
@@ -302,13 +300,6 @@ impl VhostUserPort {
         self.status.set(PortState::Quarantined, reason.to_string());
         self.unlink(&reason, ops);
         true
-    }
-
-    /// Asks the front end for the addresses that rings have met.
-    fn ask(&mut self) {
-        let Some(link) = &mut self.link else { return };
-        let left = link.questions.ask(&link.session);
-        self.ask_again = left.then(|| Instant::now().checked_add(ASK_PAUSE)).flatten();
     }
 
     fn accept(&mut self, ops: &mut EventOps<'_>) {

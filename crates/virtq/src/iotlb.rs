@@ -27,6 +27,8 @@ pub const ENTRIES_MAX: usize = 4096;
 pub const ASKED_MAX: usize = 1024;
 /// Chains whose addresses are asked for before their turn comes.
 pub(crate) const LOOK_AHEAD: u16 = 64;
+/// Pages of one buffer that are asked for ahead.
+const PAGES_MAX: u32 = 17;
 /// What a question is about: front ends answer with the page around it.
 const PAGE: u64 = 4096;
 
@@ -139,13 +141,18 @@ impl Iotlb {
     }
 
     /// Forgets what overlaps `[iova, iova + len)`. Rings use it until they have ended their turn.
-    pub fn remove(&self, iova: Iova, len: u64) {
+    /// Returns whether somebody waited for an answer about it: it has to be asked for again, since
+    /// it may be somewhere else now.
+    pub fn remove(&self, iova: Iova, len: u64) -> bool {
         let mut state = self.state();
         state.forget(iova.0, len);
-        // What was asked for may be somewhere else now, or nowhere.
-        state.asked.clear();
-        state.misses.clear();
+        let gone = IotlbEntry { iova, addr: GuestPhysAddr(0), len, access: Access::ReadWrite };
+        let before = state.asked.len();
+        state.asked.retain(|miss| !covers(&gone, miss));
+        let waited = state.asked.len() != before;
+        state.misses.retain(|miss| !covers(&gone, miss));
         self.publish(state);
+        waited
     }
 
     /// Uses another memory table: translations into what is not there any more mean nothing.
@@ -224,7 +231,7 @@ impl Snapshot {
 }
 
 impl State {
-    /// Removes entries that overlap `[iova, iova + len)`, as a whole: their rest is asked for again.
+    /// Removes entries that overlap `[iova, iova + len)`, whole: their rest is asked for again.
     fn forget(&mut self, iova: u64, len: u64) {
         let Some(last) = len.checked_sub(1) else { return };
         let end = iova.saturating_add(last);
@@ -339,10 +346,17 @@ impl RingIotlb {
     pub(crate) fn look_at(&self, map: &GuestMap, addr: GuestPhysAddr, len: u32, is_table: bool) {
         let (map, access) =
             if is_table { (&self.tables, Access::Read) } else { (map, self.access) };
-        if let Some(at) = map.first_unmapped(addr, u64::from(len))
-            && self.shared.translate(Iova(at.0)).is_none()
-        {
-            self.shared.ask(Iova(at.0), access);
+        let end = addr.0.saturating_add(u64::from(len));
+        let mut at = addr;
+        // Each page that is missing: an answer to the first does not tell of the next.
+        for _ in 0..PAGES_MAX {
+            let left = end.saturating_sub(at.0);
+            let Some(missing) = map.first_unmapped(at, left) else { return };
+            if self.shared.translate(Iova(missing.0)).is_none() {
+                self.shared.ask(Iova(missing.0), access);
+            }
+            let Some(next) = (missing.0 & !(PAGE - 1)).checked_add(PAGE) else { return };
+            at = GuestPhysAddr(next.min(end));
         }
     }
 }

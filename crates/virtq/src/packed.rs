@@ -174,10 +174,7 @@ impl Packed {
     /// As [`Self::pop`], behind a vIOMMU: a chain with an unknown address waits, it is no fault.
     #[cold]
     fn pop_translated(&mut self, buf: &mut ChainBuf, max: usize) -> Option<ChainError> {
-        if let Some(map) = self.iotlb.as_mut().and_then(|iotlb| iotlb.refresh()) {
-            self.areas.set_map(map);
-            self.hit = Hit::none();
-        }
+        self.refresh();
         if self.fault.is_none() && !self.is_waiting() {
             let fault = pop::burst(self, buf, max).err();
             if let Some(iotlb) = self.iotlb.as_mut() {
@@ -190,6 +187,17 @@ impl Packed {
 
     pub(crate) fn set_iotlb(&mut self, iotlb: Option<Box<RingIotlb>>) {
         self.iotlb = iotlb;
+        // Buffers that are available already will be needed soon.
+        self.refresh();
+        pop::look_ahead(self);
+    }
+
+    /// Takes the newest translations.
+    fn refresh(&mut self) {
+        if let Some(map) = self.iotlb.as_mut().and_then(|iotlb| iotlb.refresh()) {
+            self.areas.set_map(map);
+            self.hit = Hit::none();
+        }
     }
 
     /// Whether the next chain waits for the front end.

@@ -114,8 +114,8 @@ impl Virtq {
         either!(self, queue => queue.set_log(log));
     }
 
-    /// Takes addresses of buffers for those behind a vIOMMU. The ring's own addresses are those that
-    /// it was activated with: it has to stop before they mean something else.
+    /// Takes addresses of buffers for those behind a vIOMMU. The ring's own addresses are those
+    /// that it was activated with: it has to stop before they mean something else.
     pub fn set_iotlb(&mut self, iotlb: Option<RingIotlb>) {
         let iotlb = iotlb.map(Box::new);
         either!(self, queue => queue.set_iotlb(iotlb));

@@ -48,6 +48,10 @@ pub struct GuestSpec {
     pub properties: Vec<String>,
     /// More arguments of QEMU.
     pub arguments: Vec<String>,
+    /// More words of the guest kernel's command line.
+    pub kernel: String,
+    /// Properties of the machine, such as `kernel-irqchip=split`.
+    pub machine: String,
 }
 
 /// A running guest.
@@ -73,6 +77,8 @@ impl GuestSpec {
             queues: 1,
             properties: Vec::new(),
             arguments: Vec::new(),
+            kernel: String::new(),
+            machine: "q35,accel=tcg".to_owned(),
         }
     }
 
@@ -126,8 +132,8 @@ impl Guest {
     /// QEMU or the image cannot be had, or QEMU cannot be started.
     pub fn start(environment: &Environment, spec: &GuestSpec, folder: &Path) -> Result<Self> {
         let mut command = environment.qemu(spec.version)?;
-        let _ = command.args(["-M", "q35,accel=tcg"]).args(spec.network_arguments());
-        let _ = command.args(&spec.arguments);
+        let _ = command.args(["-M", &spec.machine]).args(&spec.arguments);
+        let _ = command.args(spec.network_arguments());
         Self::launch(environment, &mut command, spec, folder)
     }
 
@@ -185,7 +191,8 @@ impl Guest {
             .arg(image.kernel)
             .arg("-initrd")
             .arg(image.initrd)
-            .args(["-append", "console=ttyS0 quiet loglevel=1 panic=-1"])
+            .arg("-append")
+            .arg(format!("console=ttyS0 quiet loglevel=1 panic=-1 {}", spec.kernel))
             .current_dir(folder);
         let log = folder.join(format!("{name}.log"));
         let process = Process::spawn(name, command, &log)?;

@@ -153,6 +153,7 @@ fn front_end(port: &Port, manager: &mut EventManager<Subscriber>) -> Option<Fron
         protocol_features: hex(session.protocol_features()),
         regions: session.regions(),
         dirty_log: session.is_logging(),
+        translations: session.translations(),
     })
 }
 

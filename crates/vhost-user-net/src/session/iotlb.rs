@@ -68,6 +68,11 @@ impl Session {
         iotlb.take_misses().into_iter().map(ask).collect()
     }
 
+    /// Translations that are known, if the device is behind a vIOMMU.
+    pub fn translations(&self) -> Option<usize> {
+        self.iotlb().map(|iotlb| iotlb.len())
+    }
+
     /// The channel for what the back end asks for itself.
     pub fn backend_channel(&self) -> Option<&OwnedFd> {
         self.backend_channel.as_ref()
@@ -139,9 +144,12 @@ impl Session {
                         let _ = self.stop_ring(index, rings);
                     }
                 }
-                iotlb.remove(message.iova, message.size);
+                let waited = iotlb.remove(message.iova, message.size);
                 rings.quiesce();
                 self.try_start_all(rings);
+                if waited {
+                    self.wake_rings();
+                }
             }
             IotlbKind::Miss(_) => return Err(SessionError::IotlbMiss),
         }

@@ -3,13 +3,17 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use rustix::event::EventfdFlags;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 
+use super::VhostUserPort;
 use crate::session::Session;
 
+/// How long the back channel is left alone when it was full.
+const ASK_PAUSE: Duration = Duration::from_millis(2);
 /// The most messages that wait for room; rings ask again for what is dropped.
 const WAITING_MAX: usize = 2048;
 
@@ -21,6 +25,15 @@ pub(super) fn eventfd() -> io::Result<OwnedFd> {
 /// Forgets that it was written.
 pub(super) fn drain(fd: &OwnedFd) {
     let _ = rustix::io::read(fd, &mut [0u8; 8]);
+}
+
+impl VhostUserPort {
+    /// Asks the front end for the addresses that rings have met.
+    pub(super) fn ask(&mut self) {
+        let Some(link) = &mut self.link else { return };
+        let left = link.questions.ask(&link.session);
+        self.ask_again = left.then(|| Instant::now().checked_add(ASK_PAUSE)).flatten();
+    }
 }
 
 /// What is still to be asked.

@@ -210,7 +210,7 @@ impl GuestMap {
         Ok(Self { inner: Arc::new(Inner { regions: regions.into(), _keep: memory }) })
     }
 
-    /// This memory as it is seen behind a vIOMMU: each piece is (address there, address here, bytes).
+    /// This memory as seen behind a vIOMMU: each piece is (address there, address here, bytes).
     /// They must be sorted and must not overlap; what of them is not in this memory is left out.
     pub(crate) fn view(&self, pieces: &[(u64, u64, u64)]) -> Self {
         let mut regions = Vec::with_capacity(pieces.len());

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod configs;
+mod iommu;
 mod migration;
 mod promises;
 mod qemu;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         configs::trials(),
         virtio_user::trials(),
         migration::trials(),
+        iommu::trials(),
     ];
     let trials = groups.into_iter().flatten().chain(qemu::trials()).collect();
     libtest_mimic::run(&arguments, trials).exit_code()

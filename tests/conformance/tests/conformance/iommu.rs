@@ -1,0 +1,94 @@
+//! A guest whose network device is behind a vIOMMU: with translations that stay (`iommu=pt`), and
+//! with one for each buffer (`strict`, `lazy`).
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use conformance::{Environment, Guest, GuestSpec, Scratch, Switch};
+use libtest_mimic::Trial;
+use serde_json::json;
+
+use crate::switch::{guest, guest_port};
+use crate::{full, trial};
+
+const ACCESS_PLATFORM: usize = 33;
+const LEAST_TCP_BYTES: u64 = 1_000_000;
+const SECONDS: u32 = 3;
+
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    packed: bool,
+    /// How the guest's kernel uses the IOMMU.
+    mode: &'static str,
+}
+
+pub(crate) fn trials() -> Vec<Trial> {
+    let all = [("pt", "iommu=pt"), ("lazy", "iommu.strict=0"), ("strict", "iommu.strict=1")];
+    let mut trials = Vec::new();
+    for packed in [false, true] {
+        for (name, mode) in all {
+            // Each mode with one layout, unless all combinations are asked for.
+            if full() || (name == "lazy") != packed {
+                let ring = if packed { "packed" } else { "split" };
+                let case = Case { packed, mode };
+                trials.push(trial(format!("iommu/{ring}-{name}"), move |env, scratch| {
+                    behind_iommu(env, scratch, case)
+                }));
+            }
+        }
+    }
+    trials
+}
+
+fn spec(scratch: &Scratch, case: Case) -> GuestSpec {
+    let mut spec = GuestSpec::new(1, scratch.path("g1.sock"));
+    let packed = if case.packed { "packed=on" } else { "packed=off" };
+    spec.properties =
+        ["ctrl_guest_offloads=off", "iommu_platform=on", "ats=on", "disable-legacy=on", packed]
+            .map(str::to_owned)
+            .to_vec();
+    spec.machine = "q35,accel=tcg,kernel-irqchip=split".to_owned();
+    spec.arguments =
+        ["-device", "intel-iommu,device-iotlb=on,intremap=off"].map(str::to_owned).to_vec();
+    spec.kernel = format!("intel_iommu=on {}", case.mode);
+    spec
+}
+
+fn translations(switch: &Switch) -> Result<u64> {
+    let shown: serde_json::Value = serde_json::from_str(&switch.ctl(&["--json", "ports"])?)?;
+    let ports = shown.get("ports").and_then(|ports| ports.as_array()).context("no ports")?;
+    let port = ports.iter().find(|port| port.get("name") == Some(&json!("g1")));
+    let count = port.and_then(|port| port.pointer("/front_end/translations"));
+    count.and_then(serde_json::Value::as_u64).with_context(|| format!("ports: {shown}"))
+}
+
+fn behind_iommu(environment: &Environment, scratch: &Scratch, case: Case) -> Result<()> {
+    let ports = [guest_port("g1", scratch), guest_port("g2", scratch)];
+    let switch = Switch::start(scratch.folder(), &ports)?;
+    let mut peer = guest(environment, scratch, 2)?;
+    let mut behind = Guest::start(environment, &spec(scratch, case), scratch.folder())?;
+    peer.wait_up()?;
+    behind.wait_up()?;
+    switch.wait_ports_up(&["g1", "g2"])?;
+    ensure!(behind.has_feature(ACCESS_PLATFORM)?, "the driver did not take ACCESS_PLATFORM");
+    ensure!(translations(&switch)? > 0, "nothing was translated");
+    behind.wait_reachable(&peer.address())?;
+    let lost = behind.ping(&peer.address(), 50, 50)?;
+    ensure!(lost <= 1, "{lost} of 50 pings lost; {}", switch.counters());
+    let _ = peer.run("iperf3 -s -D")?;
+    let bytes = behind.iperf(&peer.address(), SECONDS, 1)?;
+    ensure!(bytes > LEAST_TCP_BYTES, "{bytes} bytes of TCP; {}", switch.counters());
+    let mbit = bytes.saturating_mul(8).checked_div(u64::from(SECONDS).saturating_mul(1_000_000));
+    println!("TCP behind the IOMMU: {} Mbit/s", mbit.unwrap_or(0));
+    let line = format!("iperf3 -J -R -c {} -t {SECONDS}", peer.address());
+    let _ = behind.run_within(&line, Duration::from_secs(40))?;
+    behind.rebind_driver()?;
+    switch.wait_ports_up(&["g1"])?;
+    behind.wait_reachable(&peer.address())?;
+    let lost = behind.ping(&peer.address(), 20, 50)?;
+    ensure!(lost <= 1, "{lost} of 20 pings lost after the driver came back");
+    let _ = switch.check_ledger()?;
+    behind.power_off()?;
+    peer.power_off()?;
+    switch.stop()
+}
