@@ -206,8 +206,8 @@ impl RegionTable {
         })
     }
 
-    /// Where the guest sees what the front end has at `addr`, and the bytes to the end of its region
-    /// from there.
+    /// Where the guest sees what the front end has at `addr`, and how many bytes there are from
+    /// there to the end of its region.
     pub fn piece(&self, addr: FrontendAddr) -> Option<(GuestPhysAddr, u64)> {
         self.slots.iter().find_map(|slot| {
             let spec = &slot.region.spec;
