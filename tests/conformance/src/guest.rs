@@ -166,7 +166,7 @@ impl Guest {
     ) -> Result<Self> {
         let mut command = environment.qemu(QemuVersion::V10)?;
         let _ = command.args(["-M", "q35,accel=tcg", "-m", "512"]).args(arguments);
-        Self::launch_image(image, &mut command, ("apart", 1), folder)
+        Self::launch_image(image, &mut command, ("apart", 1, ""), folder)
     }
 
     fn launch(
@@ -175,13 +175,14 @@ impl Guest {
         spec: &GuestSpec,
         folder: &Path,
     ) -> Result<Self> {
-        Self::launch_image(environment.image()?, command, (&spec.name, spec.number), folder)
+        let who = (spec.name.as_str(), spec.number, spec.kernel.as_str());
+        Self::launch_image(environment.image()?, command, who, folder)
     }
 
     fn launch_image(
         image: Image,
         command: &mut Command,
-        (name, number): (&str, u8),
+        (name, number, kernel): (&str, u8, &str),
         folder: &Path,
     ) -> Result<Self> {
         let _ = command
@@ -192,7 +193,7 @@ impl Guest {
             .arg("-initrd")
             .arg(image.initrd)
             .arg("-append")
-            .arg(format!("console=ttyS0 quiet loglevel=1 panic=-1 {}", spec.kernel))
+            .arg(format!("console=ttyS0 quiet loglevel=1 panic=-1 {kernel}"))
             .current_dir(folder);
         let log = folder.join(format!("{name}.log"));
         let process = Process::spawn(name, command, &log)?;
