@@ -10,6 +10,7 @@
 mod capture;
 mod device;
 mod handing;
+mod limits;
 mod metrics;
 mod ports;
 mod reload;

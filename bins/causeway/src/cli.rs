@@ -203,8 +203,8 @@ pub(crate) enum PortCommand {
     /// Add a port
     Add {
         /// KIND:key=value,key=value with KIND vhost-user or tap
-        #[arg(value_parser = port_spec)]
-        spec: PortSpec,
+        #[arg(value_parser = |text: &str| port_spec(text).map(Box::new))]
+        spec: Box<PortSpec>,
     },
     /// Remove a port
     Del {

@@ -19,7 +19,8 @@ mod values;
 pub use config::{Config, ConfigError, Difference, StaticEntry, SwitchSettings};
 pub use protocol::{Reply, Request};
 pub use spec::{
-    AfXdpSpec, InterfaceSpec, PacketMmapSpec, PortKind, PortSpec, SpecError, VhostUserSpec,
+    AfXdpSpec, InterfaceSpec, LimitsSpec, PacketMmapSpec, PortKind, PortSpec, SpecError,
+    VhostUserSpec,
 };
 pub use values::{
     MacAddress, Poll, SocketMode, SocketRole, StateDir, Steer, VlanId, Workers, XdpMode,

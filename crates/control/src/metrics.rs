@@ -23,6 +23,7 @@ const QUEUE: &[Metric<QueueStats>] = &[
     ("tx_frames_total", "Frames out of the switch.", |q| q.tx_frames),
     ("tx_bytes_total", "Bytes out of the switch.", |q| q.tx_bytes),
     ("kicks_total", "Kicks that woke the way in.", |q| q.kicks),
+    ("rests_total", "Times that the way in rested for its port's rate.", |q| q.rests),
     ("rx_calls_total", "Calls after the way in gave buffers back.", |q| q.rx_calls),
     ("rx_calls_suppressed_total", "Calls left out there.", |q| q.rx_calls_suppressed),
     ("tx_calls_total", "Calls after the way out filled buffers.", |q| q.tx_calls),

@@ -295,6 +295,8 @@ pub struct QueueStats {
     pub drops: BTreeMap<String, u64>,
     /// Kicks that woke the way in.
     pub kicks: u64,
+    /// Times that the way in rested because the port's rate was used up.
+    pub rests: u64,
     /// Calls after the way in gave buffers back.
     pub rx_calls: u64,
     /// Calls that were left out there, because the driver did not ask for them.

@@ -3,6 +3,7 @@
 //! **Limits.** Names have at most 64 characters, socket paths 107 bytes (the kernel's limit).
 
 mod kinds;
+mod limits;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use crate::values::VlanId;
 
 pub use crate::keys::KeyError as SpecKeyError;
 pub use kinds::{AfXdpSpec, InterfaceSpec, PacketMmapSpec, VhostUserSpec};
+pub use limits::LimitsSpec;
 pub(crate) use table::is_name;
 
 /// The kinds of ports.
@@ -35,6 +37,8 @@ pub struct PortSpec {
     pub wait: bool,
     /// The CPUs whose workers serve its pairs in turn; any if there are none.
     pub cpus: Vec<u16>,
+    /// What it may send.
+    pub limits: LimitsSpec,
     /// What it is made of.
     pub kind: PortKind,
 }
@@ -65,6 +69,7 @@ impl PortSpec {
             trunk: BTreeSet::new(),
             wait: false,
             cpus: Vec::new(),
+            limits: LimitsSpec::default(),
             kind,
         };
         let mut seen = BTreeSet::new();
@@ -80,7 +85,7 @@ impl PortSpec {
 
     /// The keys that do not have their defaults, with their values.
     pub fn keys(&self) -> Vec<(&'static str, String)> {
-        keys::shown(table::COMMON, self).chain(self.kind.shown()).collect()
+        self.shown().collect()
     }
 
     /// The port of a kind with these keys: the way back from [`Self::keys`], which knows no comma.
@@ -96,11 +101,14 @@ impl PortSpec {
     }
 
     fn set(&mut self, key: &str, value: &str) -> Result<(), KeyError> {
-        if let Some(done) = keys::set(table::COMMON, self, key, value) {
+        let common = keys::set(table::COMMON, self, key, value)
+            .or_else(|| keys::set(limits::LIMITS, self, key, value));
+        if let Some(done) = common {
             return done;
         }
         let done = match &mut self.kind {
-            PortKind::VhostUser(port) => keys::set(table::VHOST_USER, port, key, value),
+            PortKind::VhostUser(port) => keys::set(table::VHOST_USER, port, key, value)
+                .or_else(|| keys::set(limits::SOURCES, port, key, value)),
             PortKind::Tap(port) => keys::set(table::INTERFACE, port, key, value),
             PortKind::AfXdp(port) => keys::set(table::INTERFACE, &mut port.interface, key, value)
                 .or_else(|| keys::set(table::AF_XDP, port, key, value)),
@@ -125,7 +133,7 @@ impl PortSpec {
                 missing("socket", "PATH")
             }
             (_, Some(interface)) if interface.ifname.is_empty() => missing("ifname", "INTERFACE"),
-            _ => Ok(()),
+            _ => self.check_limits(),
         }
     }
 
@@ -137,6 +145,12 @@ impl PortSpec {
             | PortKind::AfXdp(AfXdpSpec { interface, .. })
             | PortKind::PacketMmap(PacketMmapSpec { interface, .. }) => interface.to_string(),
         }
+    }
+
+    /// The keys that do not have their default.
+    fn shown(&self) -> impl Iterator<Item = (&'static str, String)> + '_ {
+        let common = keys::shown(table::COMMON, self);
+        common.chain(self.kind.shown()).chain(keys::shown(limits::LIMITS, self))
     }
 
     /// The same port with a socket path that does not depend on the current folder.
@@ -195,10 +209,13 @@ impl PortKind {
     }
 
     fn known_keys(&self) -> Vec<&'static str> {
-        let common = keys::names(table::COMMON);
+        let common = keys::names(table::COMMON).chain(keys::names(limits::LIMITS));
         let interface = keys::names(table::INTERFACE);
         match self {
-            Self::VhostUser(_) => common.chain(keys::names(table::VHOST_USER)).collect(),
+            Self::VhostUser(_) => {
+                let guest = keys::names(table::VHOST_USER).chain(keys::names(limits::SOURCES));
+                common.chain(guest).collect()
+            }
             Self::Tap(_) => common.chain(interface).collect(),
             Self::AfXdp(_) => common.chain(interface).chain(keys::names(table::AF_XDP)).collect(),
             Self::PacketMmap(_) => {
@@ -212,7 +229,9 @@ impl PortKind {
         let interface = self.interface().map(|port| keys::shown(table::INTERFACE, port));
         let interface = interface.into_iter().flatten();
         match self {
-            Self::VhostUser(port) => keys::shown(table::VHOST_USER, port).collect(),
+            Self::VhostUser(port) => keys::shown(table::VHOST_USER, port)
+                .chain(keys::shown(limits::SOURCES, port))
+                .collect(),
             Self::Tap(_) => interface.collect(),
             Self::AfXdp(port) => interface.chain(keys::shown(table::AF_XDP, port)).collect(),
             Self::PacketMmap(port) => {

@@ -386,6 +386,28 @@ pub(crate) fn between<T: FromStr + PartialOrd + Copy>(text: &str, low: T, high: 
     number(text).filter(|n| *n >= low && *n <= high)
 }
 
+/// A decimal number above 0 and up to `high` with at most three decimals, in thousandths.
+pub(crate) fn thousandths(text: &str, high: u64) -> Option<u64> {
+    let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
+    let scale = match decimals.len() {
+        1 => 100,
+        2 => 10,
+        3 => 1,
+        _ => return None,
+    };
+    let whole: u64 = between(whole, 0, high)?;
+    let digits = decimals.bytes().all(|digit| digit.is_ascii_digit());
+    let part = decimals.parse::<u64>().ok().filter(|_| digits)?.checked_mul(scale)?;
+    let all = whole.checked_mul(1000)?.checked_add(part)?;
+    (all > 0 && all <= high.checked_mul(1000)?).then_some(all)
+}
+
+/// As [`thousandths`] takes it.
+pub(crate) fn show_thousandths(all: u64) -> String {
+    let text = format!("{}.{:03}", all / 1000, all % 1000);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
 /// `on` or `off`.
 pub(crate) fn switch(text: &str) -> Option<bool> {
     either(text, "off", "on")

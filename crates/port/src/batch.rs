@@ -9,11 +9,13 @@ use crate::{BURST_MAX, Frame, QueueFault};
 pub struct FrameBuf {
     frames: Box<[Frame]>,
     len: usize,
+    /// How many frames the next burst may have.
+    most: usize,
 }
 
 impl Default for FrameBuf {
     fn default() -> Self {
-        Self { frames: vec![Frame::default(); BURST_MAX].into(), len: 0 }
+        Self { frames: vec![Frame::default(); BURST_MAX].into(), len: 0, most: BURST_MAX }
     }
 }
 
@@ -22,6 +24,19 @@ impl FrameBuf {
     #[inline(always)]
     pub fn clear(&mut self) {
         self.len = 0;
+    }
+
+    /// Lets the next burst have so many frames at most, and at least one.
+    #[inline(always)]
+    pub fn limit(&mut self, most: usize) {
+        self.most = most;
+    }
+
+    /// Begins a burst: forgets all frames. Returns how many an ingress may take.
+    #[inline(always)]
+    pub fn begin(&mut self) -> usize {
+        self.len = 0;
+        std::mem::replace(&mut self.most, BURST_MAX).clamp(1, BURST_MAX)
     }
 
     /// The frame after the last one, to be filled and then kept with [`Self::keep`].
@@ -111,6 +126,19 @@ impl<'a> Batch<'a> {
     #[inline(always)]
     pub fn store(&self) -> SegStore<'a> {
         self.store
+    }
+
+    /// Keeps only the frames that `keep` wants, in their order. It is given each one's index.
+    pub fn retain(&mut self, mut keep: impl FnMut(usize, &Frame) -> bool) {
+        let mut kept = 0usize;
+        for index in 0..self.frames.len() {
+            if self.frames.get(index).is_some_and(|frame| keep(index, frame)) {
+                self.frames.swap(kept, index);
+                kept = kept.saturating_add(1);
+            }
+        }
+        let frames = std::mem::take(&mut self.frames);
+        self.frames = frames.get_mut(..kept).unwrap_or_default();
     }
 
     /// A reader over the body of `frame`, one of this batch.

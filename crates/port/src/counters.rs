@@ -103,6 +103,7 @@ pub struct IngressCounters {
     /// Calls to the other side: buffers were given back.
     pub calls: CallCounters,
     kicks: Counter,
+    rests: Counter,
     drops: Drops,
 }
 
@@ -124,6 +125,18 @@ impl IngressCounters {
     #[inline]
     pub fn kicked(&self) {
         self.kicks.add(1);
+    }
+
+    /// Counts that the queue was left alone because its port's rate was used up.
+    #[inline]
+    pub fn rested(&self) {
+        self.rests.add(1);
+    }
+
+    /// Bytes that arrived so far.
+    #[inline(always)]
+    pub fn arrived_bytes(&self) -> u64 {
+        self.bytes.get()
     }
 
     /// Frames that arrived so far.
@@ -251,6 +264,8 @@ pub struct QueueTotals {
     pub drops: [u64; DropReason::COUNT],
     /// Kicks that woke the way in.
     pub kicks: u64,
+    /// Times that the way in rested because the port's rate was used up.
+    pub rests: u64,
     /// Calls after the way in gave buffers back.
     pub rx_calls: CallTotals,
     /// Calls after the way out filled buffers.
@@ -277,6 +292,7 @@ impl QueueCounters {
             merged: self.egress.merged.get(),
             drops,
             kicks: self.ingress.kicks.get(),
+            rests: self.ingress.rests.get(),
             rx_calls: self.ingress.calls.read(),
             tx_calls: self.egress.calls.read(),
             ..QueueTotals::default()

@@ -34,6 +34,8 @@ drop_reasons! {
     RingDisabled "ring_disabled" "The guest sent on a queue that its driver has not enabled.";
     ReservedMac "reserved_mac" "The destination is a link-local address that bridges keep.";
     BadSource "bad_source" "The source address is a group address or zero.";
+    Spoofed "spoofed" "The source is none of the addresses that the port may use (antispoof).";
+    Storm "storm" "More broadcast, multicast or unknown destinations than storm-kpps allows.";
     SamePort "same_port" "The destination is behind the port that the frame came from.";
     NoDestination "no_destination" "No other port is a member of the frame's VLAN.";
     VlanUntagged "vlan_untagged" "An untagged frame on a port that takes tagged frames only.";

@@ -17,6 +17,9 @@ use crate::Offload;
 
 /// The most frames in a batch.
 pub const BURST_MAX: usize = virtq::swept!("BURST", 64);
+/// The most bytes of a batch, if it has more than one frame: two of the largest. A guest's burst of
+/// large frames keeps a worker from others for about as long as one of 64 frames of 1500 bytes.
+pub const BURST_BYTES: u64 = 144 * 1024;
 /// The most bytes of a frame that are copied into its private head.
 pub const HEAD_MAX: usize = 128;
 /// Spare bytes before the head, for tags that are pushed on the way.

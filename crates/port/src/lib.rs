@@ -22,7 +22,7 @@ pub use counters::{
 };
 pub use drop_reason::DropReason;
 pub use finish::{Finish, finish_checksum, sum_body};
-pub use frame::{Alike, BURST_MAX, Frame, HEAD_MAX, HEAD_ROOM};
+pub use frame::{Alike, BURST_BYTES, BURST_MAX, Frame, HEAD_MAX, HEAD_ROOM};
 pub use offload::{Gso, Offload, OffloadSet};
 pub use status::{PortState, PortStatus, StatusCell};
 pub use traits::{Egress, Fabric, Ingress, Notified, PortId, QueueFault, QueueId};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use packet::{MacAddr, VlanId};
 
-use crate::{FdbLimits, VlanRule};
+use crate::{FdbLimits, PortLimits, VlanRule};
 
 /// How a switch works.
 #[derive(Debug, Clone)]
@@ -99,6 +99,8 @@ pub struct PortConfig {
     /// Whether the flows that arrive on one pair are spread over all workers. Nothing is spread
     /// where there is one worker only; not with [`Workers::PerQueue`].
     pub spread: bool,
+    /// What it may send into the switch.
+    pub limits: PortLimits,
 }
 
 impl PortConfig {
@@ -111,6 +113,7 @@ impl PortConfig {
             pairs: 1,
             workers: Vec::new(),
             spread: false,
+            limits: PortLimits::default(),
         }
     }
 }

@@ -13,6 +13,7 @@ use port::capture::{EgressTap, IngressTap, Tap};
 use port::{Egress, Fabric, Ingress, PortId, QueueCounters, QueueId, StatusCell};
 
 use crate::event::{Events, events};
+use crate::guard::{Guard, PortLimits};
 use crate::own::Own;
 use crate::placement::Admin;
 use crate::shared::{Arrival, Message, Shared};
@@ -171,6 +172,7 @@ impl Switch {
             attached: BTreeSet::new(),
             pairs_seen: 0,
             quarantined: false,
+            guard: Guard::new(&config.limits).map(Arc::new),
             taps: Vec::new(),
             hashed: None,
         };
@@ -250,6 +252,17 @@ impl Switch {
         });
         self.shared.wake_all();
         known.is_some()
+    }
+
+    /// Changes what a port may send, from now on. Returns whether there is such a port.
+    pub fn set_limits(&self, id: PortId, limits: &PortLimits) -> bool {
+        let guard = Guard::new(limits).map(Arc::new);
+        let (found, _) = self
+            .shared
+            .tables
+            .edit(|records| record_mut(records, id).map(|record| record.guard = guard).is_some());
+        self.shared.wake_all();
+        found
     }
 
     /// Begins a capture on all pairs of a port, those that come later too. When this returns,
@@ -536,6 +549,7 @@ mod tests {
             attached: BTreeSet::new(),
             pairs_seen: 0,
             quarantined: false,
+            guard: None,
             taps: Vec::new(),
             hashed: None,
         };

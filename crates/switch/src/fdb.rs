@@ -385,6 +385,10 @@ impl Fdb {
     /// Writes an entry. Returns false if it is refused.
     fn put(&self, writer: &mut Writer, key: Key, entry: (PortId, u32, bool)) -> bool {
         let (port, now, fixed) = entry;
+        if !fixed && writer.learned_of(port) >= self.limits.per_port {
+            // A port that invents addresses costs no look for places.
+            return false;
+        }
         let (start, digest) = self.place(key);
         let value = Value::new(digest, port, now, fixed);
         let (mut free, mut old, mut learned) = (None, None, None);
@@ -412,7 +416,7 @@ impl Fdb {
             return true;
         }
         let Some(slot) = old.or(free).or(learned) else { return false };
-        if !self.has_room(writer, before, port, fixed) {
+        if !self.has_room(writer, before, fixed) {
             return false;
         }
         if old.is_some() || free.is_none() {
@@ -431,13 +435,12 @@ impl Fdb {
         true
     }
 
-    /// Whether an entry of `port` fits into the bounds, in place of `before`.
-    fn has_room(&self, writer: &Writer, before: Option<Value>, port: PortId, fixed: bool) -> bool {
+    /// Whether an entry fits into the bounds of the whole, in place of `before`.
+    fn has_room(&self, writer: &Writer, before: Option<Value>, fixed: bool) -> bool {
         if fixed {
             return before.is_some_and(Value::is_static) || writer.fixed < self.static_max;
         }
-        (before.is_some() || writer.learned < self.limits.entries)
-            && writer.learned_of(port) < self.limits.per_port
+        before.is_some() || writer.learned < self.limits.entries
     }
 
     fn remove_where(&self, condition: impl Fn(Value) -> bool) -> usize {

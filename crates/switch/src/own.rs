@@ -51,6 +51,7 @@ impl Own {
             table: &self.table,
             now: shared.now_secs(),
             ticks: ticks(shared.now_ns()),
+            now_ns: shared.now_ns(),
             forward_reserved: shared.forward_reserved,
             flood_copies: &self.flood_copies,
         };

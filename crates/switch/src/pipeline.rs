@@ -40,6 +40,8 @@ pub(crate) struct Env<'a> {
     /// The same in the ticks of [`crate::steering`].
     pub(crate) ticks: u32,
     pub(crate) forward_reserved: bool,
+    /// Nanoseconds since the switch began, as far as the worker has looked.
+    pub(crate) now_ns: u64,
     /// Copies beyond the first of flooded frames.
     pub(crate) flood_copies: &'a Counter,
 }
@@ -212,10 +214,16 @@ impl Pipeline {
     /// Puts each frame into the bucket of its egress, in order.
     fn bucket(&mut self, env: &Env<'_>, origin: &mut Origin, batch: &Batch<'_>) {
         let verdicts = self.classifier.verdicts(batch.len());
-        let mut no_destination = 0usize;
+        let guard = env.table.entry(origin.port).and_then(|entry| entry.guard.as_deref());
+        let (mut no_destination, mut storm) = (0usize, 0usize);
         for (index, (verdict, frame)) in (0u16..).zip(verdicts.iter().zip(batch.frames())) {
             match *verdict {
                 Verdict::To(port) => self.delivery.put(env.table, port, index, frame),
+                Verdict::Flood if !guard.is_none_or(|guard| guard.may_flood(env.now_ns)) => {
+                    storm = storm.saturating_add(1);
+                    let drop = (usize::from(index), DropReason::Storm);
+                    origin.note_drops(std::iter::once(drop));
+                }
                 Verdict::Flood => {
                     let vlan = self.classifier.tagging(index).vlan();
                     let copies = self.delivery.flood(env.table, origin.port, vlan, (index, frame));
@@ -236,6 +244,7 @@ impl Pipeline {
             }
         }
         origin.drop_frames(DropReason::NoDestination, no_destination);
+        origin.drop_frames(DropReason::Storm, storm);
         if !env.table.plain {
             self.delivery.copy_tagging(self.classifier.taggings());
         }

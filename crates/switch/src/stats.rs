@@ -106,6 +106,7 @@ pub(crate) fn add_totals(sum: &mut QueueTotals, more: &QueueTotals) {
         (&mut sum.segments_added, more.segments_added),
         (&mut sum.merged, more.merged),
         (&mut sum.kicks, more.kicks),
+        (&mut sum.rests, more.rests),
         (&mut sum.rx_calls.sent, more.rx_calls.sent),
         (&mut sum.rx_calls.suppressed, more.rx_calls.suppressed),
         (&mut sum.tx_calls.sent, more.tx_calls.sent),

@@ -14,6 +14,7 @@ use port::capture::{EgressTap, Tap};
 use port::{Egress, Frame, PortId, QueueCounters, StatusCell};
 
 use crate::VlanRule;
+use crate::guard::Guard;
 use crate::receive_table::ReceiveTable;
 use crate::steering::Steering;
 
@@ -75,6 +76,11 @@ pub(crate) type ShortLock<T> = spin::mutex::SpinMutex<T, spin::Yield>;
 type ShortGuard<'a, T> = spin::mutex::SpinMutexGuard<'a, T>;
 
 impl Port {
+    /// Whether these are the counters of one of its pairs.
+    pub(crate) fn counts(&self, counters: &Arc<QueueCounters>) -> bool {
+        self.counters.iter().any(|own| Arc::ptr_eq(own, counters))
+    }
+
     /// The worker that a pair is to be served by, if that is not left to us.
     pub(crate) fn home(&self, pair: u16) -> Option<usize> {
         let turn = usize::from(pair).checked_rem(self.workers.len())?;
@@ -100,6 +106,8 @@ pub(crate) struct Entry {
     pub(crate) steering: Option<Arc<Steering>>,
     /// The guest's own table, instead.
     hashed: Option<Arc<ReceiveTable>>,
+    /// What the port may send; none if that is everything.
+    pub(crate) guard: Option<Arc<Guard>>,
     /// A bug took the port out of service.
     pub(crate) quarantined: bool,
     /// Index of pair 0 among all egresses of the table.
@@ -170,6 +178,8 @@ pub(crate) struct Record {
     /// The pairs that ever were attached are below this.
     pub(crate) pairs_seen: u16,
     pub(crate) quarantined: bool,
+    /// What it may send; none if that is everything.
+    pub(crate) guard: Option<Arc<Guard>>,
     /// Captures that run.
     pub(crate) taps: Vec<Tap>,
     /// How the guest wants its frames spread over its pairs, if it said so.
@@ -257,7 +267,16 @@ fn build(records: &Records, generation: u64) -> Table {
             let hashed = record.hashed.clone().filter(|_| several);
             let steering = (several && hashed.is_none())
                 .then(|| Arc::clone(port.steering.get_or_init(Arc::default)));
-            Entry { port, pairs, steering, hashed, quarantined: record.quarantined, first_egress }
+            let guard = record.guard.clone();
+            Entry {
+                port,
+                pairs,
+                steering,
+                hashed,
+                guard,
+                quarantined: record.quarantined,
+                first_egress,
+            }
         });
         table.entries.push(entry);
     }

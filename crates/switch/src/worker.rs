@@ -131,6 +131,10 @@ struct Worker {
     queues: Vec<Option<Queue>>,
     /// Numbers of the queues that are looked at in every turn.
     hot: Vec<usize>,
+    /// Numbers of the queues that rest, and until when.
+    resting: Vec<(u64, usize)>,
+    /// When the first of them is to be looked at again.
+    rest_until_ns: u64,
     /// Number of cold queues.
     cold: usize,
     /// Numbers of the queues that had work in this turn.
@@ -174,6 +178,8 @@ impl Worker {
             frames: FrameBuf::default(),
             queues: Vec::new(),
             hot: Vec::new(),
+            resting: Vec::new(),
+            rest_until_ns: u64::MAX,
             cold: 0,
             worked: Vec::new(),
             clock: Clock::default(),
@@ -238,9 +244,21 @@ impl Worker {
         self.table = self.shared.tables.current();
         self.pipeline.fit(&self.table);
         for number in 0..self.queues.len() {
+            self.take_guard(number);
             self.park_or_unpark(number);
         }
+        self.end_rests();
         self.shared.acknowledge(&self.mailbox, self.table.generation);
+    }
+
+    /// Takes over what the table lets a queue's port send.
+    fn take_guard(&mut self, number: usize) {
+        if let Some(queue) = self.queues.get_mut(number).and_then(Option::as_mut) {
+            let entry = self.table.entry(queue.id.port);
+            // What comes over a lane was guarded where it came in.
+            let own = entry.filter(|entry| entry.port.counts(&queue.origin.counters));
+            queue.guard = own.and_then(|entry| entry.guard.clone());
+        }
     }
 
     /// Queues of a port in quarantine rest until that ends.
@@ -248,9 +266,9 @@ impl Worker {
         let Some(queue) = self.queues.get_mut(number).and_then(Option::as_mut) else { return };
         let quarantined = self.table.entry(queue.id.port).is_some_and(|entry| entry.quarantined);
         match (queue.state, quarantined) {
-            (State::Hot | State::Cold, true) => {
+            (State::Hot | State::Cold | State::Resting, true) => {
                 queue.state = State::Parked;
-                self.hot.retain(|hot| *hot != number);
+                self.unlist(number);
                 self.count_cold();
             }
             (State::Parked, false) => self.make_hot(number),
@@ -265,6 +283,7 @@ impl Worker {
                 room::reserve(&mut self.queues, 1);
                 self.queues.push(None);
                 room::reserve(&mut self.hot, self.queues.len());
+                room::reserve(&mut self.resting, self.queues.len());
                 room::reserve(&mut self.worked, self.queues.len());
                 self.queues.len().saturating_sub(1)
             }
@@ -274,6 +293,7 @@ impl Worker {
             *place = Some(queue);
         }
         self.make_hot(number);
+        self.take_guard(number);
         self.park_or_unpark(number);
     }
 
@@ -310,12 +330,18 @@ impl Worker {
 
     fn remove(&mut self, number: usize) -> Option<Queue> {
         let queue = self.queues.get_mut(number)?.take()?;
-        self.hot.retain(|hot| *hot != number);
+        self.unlist(number);
         self.count_cold();
         if queue.wakes {
             self.waiter.remove(queue.ingress.wake_fd());
         }
         Some(queue)
+    }
+
+    /// Nobody looks at it any more, unless it is woken.
+    fn unlist(&mut self, number: usize) {
+        self.hot.retain(|hot| *hot != number);
+        self.resting.retain(|(_, resting)| *resting != number);
     }
 
     fn count_cold(&mut self) {

@@ -43,6 +43,8 @@ use timer::Timer;
 
 /// Messages handled before others get their turn; the socket stays readable meanwhile.
 const TURN_MESSAGES: usize = 64;
+/// And the time after which they get it, if the messages take long.
+const TURN_TIME: Duration = Duration::from_millis(2);
 /// Refusals that are logged for each connection; the port's status shows the last one anyway.
 const LOGGED_REFUSALS: u32 = 10;
 /// How long nobody is accepted after that failed: the process may be short of fds.
@@ -491,9 +493,10 @@ impl Link {
         status: &StatusCell,
     ) -> Result<(), Disconnect> {
         self.connection.flush()?;
+        let began = Instant::now();
         for _ in 0..TURN_MESSAGES {
             // A front end that does not read its replies is not listened to.
-            if self.connection.has_output() {
+            if self.connection.has_output() || began.elapsed() >= TURN_TIME {
                 break;
             }
             let Some(message) = self.connection.receive()? else { break };

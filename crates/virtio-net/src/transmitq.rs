@@ -16,8 +16,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use port::{
-    BURST_MAX, Batch, DropReason, Frame, FrameBuf, Gso, Ingress, Notified, QueueCounters,
-    QueueFault,
+    BURST_BYTES, BURST_MAX, Batch, DropReason, Frame, FrameBuf, Gso, Ingress, Notified,
+    QueueCounters, QueueFault,
 };
 use virtq::mem::ReadPiece;
 use virtq::{ChainBuf, Chains, Virtq};
@@ -55,6 +55,8 @@ pub struct Transmitq {
     chains: ChainBuf,
     /// Whether the chains of the last burst are still to be given back.
     held: bool,
+    /// How many of them were taken, if not all.
+    kept: Option<usize>,
 }
 
 impl Transmitq {
@@ -62,7 +64,7 @@ impl Transmitq {
     pub fn new(mut parts: TransmitqParts) -> Self {
         parts.queue.disable_kicks();
         parts.queue.read_only();
-        Self { parts, chains: ChainBuf::with_capacity(BURST_MAX), held: false }
+        Self { parts, chains: ChainBuf::with_capacity(BURST_MAX), held: false, kept: None }
     }
 
     /// What was negotiated.
@@ -124,21 +126,45 @@ impl Burst {
     }
 }
 
+impl Burst {
+    /// If the chains have more bytes than a burst may: how many of them are within the bound, fewer
+    /// than there are and at least one.
+    #[inline(always)]
+    fn too_much_for(&self, chains: &Chains<'_>) -> Option<usize> {
+        if self.bytes <= BURST_BYTES { None } else { within_bound(chains) }
+    }
+}
+
+#[cold]
+fn within_bound(chains: &Chains<'_>) -> Option<usize> {
+    let mut bytes = 0u64;
+    let fits = |index: &usize| {
+        bytes = bytes.saturating_add(u64::from(chains.span(*index, 0).len));
+        bytes <= BURST_BYTES
+    };
+    let fewer = (0..chains.len()).take_while(fits).count().max(1);
+    (fewer < chains.len()).then_some(fewer)
+}
+
 impl Ingress for Transmitq {
     fn receive<'a>(&'a mut self, frames: &'a mut FrameBuf) -> Batch<'a> {
-        frames.clear();
+        let most = frames.begin();
         self.release();
         let parts = &mut self.parts;
-        let chains = parts.queue.pop(&mut self.chains, BURST_MAX);
-        let fault = chains.fault().map(QueueFault::Ring);
+        let mut chains = parts.queue.pop(&mut self.chains, most);
         if chains.is_empty() {
+            let fault = chains.fault().map(QueueFault::Ring);
             return frames.batch(chains.store(), fault);
         }
-        let mut burst = Burst::default();
-        match parts.options.header_len {
-            HeaderLen::Hash => take::<HASH_LEN>(&chains, &parts.options, frames, &mut burst),
-            HeaderLen::V1 => take::<V1_LEN>(&chains, &parts.options, frames, &mut burst),
-            HeaderLen::Legacy => take::<LEGACY_LEN>(&chains, &parts.options, frames, &mut burst),
+        let mut burst = take_all(&chains, &parts.options, frames);
+        let mut fault = chains.fault().map(QueueFault::Ring);
+        if let Some(fewer) = burst.too_much_for(&chains) {
+            // Others are waiting: the rest comes in the next turn, and with it its fault.
+            chains.keep_first(fewer);
+            frames.clear();
+            burst = take_all(&chains, &parts.options, frames);
+            self.kept = Some(fewer);
+            fault = None;
         }
         let count = chains.len();
         self.held = true;
@@ -155,7 +181,10 @@ impl Ingress for Transmitq {
     fn release(&mut self) {
         if self.held {
             self.held = false;
-            self.parts.queue.complete_read(&self.chains);
+            match self.kept.take() {
+                None => self.parts.queue.complete_read(&self.chains),
+                Some(kept) => self.parts.queue.complete_read_first(&self.chains, kept),
+            }
             self.parts.queue.publish();
         }
     }
@@ -186,6 +215,18 @@ impl Ingress for Transmitq {
     fn into_any(self: Box<Self>) -> Box<dyn std::any::Any + Send> {
         self
     }
+}
+
+/// Turns chains into frames.
+#[inline(always)]
+fn take_all(chains: &Chains<'_>, options: &QueueOptions, frames: &mut FrameBuf) -> Burst {
+    let mut burst = Burst::default();
+    match options.header_len {
+        HeaderLen::Hash => take::<HASH_LEN>(chains, options, frames, &mut burst),
+        HeaderLen::V1 => take::<V1_LEN>(chains, options, frames, &mut burst),
+        HeaderLen::Legacy => take::<LEGACY_LEN>(chains, options, frames, &mut burst),
+    }
+    burst
 }
 
 /// Turns chains with a header of `H` bytes into frames.

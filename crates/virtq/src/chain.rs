@@ -431,6 +431,13 @@ impl<'a> Chains<'a> {
         SegSpan { first, count, skip, len: len.saturating_sub(skip) }
     }
 
+    /// Leaves the first `count` chains only; the others stay popped.
+    pub fn keep_first(&mut self, count: usize) {
+        self.chains = self.chains.get(..count).unwrap_or(self.chains);
+        let ahead = self.chains.len().saturating_add(AHEAD);
+        self.padded = self.padded.get(..ahead).unwrap_or(self.padded);
+    }
+
     /// All segments of the burst.
     #[inline(always)]
     pub fn store(&self) -> SegStore<'a> {

@@ -146,6 +146,15 @@ impl Virtq {
         either!(self, queue => queue.complete_burst(buf));
     }
 
+    /// Completes the first `count` chains of the burst in `buf`, the last one popped, with nothing
+    /// written, and takes the others back: they come again.
+    #[cold]
+    pub fn complete_read_first(&mut self, buf: &ChainBuf, count: usize) {
+        self.unpop_after(buf, count);
+        let tokens: Vec<Token> = buf.tokens().take(count).collect();
+        self.complete_all(&tokens);
+    }
+
     /// Takes back the chains of the burst in `buf`, the last one popped, after the first `kept`.
     #[inline]
     pub fn unpop_after(&mut self, buf: &ChainBuf, kept: usize) {

@@ -13,6 +13,7 @@ use vhost_user_net::record::remove_record;
 use vhost_user_net::{CountersOf, PortLinks, PortSettings, RingIndex, SocketMode, VhostUserPort};
 
 use super::device::Device;
+use super::limits::limits;
 use super::uplink::UplinkSide;
 use super::{App, Subscriber};
 
@@ -346,6 +347,7 @@ pub(super) fn config(spec: &PortSpec, statics: &[StaticEntry]) -> Result<PortCon
         vlan: rule,
         stations: known.collect(),
         pairs,
+        limits: limits(spec),
         ..PortConfig::new(spec.name.as_str())
     })
 }

@@ -28,6 +28,8 @@ pub(crate) struct Source {
 struct Done {
     removed: Vec<String>,
     added: Vec<String>,
+    /// Ports whose limits were changed.
+    limited: Vec<String>,
     failed: Vec<String>,
 }
 
@@ -96,6 +98,11 @@ impl App {
         for name in &difference.removed {
             before.extend(self.take_port(name).map(|port| self.remove(port)));
         }
+        for spec in &difference.limits {
+            if self.set_limits(spec) {
+                done.limited.push(spec.name.clone());
+            }
+        }
         let mut refused = Vec::new();
         for spec in &difference.added {
             let statics = new.statics_of(&spec.name).cloned().collect();
@@ -129,8 +136,12 @@ impl App {
 
 fn summary(done: &Done, difference: &Difference) -> String {
     let switch: Vec<String> = difference.switch.iter().map(ToString::to_string).collect();
-    let lists =
-        [("removed", &done.removed), ("added", &done.added), ("a restart is needed for", &switch)];
+    let lists = [
+        ("removed", &done.removed),
+        ("added", &done.added),
+        ("changed the limits of", &done.limited),
+        ("a restart is needed for", &switch),
+    ];
     let words = lists.iter().filter(|(_, list)| !list.is_empty());
     let words: Vec<_> = words.map(|(what, list)| format!("{what} {}", list.join(", "))).collect();
     if words.is_empty() { "nothing changed".to_owned() } else { words.join("; ") }

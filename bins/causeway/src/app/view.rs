@@ -136,6 +136,7 @@ fn queue(index: u16, totals: &QueueTotals) -> QueueStats {
         tx_bytes: totals.tx_bytes,
         drops: names.zip(totals.drops).collect::<BTreeMap<_, _>>(),
         kicks: totals.kicks,
+        rests: totals.rests,
         rx_calls: totals.rx_calls.sent,
         rx_calls_suppressed: totals.rx_calls.suppressed,
         tx_calls: totals.tx_calls.sent,

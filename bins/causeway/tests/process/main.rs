@@ -13,6 +13,7 @@ mod capture;
 mod counts;
 mod guest;
 mod life;
+mod limits;
 mod memory;
 mod namespace;
 mod ports;

@@ -10,6 +10,8 @@ pub struct Difference {
     pub removed: Vec<String>,
     /// Ports to add: new, or made anew.
     pub added: Vec<PortSpec>,
+    /// Ports that stay, with other limits.
+    pub limits: Vec<PortSpec>,
     /// Ports that stay.
     pub unchanged: Vec<String>,
     /// Keys of `[switch]` that changed.
@@ -24,16 +26,29 @@ impl Difference {
             let (before, after) = (old.statics_of(&port.name), new.statics_of(&port.name));
             old.ports.contains(port) && new.ports.contains(port) && before.eq(after)
         };
-        let (kept, removed): (Vec<_>, Vec<_>) = old.ports.iter().partition(same);
+        let after = |port: &PortSpec| new.ports.iter().find(|other| other.name == port.name);
+        let relimited = |port: &&PortSpec| {
+            let (before, statics) = (old.statics_of(&port.name), new.statics_of(&port.name));
+            let as_new = after(port).is_some_and(|after| port.with_limits_of(after) == *after);
+            as_new && !same(port) && before.eq(statics)
+        };
+        let (relimit, others): (Vec<_>, Vec<_>) = old.ports.iter().partition(relimited);
+        difference.limits = relimit.iter().filter_map(|port| after(port)).cloned().collect();
+        let (kept, removed): (Vec<_>, Vec<_>) = others.into_iter().partition(same);
         difference.unchanged = kept.iter().map(|port| port.name.clone()).collect();
         difference.removed = removed.iter().map(|port| port.name.clone()).collect();
         difference.added = new.ports.iter().filter(|port| !same(port)).cloned().collect();
+        let stays = |name: &str| relimit.iter().any(|port| port.name == name);
+        difference.added.retain(|port| !stays(&port.name));
         difference
     }
 
     /// Whether nothing has to be done.
     pub fn is_empty(&self) -> bool {
-        self.removed.is_empty() && self.added.is_empty() && self.switch.is_empty()
+        self.removed.is_empty()
+            && self.added.is_empty()
+            && self.limits.is_empty()
+            && self.switch.is_empty()
     }
 }
 

@@ -83,7 +83,8 @@ fn errors_name_line_value_and_what_is_allowed() {
         (
             "[[port]]\nkind = \"tap\"\nname = \"a\"\nifnam = \"t\"",
             "line 4: unknown key \"ifnam\" (did you mean ifname?); tap has name, vlan, trunk, \
-             wait, cpus, ifname, queues, spread, netns",
+             wait, cpus, rate-mbps, burst-kb, rate-kpps, burst-frames, \
+             storm-kpps, ifname, queues, spread, netns",
         ),
         ("[[port]]\nkind = \"tap\"\nname = \"a\"", "line 1: tap needs ifname=INTERFACE"),
         (
@@ -213,6 +214,26 @@ fn a_difference_names_what_changed_and_nothing_else() {
     let text = FILE.replace("vlan = 30", "vlan = 2");
     let difference = Difference::between(&old, &Config::parse(&text).unwrap());
     assert_eq!((difference.removed, difference.unchanged), (vec!["g0".into()], vec!["up".into()]));
+}
+
+#[test]
+fn other_limits_leave_a_port_as_it_is() {
+    let config = |ports: [&str; 2]| Config {
+        ports: ports.iter().map(|spec| spec.parse().unwrap()).collect(),
+        ..Config::default()
+    };
+    let guest = "vhost-user:name=g,socket=/s,mac=02:00:00:00:00:01";
+    let old = config([guest, "tap:name=t,ifname=t,rate-mbps=1"]);
+    let limited = format!("{guest},antispoof=on,ip=10.0.0.1,storm-kpps=1");
+    let new = config([&limited, "tap:name=t,ifname=t,rate-mbps=2"]);
+    let difference = Difference::between(&old, &new);
+    assert_eq!(difference.limits, new.ports);
+    assert!(difference.removed.is_empty() && difference.added.is_empty() && !difference.is_empty());
+    // With anything else it is another port.
+    let new = config([&format!("{limited},queues=2"), "tap:name=t,ifname=t,rate-mbps=1"]);
+    let difference = Difference::between(&old, &new);
+    assert_eq!((difference.limits.len(), difference.removed), (0, vec!["g".to_owned()]));
+    assert_eq!(difference.unchanged, ["t"]);
 }
 
 /// Any text, and text that looks like a file.

@@ -12,6 +12,7 @@ fn stats() -> StatsView {
         tx_bytes: 2200,
         drops: BTreeMap::from([("no_buffer".to_owned(), 3), ("runt".to_owned(), 0)]),
         kicks: 4,
+        rests: 9,
         rx_calls: 5,
         rx_calls_suppressed: 6,
         tx_calls: 7,

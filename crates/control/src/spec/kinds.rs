@@ -1,6 +1,8 @@
 //! What each kind of port is made of.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use crate::values::{MacAddress, Offloads, SocketMode, SocketRole, Steer, XdpMode};
@@ -20,6 +22,10 @@ pub struct VhostUserSpec {
     pub mtu: Option<u16>,
     /// The guest's address, as a static entry.
     pub mac: Option<MacAddress>,
+    /// Whether it may send under its own addresses only.
+    pub antispoof: bool,
+    /// Its IP addresses, with `antispoof`; any if there are none.
+    pub ips: BTreeSet<IpAddr>,
     /// Permission bits of the socket file.
     pub socket_mode: SocketMode,
     /// Group of the socket file.
@@ -39,6 +45,8 @@ impl Default for VhostUserSpec {
             queue_size: 32768,
             mtu: None,
             mac: None,
+            antispoof: false,
+            ips: BTreeSet::new(),
             socket_mode: SocketMode::default(),
             socket_group: None,
             ring_reset: false,

@@ -42,12 +42,15 @@ fn wrong_keys_and_values_say_what_is_right() {
     assert_eq!(
         error("tap:name=a,ifnam=t0"),
         "unknown key \"ifnam\" (did you mean ifname?); tap has name, vlan, trunk, wait, cpus, \
+         rate-mbps, burst-kb, rate-kpps, burst-frames, storm-kpps, \
          ifname, queues, spread, netns"
     );
     assert_eq!(
         error("vhost-user:name=a,zzz=t0"),
-        "unknown key \"zzz\"; vhost-user has name, vlan, trunk, wait, cpus, socket, mode, queues, \
-         queue-size, mtu, mac, socket-mode, socket-group, ring-reset, offloads"
+        "unknown key \"zzz\"; vhost-user has name, vlan, trunk, wait, cpus, \
+         rate-mbps, burst-kb, rate-kpps, burst-frames, storm-kpps, socket, mode, queues, \
+         queue-size, mtu, mac, socket-mode, socket-group, ring-reset, offloads, \
+         antispoof, ip"
     );
     assert_eq!(error("tap:name=a"), "tap needs ifname=INTERFACE");
     assert_eq!(error("tap:ifname=t0"), "tap needs name=NAME");
@@ -123,12 +126,16 @@ fn uplinks_take_their_keys_and_no_others() {
     assert_eq!(port.resource(), "interface eth0");
     assert_eq!(
         error("af-xdp:name=u,ifname=e,blocks=1"),
-        "unknown key \"blocks\"; af-xdp has name, vlan, trunk, wait, cpus, ifname, queues, \
+        "unknown key \"blocks\"; af-xdp has name, vlan, trunk, wait, cpus, \
+         rate-mbps, burst-kb, rate-kpps, burst-frames, storm-kpps, \
+         ifname, queues, \
          spread, netns, mode, xdp, steer, busy-poll"
     );
     assert_eq!(
         error("packet-mmap:name=u,ifname=e,mod=x"),
-        "unknown key \"mod\"; packet-mmap has name, vlan, trunk, wait, cpus, ifname, queues, \
+        "unknown key \"mod\"; packet-mmap has name, vlan, trunk, wait, cpus, \
+         rate-mbps, burst-kb, rate-kpps, burst-frames, storm-kpps, \
+         ifname, queues, \
          spread, netns, block-size, blocks, retire-ms"
     );
     assert_eq!(error("packet-mmap:name=u"), "packet-mmap needs ifname=INTERFACE");
@@ -143,6 +150,48 @@ fn uplinks_take_their_keys_and_no_others() {
             format!("{setting} is not allowed: {key} is {rule}")
         );
     }
+}
+
+#[test]
+fn limits_are_read_shown_and_checked() {
+    let spec = "vhost-user:name=g,socket=/s,mac=02:00:00:00:00:01,antispoof=on,\
+                ip=10.0.0.1+2001:db8::1,rate-mbps=0.5,burst-kb=3,rate-kpps=12.345,burst-frames=7,\
+                storm-kpps=0.1";
+    let port: PortSpec = spec.parse().unwrap();
+    let limits = port.limits;
+    assert_eq!(
+        (limits.rate_kbps, limits.rate_fps, limits.storm_fps),
+        (Some(500), Some(12_345), Some(100))
+    );
+    assert_eq!((limits.burst_kb, limits.burst_frames), (Some(3), Some(7)));
+    assert_eq!(port.to_string(), spec);
+    for (keys, expected) in [
+        ("burst-kb=3", "burst-kb needs rate-mbps=N"),
+        ("burst-frames=3", "burst-frames needs rate-kpps=N"),
+        ("antispoof=on", "antispoof=on needs mac=ADDRESS"),
+        ("ip=10.0.0.1", "ip needs antispoof=on"),
+    ] {
+        assert_eq!(error(&format!("vhost-user:name=g,socket=/s,{keys}")), expected);
+    }
+    let rate = "megabits per second from 0.001 to 1000000, with at most 3 decimals";
+    for value in
+        ["0", "0.0001", "-1", "1000000.001", "1.", ".5", "1e3", "1.+5", "9999999999999999999"]
+    {
+        assert_eq!(
+            error(&format!("tap:name=t,ifname=t,rate-mbps={value}")),
+            format!("rate-mbps={value} is not allowed: rate-mbps is {rate}")
+        );
+    }
+    let ips = "up to 256 IPv4 and IPv6 addresses of stations as A+B+C, each once";
+    for value in
+        ["10.0.0", "10.0.0.1+10.0.0.1", "224.0.0.1", "0.0.0.0", "::", "255.255.255.255", ""]
+    {
+        assert_eq!(
+            error(&format!("vhost-user:name=g,socket=/s,ip={value}")),
+            format!("ip={value} is not allowed: ip is {ips}")
+        );
+    }
+    assert!(error("tap:name=t,ifname=t,antispoof=on").starts_with("unknown key \"antispoof\""));
 }
 
 #[test]

@@ -14,6 +14,7 @@ fn queue(index: u16, frames: u64, no_buffer: u64) -> QueueStats {
         tx_bytes: frames * 50,
         drops: BTreeMap::from([("no_buffer".to_owned(), no_buffer), ("runt".to_owned(), 7)]),
         kicks: frames / 10,
+        rests: 0,
         rx_calls: frames / 4,
         rx_calls_suppressed: 3,
         tx_calls: 1,

@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use super::ring::{Inlet, Item, now_ns};
 use super::{Direction, Tap, code, reason};
@@ -12,28 +12,50 @@ use crate::{BURST_MAX, Batch, DropReason, FrameBuf, Ingress, Notified, QueueCoun
 /// What became of the frames of one burst, as far as the switch dropped them. The switch writes it
 /// between `receive` and `release`, on the same thread.
 #[derive(Debug)]
-pub struct Fates([AtomicU8; BURST_MAX]);
+pub struct Fates {
+    of: [AtomicU8; BURST_MAX],
+    /// Where each frame that is left was in the burst, if some were taken out of it.
+    place: [AtomicU8; BURST_MAX],
+    moved: AtomicBool,
+}
 
 impl Default for Fates {
     fn default() -> Self {
-        Self(std::array::from_fn(|_| AtomicU8::new(0)))
+        let zeros = || std::array::from_fn(|_| AtomicU8::new(0));
+        Self { of: zeros(), place: zeros(), moved: AtomicBool::new(false) }
     }
 }
 
 impl Fates {
     /// The frame at `index` was dropped.
     pub fn dropped(&self, index: usize, why: DropReason) {
-        if let Some(fate) = self.0.get(index) {
+        if let Some(fate) = self.of.get(self.place_of(index)) {
             fate.store(code(Some(why)), Ordering::Relaxed);
         }
     }
 
+    /// Some frames were taken out of the batch: `kept` is where those that are left were.
+    pub fn moved(&self, kept: &[u8]) {
+        for (place, was) in self.place.iter().zip(kept) {
+            place.store(*was, Ordering::Relaxed);
+        }
+        self.moved.store(true, Ordering::Relaxed);
+    }
+
+    /// Where a frame of the batch was in the burst.
+    fn place_of(&self, index: usize) -> usize {
+        let moved = self.moved.load(Ordering::Relaxed);
+        let place = self.place.get(index).filter(|_| moved);
+        place.map_or(index, |place| usize::from(place.load(Ordering::Relaxed)))
+    }
+
     fn clear(&self) {
-        self.0.iter().for_each(|fate| fate.store(0, Ordering::Relaxed));
+        self.of.iter().for_each(|fate| fate.store(0, Ordering::Relaxed));
+        self.moved.store(false, Ordering::Relaxed);
     }
 
     fn of(&self, index: usize) -> Option<DropReason> {
-        reason(self.0.get(index)?.load(Ordering::Relaxed))
+        reason(self.of.get(index)?.load(Ordering::Relaxed))
     }
 }
 

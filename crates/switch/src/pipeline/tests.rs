@@ -86,6 +86,7 @@ impl Bench {
                     attached: BTreeSet::from([0]),
                     pairs_seen: 1,
                     quarantined: false,
+                    guard: None,
                     taps: Vec::new(),
                     hashed: None,
                 }));
@@ -111,6 +112,7 @@ impl Bench {
             let origin = &mut self.origins[port];
             origin.counters.ingress.received(burst.len() as u64, 0);
             let env = Env {
+                now_ns: 0,
                 fdb: &self.fdb,
                 table: &self.table,
                 now,

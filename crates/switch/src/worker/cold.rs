@@ -6,6 +6,7 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
 
@@ -47,10 +48,11 @@ impl Waiter {
         }
     }
 
-    /// Waits for ever, or only looks. Hands the numbers of the readable queues to `found`.
-    pub(super) fn wait(&self, sleep: bool, mut found: impl FnMut(usize)) {
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let timeout = (!sleep).then_some(&now);
+    /// Waits for so many nanoseconds, or for ever, or only looks (0). Hands the numbers of the
+    /// readable queues to `found`.
+    pub(super) fn wait(&self, time_ns: Option<u64>, mut found: impl FnMut(usize)) {
+        let timeout = time_ns.and_then(|ns| Timespec::try_from(Duration::from_nanos(ns)).ok());
+        let timeout = timeout.as_ref();
         let mut space = [MaybeUninit::<epoll::Event>::uninit(); EVENTS];
         let Ok((events, _)) = epoll::wait(&self.epoll, &mut space, timeout) else {
             // A signal: the caller's next turn waits again.

@@ -3,12 +3,15 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{Ordering, fence};
 
+use port::QueueFault;
+
 use super::queue::{Queue, State};
 use super::{Clock, Worker};
 use crate::PollMode;
 use crate::event::Way;
 use crate::panics::panic_text;
 use crate::pipeline::{Env, Trouble};
+use crate::room;
 use crate::steering::ticks;
 
 /// Turns with work between two looks at the clock.
@@ -49,8 +52,14 @@ impl Worker {
             now: self.clock.now_secs,
             ticks: ticks(self.clock.now_ns),
             forward_reserved: self.shared.forward_reserved,
+            now_ns: self.clock.now_ns,
             flood_copies: &self.mailbox.counters.flood_copies,
         };
+        let admitted = match queue.admit(&self.shared, &mut self.frames) {
+            Ok(admitted) => admitted,
+            Err(until_ns) => return self.let_rest(number, until_ns),
+        };
+        let copies = env.flood_copies.get();
         let arrived = queue.origin.counters.ingress.arrived();
         let mut fault = None;
         let outcome = catch_unwind(AssertUnwindSafe(|| {
@@ -58,6 +67,10 @@ impl Worker {
             let mut batch = queue.ingress.receive(&mut self.frames);
             if let Some(found) = batch.fault() {
                 fault = Some(found.clone());
+            }
+            if let Some(guard) = &queue.guard {
+                let origin = &queue.origin;
+                guard.check_sources(&mut batch, &origin.counters, origin.fates.as_deref());
             }
             if let Some(spread) = &mut queue.spread {
                 spread.hand_over(&mut queue.origin, &mut batch);
@@ -73,6 +86,20 @@ impl Worker {
             }
             taken
         }));
+        let copies = env.flood_copies.get().wrapping_sub(copies);
+        queue.charge(admitted, *outcome.as_ref().unwrap_or(&0), copies);
+        self.conclude(number, outcome, fault)
+    }
+
+    /// What follows from a burst. Returns whether the queue stays hot.
+    #[inline(always)]
+    fn conclude(
+        &mut self,
+        number: usize,
+        outcome: Result<u64, Box<dyn std::any::Any + Send>>,
+        fault: Option<QueueFault>,
+    ) -> bool {
+        let Some(Some(queue)) = self.queues.get_mut(number) else { return true };
         match (outcome, fault) {
             (Ok(taken), None) => {
                 if taken > 0 {
@@ -100,6 +127,44 @@ impl Worker {
                 false
             }
         }
+    }
+
+    /// Leaves a queue alone whose port's rate is used up. Returns that it is not hot any more.
+    #[cold]
+    fn let_rest(&mut self, number: usize, until_ns: u64) -> bool {
+        let Some(Some(queue)) = self.queues.get_mut(number) else { return true };
+        queue.state = State::Resting;
+        queue.origin.counters.ingress.rested();
+        self.hot.retain(|hot| *hot != number);
+        self.resting.push((until_ns, number));
+        self.rest_until_ns = self.rest_until_ns.min(until_ns);
+        false
+    }
+
+    /// Looks again at the queues that have rested for long enough.
+    #[cold]
+    fn wake_rested(&mut self) {
+        let now_ns = self.clock.now_ns;
+        self.rest_until_ns = u64::MAX;
+        let mut at = 0;
+        while let Some((until_ns, number)) = self.resting.get(at).copied() {
+            if until_ns <= now_ns {
+                let _ = self.resting.swap_remove(at);
+                self.make_hot(number);
+            } else {
+                self.rest_until_ns = self.rest_until_ns.min(until_ns);
+                at = at.wrapping_add(1);
+            }
+        }
+    }
+
+    /// What ports may send has changed: looks at all queues that rest.
+    pub(super) fn end_rests(&mut self) {
+        for (_, number) in std::mem::take(&mut self.resting) {
+            self.make_hot(number);
+        }
+        room::reserve(&mut self.resting, self.queues.len());
+        self.rest_until_ns = u64::MAX;
     }
 
     /// Arms a queue that was idle for long enough. Returns whether it is cold now.
@@ -199,12 +264,25 @@ impl Worker {
         let quiet = self.is_quiet();
         let due = self.clock.now_ns.wrapping_sub(self.clock.looked_ns) >= LOOK_NS;
         if quiet || (self.cold > 0 && (due || self.hot.is_empty())) {
-            self.look_at_cold(quiet && self.sleeps);
+            self.look_at_cold(self.time_to_wait(quiet));
             if quiet || !worked {
                 self.read_clock();
             }
             self.clock.looked_ns = self.clock.now_ns;
         }
+        if self.clock.now_ns >= self.rest_until_ns {
+            self.wake_rested();
+        }
+    }
+
+    /// How long to wait for something that wakes: not at all, until a queue has rested for long
+    /// enough, or (none) for ever.
+    fn time_to_wait(&self, quiet: bool) -> Option<u64> {
+        if !quiet || !self.sleeps {
+            return Some(0);
+        }
+        let until_ns = Some(self.rest_until_ns).filter(|until_ns| *until_ns != u64::MAX)?;
+        Some(until_ns.saturating_sub(self.clock.now_ns))
     }
 
     /// Whether nothing is left to look at before something wakes the worker.
@@ -212,13 +290,15 @@ impl Worker {
     pub(super) fn is_quiet(&self) -> bool {
         // A worker without queues has nothing to poll, even if it is busy by rule: it leaves the
         // CPU to others, such as those of the process that it is to take over from.
-        self.hot.is_empty() && (self.shared.poll != PollMode::Busy || self.cold == 0)
+        let none_rests = self.resting.is_empty();
+        let lazy = self.shared.poll != PollMode::Busy || (self.cold == 0 && none_rests);
+        self.hot.is_empty() && (self.sleeps || none_rests) && lazy
     }
 
     /// Makes those cold queues hot that were woken; waits for one if it may sleep.
-    fn look_at_cold(&mut self, sleep: bool) {
+    fn look_at_cold(&mut self, time_ns: Option<u64>) {
         let Self { waiter, queues, hot, cold, mailbox, .. } = self;
-        waiter.wait(sleep, |number| {
+        waiter.wait(time_ns, |number| {
             if let Some(Some(queue)) = queues.get_mut(number)
                 && queue.state == State::Cold
             {
@@ -230,7 +310,7 @@ impl Worker {
                 hot.push(number);
             }
         });
-        if sleep {
+        if time_ns != Some(0) {
             self.mailbox.counters.sleeps.add(1);
         }
     }

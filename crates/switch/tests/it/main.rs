@@ -14,6 +14,7 @@ mod capture;
 mod faults;
 mod forwarding;
 mod life;
+mod limits;
 mod mock;
 mod model;
 mod multiqueue;

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use port::{
-    BURST_MAX, Batch, DropReason, Egress, Fabric, FrameBuf, Ingress, Notified, PortId,
-    QueueCounters, QueueFault, QueueId,
+    Batch, DropReason, Egress, Fabric, FrameBuf, Ingress, Notified, PortId, QueueCounters,
+    QueueFault, QueueId,
 };
 use rustix::event::{EventfdFlags, eventfd};
 use switch::{PortConfig, PortHandle, Switch, SwitchStats};
@@ -105,10 +105,10 @@ pub(crate) struct MockIngress {
 impl Ingress for MockIngress {
     fn receive<'a>(&'a mut self, frames: &'a mut FrameBuf) -> Batch<'a> {
         assert!(!self.wire.does(Behaviour::IngressPanics), "ingress panics");
-        frames.clear();
+        let most = frames.begin();
         let mut queue = self.wire.to_send.lock().unwrap();
         let (mut count, mut bytes) = (0, 0);
-        while count < BURST_MAX
+        while count < most
             && let Some(frame) = queue.pop_front()
         {
             frames.slot().unwrap().fill_private(&frame);

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use port::{
-    BURST_MAX, Batch, DropReason, Frame, FrameBuf, Ingress, Notified, Offload, QueueCounters,
-    QueueFault,
+    BURST_BYTES, BURST_MAX, Batch, DropReason, Frame, FrameBuf, Ingress, Notified, Offload,
+    QueueCounters, QueueFault,
 };
 use virtq::mem::{MapError, Pool, SharedMap, SharedSlots};
 
@@ -167,7 +167,7 @@ impl AfXdpIngress {
 
 impl Ingress for AfXdpIngress {
     fn receive<'a>(&'a mut self, frames: &'a mut FrameBuf) -> Batch<'a> {
-        frames.clear();
+        let most = frames.begin() as u64;
         self.slots.clear_list();
         let mut available = self.parts.rx.available(BURST);
         if available == 0 {
@@ -176,7 +176,7 @@ impl Ingress for AfXdpIngress {
         }
         let mut fault = self.fault.clone();
         let (mut at, mut count, mut bytes) = (0u32, 0u64, 0u64);
-        while at < available {
+        while at < available && count < most && bytes < BURST_BYTES {
             let Some(frame) = frames.slot() else { break };
             let (parts, len, outcome) = match self.take(at, frame) {
                 Taken::Frame(parts, len) => {

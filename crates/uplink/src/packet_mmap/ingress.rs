@@ -11,7 +11,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use port::{Batch, DropReason, Frame, FrameBuf, Ingress, Notified, QueueCounters, QueueFault};
+use port::{
+    BURST_BYTES, Batch, DropReason, Frame, FrameBuf, Ingress, Notified, QueueCounters, QueueFault,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::sys::packet as socket;
@@ -57,9 +59,16 @@ pub(super) struct Position {
 struct Tally {
     frames: u64,
     bytes: u64,
+    /// How many frames it may have.
+    most: u64,
 }
 
 impl Tally {
+    #[inline(always)]
+    fn is_full(&self) -> bool {
+        self.frames >= self.most || self.bytes >= BURST_BYTES
+    }
+
     #[inline(always)]
     fn count(&mut self, bytes: u32) {
         self.frames = self.frames.wrapping_add(1);
@@ -139,6 +148,9 @@ impl PacketMmapIngress {
     ) -> Result<(), BlockError> {
         let ingress = &self.queue.counters.ingress;
         while let (Some(at), Some(frame)) = (walk.header_at(), frames.slot()) {
+            if tally.is_full() {
+                break;
+            }
             let Some(header) = self.ring.header(self.block, at) else { break };
             let Some(packet) = walk.take(&header)? else {
                 // ORDERING: a number of its own.
@@ -225,9 +237,9 @@ fn finish(packet: &Packet, frame: &mut Frame) -> Result<(), DropReason> {
 
 impl Ingress for PacketMmapIngress {
     fn receive<'a>(&'a mut self, frames: &'a mut FrameBuf) -> Batch<'a> {
-        frames.clear();
+        let most = frames.begin() as u64;
         self.release();
-        let mut tally = Tally::default();
+        let mut tally = Tally { most, ..Tally::default() };
         let broken = self.fill(frames, &mut tally).err();
         let mut fault = broken.map(|error| self.queue.fault("read the ring of interface", &error));
         if tally.frames > 0 {

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use port::{
-    Adapter, BURST_MAX, Batch, DropReason, Egress, Frame, FrameBuf, HEAD_MAX, HEAD_ROOM, Ingress,
+    Adapter, BURST_BYTES, Batch, DropReason, Egress, Frame, FrameBuf, HEAD_MAX, HEAD_ROOM, Ingress,
     Notified, OffloadSet, QueueCounters, QueueFault, Way,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -115,11 +115,14 @@ impl TapIngress {
 
 impl Ingress for TapIngress {
     fn receive<'a>(&'a mut self, frames: &'a mut FrameBuf) -> Batch<'a> {
-        frames.clear();
+        let most = frames.begin();
         let mut fault = None;
         let (mut count, mut bytes) = (0u64, 0u64);
         let mut at = 0;
-        for _ in 0..BURST_MAX {
+        for _ in 0..most {
+            if bytes >= BURST_BYTES {
+                break;
+            }
             let len = match self.read(at) {
                 Ok(Some(len)) => len,
                 Ok(None) => break,

@@ -101,6 +101,51 @@ fn a_burst_is_bounded_and_the_rest_comes_next() {
     }
 }
 
+/// Frames of 9000 bytes: 16 of them are below the bound of a burst, 17 are not.
+#[test]
+fn a_burst_is_bounded_by_bytes_too_and_the_rest_comes_next() {
+    for layout in BOTH {
+        let mut guest = Guest::plain(layout, 128);
+        let mut queue = transmitq(&guest, options(0));
+        for seed in 0..40 {
+            guest.transmit(&pattern(9000, seed));
+        }
+        let mut seed = 0;
+        for expected in [16, 16, 8] {
+            let burst = receive(&mut queue);
+            assert_eq!(burst.len(), expected);
+            assert!(burst.iter().zip(seed..).all(|(frame, seed)| *frame == pattern(9000, seed)));
+            seed += expected;
+            finish(&mut queue);
+            assert_eq!(guest.used().len(), expected);
+        }
+        assert!(receive(&mut queue).is_empty());
+        Ledger { rx: (40, 360_000), ..Ledger::default() }.check(queue.counters());
+        // A frame that is larger by itself comes alone, and what was not released is in the end.
+        guest.transmit(&pattern(60, 1));
+        (0..3).for_each(|_| guest.transmit(&pattern(60_000, 2)));
+        assert_eq!(receive(&mut queue).len(), 3);
+        drop(queue.into_parts());
+        assert_eq!(guest.used().len(), 3);
+    }
+}
+
+#[test]
+fn a_burst_takes_no_more_frames_than_it_may() {
+    for layout in BOTH {
+        let mut guest = Guest::plain(layout, 64);
+        let mut queue = transmitq(&guest, options(0));
+        (0..10).for_each(|seed| guest.transmit(&pattern(60, seed)));
+        let mut frames = FrameBuf::default();
+        for (limit, expected) in [(3, 3), (0, 1), (100, 6)] {
+            frames.limit(limit);
+            assert_eq!(queue.receive(&mut frames).len(), expected);
+            finish(&mut queue);
+        }
+        assert_eq!(guest.used().len(), 10);
+    }
+}
+
 #[test]
 fn short_frames_are_runts() {
     for layout in BOTH {
@@ -222,6 +267,9 @@ fn a_large_frame_may_be_as_large_as_a_packet_but_not_its_segments() {
     guest.offer(&[tso(1464), pattern(65_598, 0)].concat(), &[12]);
     let lens: Vec<usize> = receive(&mut queue).iter().map(Vec::len).collect();
     assert_eq!(lens, [65_549, 1518]);
+    // So many bytes are two bursts.
+    finish(&mut queue);
+    assert!(receive(&mut queue).is_empty());
     let rx = (6, 65_549 * 2 + 1519 * 2 + 1518 + 65_598);
     let drops = vec![(DropReason::Oversize, 4)];
     Ledger { rx, drops, ..Ledger::default() }.check(queue.counters());

@@ -1,0 +1,190 @@
+//! Rates as arithmetic, and who is who.
+
+use std::net::IpAddr;
+
+use packet::MacAddr;
+
+use super::{Bucket, Guard, PortLimits, Rate, Sources};
+
+const MS: u64 = 1_000_000;
+
+#[test]
+fn a_bucket_gives_its_burst_and_then_its_rate() {
+    let mut bucket = Bucket::new(Rate { per_second: 1000, burst: 64 });
+    assert_eq!(bucket.credit(0), 64);
+    bucket.spend(0, 64);
+    assert_eq!(bucket.credit(0), 0);
+    // One a millisecond; what is not used is kept up to the burst.
+    for (now_ms, credit) in [(1, 1), (10, 10), (64, 64), (1000, 64)] {
+        assert_eq!(bucket.credit(now_ms * MS), credit);
+    }
+    // More than there is: a debt.
+    bucket.spend(1000 * MS, 100);
+    assert_eq!(bucket.credit(1000 * MS), 0);
+    assert_eq!(bucket.ready_ns(), 1037 * MS);
+    assert!(bucket.credit(bucket.ready_ns()) > 0);
+}
+
+#[test]
+fn over_a_long_time_the_rate_is_exact() {
+    let per_second = 12_345_678;
+    let mut bucket = Bucket::new(Rate { per_second, burst: 65_536 });
+    let (mut now_ns, mut sent) = (0, 0);
+    while now_ns < 10_000 * MS {
+        if bucket.credit(now_ns) > 0 {
+            bucket.spend(now_ns, 1514);
+            sent += 1514;
+        } else {
+            now_ns = bucket.ready_ns();
+        }
+    }
+    let expected = 10 * per_second;
+    assert!(sent >= expected && sent < expected + expected / 100, "{sent} of {expected}");
+}
+
+#[test]
+fn extremes_overflow_nothing() {
+    let most = Rate { per_second: u64::MAX, burst: u64::MAX };
+    let least = Rate { per_second: 1, burst: 1 };
+    for rate in [most, least] {
+        let mut bucket = Bucket::new(rate);
+        for now_ns in [0, 1, u64::MAX] {
+            bucket.spend(now_ns, u64::MAX);
+            let _ = (bucket.credit(now_ns), bucket.ready_ns());
+        }
+    }
+}
+
+#[test]
+fn bytes_and_frames_are_both_kept() {
+    let rate = |per_second| Some(Rate { per_second, burst: 10 });
+    let limits = PortLimits { bytes: rate(1000), frames: rate(1000), ..PortLimits::default() };
+    let guard = Guard::new(&limits).unwrap();
+    assert_eq!(guard.admit(0), Ok(10));
+    guard.spend(0, 3, 3);
+    assert_eq!(guard.admit(0), Ok(7));
+    guard.spend(0, 1, 20);
+    let until = guard.admit(0).unwrap_err();
+    assert!(until > 13 * MS && guard.admit(until).is_ok(), "{until}");
+    assert!(Guard::new(&PortLimits::default()).is_none());
+}
+
+const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const OTHER: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
+fn sources(addresses: &[&str]) -> Sources {
+    let parsed = addresses.iter().map(|text| text.parse::<IpAddr>().unwrap());
+    Sources::new(MacAddr(MAC), parsed)
+}
+
+fn ethernet(source: [u8; 6], ethertype: u16, packet: &[u8]) -> Vec<u8> {
+    [&[0xff; 6], &source[..], &ethertype.to_be_bytes(), packet].concat()
+}
+
+fn ip(text: &str) -> Vec<u8> {
+    match text.parse::<IpAddr>().unwrap() {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+fn ipv4(source: &str, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, protocol, 0, 0];
+    packet.extend(ip(source));
+    packet.extend(ip("10.0.0.9"));
+    packet.extend(payload);
+    packet
+}
+
+fn arp(mac: [u8; 6], address: &str) -> Vec<u8> {
+    [&[0, 1, 8, 0, 6, 4, 0, 2], &mac[..], &ip(address), &[0; 10]].concat()
+}
+
+fn ipv6(source: &str, next: u8, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0, 0, 0, next, 255];
+    packet.extend(ip(source));
+    packet.extend(ip("ff02::1"));
+    packet.extend(payload);
+    packet
+}
+
+/// A neighbour advertisement (136) or solicitation (135) with one link-layer option.
+fn discovery(kind: u8, target: &str, mac: [u8; 6]) -> Vec<u8> {
+    let option = if kind == 136 { 2 } else { 1 };
+    [&[kind, 0, 0, 0, 0, 0, 0, 0], &ip(target)[..], &[option, 1], &mac[..]].concat()
+}
+
+fn allowed(sources: &Sources, ethertype: u16, packet: &[u8]) -> bool {
+    let plain = sources.allow(&ethernet(MAC, ethertype, packet));
+    // A tag, and two of them, change nothing.
+    let tag = [&[0, 5], &ethertype.to_be_bytes()[..], packet].concat();
+    let two = [&[0, 6, 0x81, 0], &tag[..]].concat();
+    assert_eq!(sources.allow(&ethernet(MAC, 0x8100, &tag)), plain);
+    assert_eq!(sources.allow(&ethernet(MAC, 0x88a8, &two)), plain);
+    plain
+}
+
+#[test]
+fn only_the_station_itself_sends() {
+    let any = sources(&[]);
+    assert!(any.allow(&ethernet(MAC, 0x88b5, &[])));
+    assert!(!any.allow(&ethernet(OTHER, 0x88b5, &[])));
+    assert!(allowed(&any, 0x0800, &ipv4("10.0.0.7", 17, &[])), "any address");
+    assert!(allowed(&any, 0x0806, &arp(MAC, "10.0.0.7")));
+    assert!(!allowed(&any, 0x0806, &arp(OTHER, "10.0.0.7")), "ARP for another station");
+    assert!(allowed(&any, 0x86dd, &ipv6("2001:db8::7", 58, &discovery(136, "2001:db8::7", MAC))));
+    let other = discovery(136, "2001:db8::7", OTHER);
+    assert!(!allowed(&any, 0x86dd, &ipv6("2001:db8::7", 58, &other)));
+    // Too many tags hide what is behind.
+    let tags = [&[0, 1, 0x81, 0], &[0, 1, 0x81, 0][..], &[0, 1, 0x08, 0]].concat();
+    assert!(!any.allow(&ethernet(MAC, 0x8100, &tags)));
+}
+
+#[test]
+fn ipv4_and_arp_come_from_the_given_addresses() {
+    let two = sources(&["10.0.0.1", "10.0.0.2"]);
+    for (address, good) in [("10.0.0.1", true), ("10.0.0.2", true), ("10.0.0.3", false)] {
+        assert_eq!(allowed(&two, 0x0800, &ipv4(address, 6, &[])), good, "{address}");
+        assert_eq!(allowed(&two, 0x0806, &arp(MAC, address)), good, "{address}");
+    }
+    assert!(allowed(&two, 0x0806, &arp(MAC, "0.0.0.0")), "a probe");
+    assert!(allowed(&two, 0x0800, &ipv4("0.0.0.0", 17, &[0, 68, 0, 67])), "DHCP");
+    assert!(!allowed(&two, 0x0800, &ipv4("0.0.0.0", 17, &[0, 68, 0, 68])));
+    assert!(!allowed(&two, 0x0800, &ipv4("0.0.0.0", 6, &[0, 68, 0, 67])));
+    assert!(!allowed(&two, 0x86dd, &ipv6("2001:db8::1", 59, &[])), "a family without addresses");
+    assert!(!allowed(&two, 0x86dd, &ipv6("fe80::ff:fe00:1", 59, &[])));
+    for cut in [&[][..], &[0x45; 15], &[0; 13]] {
+        assert!(!two.allow(&ethernet(MAC, 0x0800, cut)) && !two.allow(&ethernet(MAC, 0x0806, cut)));
+        assert!(!two.allow(&ethernet(MAC, 0x86dd, cut)));
+    }
+}
+
+#[test]
+fn ipv6_and_neighbour_discovery_come_from_the_given_addresses() {
+    let one = sources(&["2001:db8::1"]);
+    for (address, good) in [
+        ("2001:db8::1", true),
+        ("2001:db8::2", false),
+        ("fe80::ff:fe00:1", true),
+        ("fe80::1", false),
+    ] {
+        assert_eq!(allowed(&one, 0x86dd, &ipv6(address, 6, &[])), good, "{address}");
+        let advertised = discovery(136, address, MAC);
+        assert_eq!(allowed(&one, 0x86dd, &ipv6("2001:db8::1", 58, &advertised)), good, "{address}");
+        // Whom it asks for is free.
+        assert!(allowed(&one, 0x86dd, &ipv6("2001:db8::1", 58, &discovery(135, address, MAC))));
+    }
+    let solicitation = discovery(135, "2001:db8::1", MAC);
+    assert!(allowed(&one, 0x86dd, &ipv6("::", 58, &solicitation)), "duplicate address detection");
+    assert!(!allowed(&one, 0x86dd, &ipv6("::", 17, &[])));
+    let stolen = discovery(136, "2001:db8::2", MAC);
+    let hidden = [&[58, 0, 0, 0, 0, 0, 0, 0][..], &stolen].concat();
+    for extension in [0, 43, 60] {
+        let packet = ipv6("2001:db8::1", extension, &hidden);
+        assert!(!allowed(&one, 0x86dd, &packet), "behind an extension header");
+    }
+    let redirect = [&[137][..], &[0; 39]].concat();
+    assert!(!allowed(&one, 0x86dd, &ipv6("2001:db8::1", 58, &redirect)));
+    assert!(!allowed(&one, 0x86dd, &ipv6("2001:db8::1", 0, &[58, 200])), "cut off");
+    assert!(allowed(&one, 0x86dd, &ipv6("2001:db8::1", 44, &[58, 0])), "a fragment");
+}
