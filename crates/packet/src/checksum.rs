@@ -157,6 +157,23 @@ mod tests {
         assert_eq!(checksum(&[]), 0xffff);
     }
 
+    proptest::proptest! {
+        #[test]
+        fn an_independent_implementation_gives_the_same(
+            bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..3000),
+            cut in 0..3000_usize,
+        ) {
+            let reference = etherparse::checksum::Sum16BitWords::new().add_slice(&bytes);
+            let reference = reference.ones_complement().to_be();
+            proptest::prop_assert_eq!(checksum(&bytes), reference);
+            let (front, back) = bytes.split_at(cut.min(bytes.len()));
+            let mut sum = Checksum::default();
+            sum.add(front);
+            sum.add_lanes(&lanes(back), u32::try_from(back.len()).unwrap());
+            proptest::prop_assert_eq!(sum.finish(), reference);
+        }
+    }
+
     #[test]
     fn pieces_give_the_same_sum() {
         let bytes: std::vec::Vec<u8> = (0..=255).collect();

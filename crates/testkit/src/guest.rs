@@ -28,6 +28,9 @@ const HEADER: u32 = 12;
 /// Entries of an indirect table.
 const TABLE: u16 = 4;
 
+/// A frame that arrived, behind its header.
+pub type ReceivedFrame = ([u8; HEADER as usize], Vec<u8>);
+
 /// What a guest's driver negotiated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GuestSettings {
@@ -45,6 +48,8 @@ pub struct GuestSettings {
     pub tx_bytes: u32,
     /// Largest frame that the device takes, without a tag's four bytes and the Ethernet header.
     pub mtu: u16,
+    /// Feature bits of offloads: the driver's own affair, it gets what it negotiated.
+    pub offloads: u64,
 }
 
 impl GuestSettings {
@@ -58,6 +63,7 @@ impl GuestSettings {
             rx_bytes: 2048,
             tx_bytes: 9216,
             mtu: 9000,
+            offloads: 0,
         }
     }
 
@@ -65,6 +71,7 @@ impl GuestSettings {
     pub fn bits(&self) -> u64 {
         let bit = |on: bool, bit: u64| if on { bit } else { 0 };
         features::VERSION_1
+            | self.offloads
             | bit(self.mergeable, features::MRG_RXBUF)
             | bit(self.layout == Layout::Packed, features::RING_PACKED)
             | bit(self.features.event_idx, features::EVENT_IDX)
@@ -120,6 +127,8 @@ pub struct Guest {
     /// Buffers of a frame that is not complete yet.
     parts: Vec<(u32, u32)>,
     missing: u16,
+    /// Its header.
+    header: [u8; HEADER as usize],
 }
 
 impl Guest {
@@ -151,7 +160,16 @@ impl Guest {
         let [rx_pool, tx_pool] = BUFFERS;
         let rx = Ring::new(&map, &settings, (rx_ring, rx_pool), settings.rx_bytes)?;
         let tx = Ring::new(&map, &settings, (tx_ring, tx_pool), settings.tx_bytes)?;
-        let mut guest = Self { settings, memory, map, rx, tx, parts: Vec::new(), missing: 0 };
+        let mut guest = Self {
+            settings,
+            memory,
+            map,
+            rx,
+            tx,
+            parts: Vec::new(),
+            missing: 0,
+            header: [0; HEADER as usize],
+        };
         guest.refill()?;
         Ok(guest)
     }
@@ -248,12 +266,26 @@ impl Guest {
     ///
     /// [`GuestError::Driver`] if the device broke a rule.
     pub fn send(&mut self, frame: &[u8], pieces: u16) -> Result<bool, GuestError> {
+        self.send_with(&[0; HEADER as usize], frame, pieces)
+    }
+
+    /// As [`Self::send`], with a `virtio_net_hdr` of the caller's.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::send`].
+    pub fn send_with(
+        &mut self,
+        header: &[u8; HEADER as usize],
+        frame: &[u8],
+        pieces: u16,
+    ) -> Result<bool, GuestError> {
         self.reclaim()?;
         if self.tx.queue.free() < pieces.max(1) {
             return Ok(false);
         }
         let Some(slot) = self.tx.pool.take() else { return Ok(false) };
-        let _ = self.tx.pool.write(slot, 0, &[0; HEADER as usize]);
+        let _ = self.tx.pool.write(slot, 0, header);
         let written = self.tx.pool.write(slot, HEADER, frame);
         let len = u32::try_from(written).unwrap_or(0).saturating_add(HEADER);
         let buffers = cut(self.tx.pool.buffer(slot, len), pieces);
@@ -276,13 +308,22 @@ impl Guest {
     ///
     /// [`GuestError`] if the device broke a rule.
     pub fn receive(&mut self) -> Result<Vec<Vec<u8>>, GuestError> {
+        Ok(self.receive_with()?.into_iter().map(|(_, frame)| frame).collect())
+    }
+
+    /// As [`Self::receive`], each frame with its `virtio_net_hdr`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::receive`].
+    pub fn receive_with(&mut self) -> Result<Vec<ReceivedFrame>, GuestError> {
         let mut frames = Vec::new();
         while let Some(used) = self.rx.queue.poll_used()? {
             let slot = u32::try_from(used.cookie).unwrap_or(u32::MAX);
             if self.missing == 0 {
-                let mut count = [0; 2];
-                let _ = self.rx.pool.read(slot, 10, &mut count);
-                self.missing = u16::from_le_bytes(count);
+                let _ = self.rx.pool.read(slot, 0, &mut self.header);
+                let [.., lo, hi] = self.header;
+                self.missing = u16::from_le_bytes([lo, hi]);
                 if used.len < HEADER
                     || self.missing == 0
                     || (self.missing > 1 && !self.settings.mergeable)
@@ -293,7 +334,7 @@ impl Guest {
             self.parts.push((slot, used.len));
             self.missing = self.missing.saturating_sub(1);
             if self.missing == 0 {
-                frames.push(self.take_frame());
+                frames.push((self.header, self.take_frame()));
             }
         }
         self.refill()?;

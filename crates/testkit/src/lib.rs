@@ -16,7 +16,7 @@ pub use clock::VirtualClock;
 pub use faults::{Faults, FaultyEgress, FaultyIngress};
 pub use frames::{TestFrame, read_frame};
 pub use front_end::{FrontEnd, FrontEndError, SharedMemory};
-pub use guest::{Guest, GuestError, GuestSettings};
+pub use guest::{Guest, GuestError, GuestSettings, ReceivedFrame};
 pub use ledger::{Imbalance, Ledger, Moved};
 pub use model::{Outcome, SwitchModel};
 pub use remote::{Remote, RemoteError};

@@ -147,7 +147,7 @@ impl Receiveq {
     }
 
     /// Delivers frames, put together where the driver takes large ones.
-    #[inline]
+    #[inline(always)]
     fn deliver(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
         if self.coalesces {
             return self.coalesce(batch, picked);
@@ -170,20 +170,26 @@ impl Receiveq {
     }
 
     /// Delivers frames; what the driver does not take is adapted on the way.
+    #[inline(always)]
     fn deliver_each(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
         let mut left = picked;
-        loop {
-            left = self.deliver_fitting(batch, left)?;
-            if left.is_empty() {
-                return Ok(());
-            }
+        self.deliver_fitting(batch, &mut left)?;
+        if left.is_empty() { Ok(()) } else { self.deliver_others(batch, left) }
+    }
+
+    /// As [`Self::deliver_each`], where the first frame must be adapted.
+    #[cold]
+    fn deliver_others(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
+        let mut left = picked;
+        while !left.is_empty() {
             left = self.adapt(batch, left)?;
+            self.deliver_fitting(batch, &mut left)?;
         }
+        Ok(())
     }
 
     /// Delivers adapted what the driver does not take at the beginning of `picked`. Returns what is
     /// left.
-    #[cold]
     fn adapt<'p>(&mut self, batch: &Batch<'_>, picked: &'p [u16]) -> Result<&'p [u16], QueueFault> {
         let mut adapter = std::mem::take(&mut self.adapter);
         let counters = Arc::clone(&self.parts.counters);
@@ -197,8 +203,8 @@ impl Receiveq {
         let whole = if tight { OffloadSet::NONE } else { to_driver };
         let takes = OffloadSet { csum, ..whole };
         let way = Way { takes, lost: DropReason::PortDown, counters: &counters.egress };
-        let (done, result) = adapter.adapt(batch, picked, &way, |batch, picked| {
-            self.deliver_fitting(batch, picked).map(|_| ())
+        let (done, result) = adapter.adapt(batch, picked, &way, |batch, mut picked| {
+            self.deliver_fitting(batch, &mut picked)
         });
         self.adapter = adapter;
         let left = picked.get(done..).unwrap_or_default();
@@ -208,29 +214,25 @@ impl Receiveq {
         result.map(|()| left)
     }
 
-    /// Delivers frames up to the first that the driver does not take. Returns what is left.
-    fn deliver_fitting<'p>(
-        &mut self,
-        batch: &Batch<'_>,
-        picked: &'p [u16],
-    ) -> Result<&'p [u16], QueueFault> {
+    /// Delivers the first of `left`, up to one that the driver does not take, and leaves the rest.
+    #[inline(never)]
+    fn deliver_fitting(&mut self, batch: &Batch<'_>, left: &mut &[u16]) -> Result<(), QueueFault> {
         self.turn.clear();
-        let mut left = picked;
         let mut retries = self.parts.options.retries;
         let mut want = left.len().saturating_mul(self.chains_per_frame).min(POP_MAX);
         let mut result = Ok(());
         while !left.is_empty() {
             let (frames, look) = self.look(batch, left, want);
-            left = left.get(frames..).unwrap_or_default();
+            *left = left.get(frames..).unwrap_or_default();
             match look {
                 Look::Done | Look::Adapt => break,
                 Look::Short => want = want.saturating_mul(2).max(BURST_MAX),
                 Look::Dry(1..) if (retries == 0 || self.starved) && is_large(batch, left) => break,
-                Look::Dry(available) => left = self.starve(left, available, &mut retries),
+                Look::Dry(available) => *left = self.starve(left, available, &mut retries),
                 Look::Broken(fault) => {
                     let lost = left.len() as u64;
                     self.parts.counters.egress.dropped(DropReason::PortDown, lost);
-                    left = &[];
+                    *left = &[];
                     result = Err(fault);
                 }
             }
@@ -242,7 +244,7 @@ impl Receiveq {
             self.starved = false;
             self.parts.queue.prefetch(want);
         }
-        result.map(|()| left)
+        result
     }
 
     /// Leaves in `wanted` what the driver's filter lets pass.
