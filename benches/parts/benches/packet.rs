@@ -8,6 +8,8 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use packet::{
     Ethernet, Ipv4, Ipv6, Tcp, Udp, VlanTag, checksum, ethertype, flow_hash, ip_protocol,
 };
+use port::{Adapter, DropReason, Finish, FrameBuf, Gso, Offload, OffloadSet, QueueCounters, Way};
+use virtq::mem::Pool;
 
 const FRAME: usize = 128;
 
@@ -108,6 +110,93 @@ fn packets(c: &mut Criterion) {
         });
     }
     sum.finish();
+    // Beside it: what moving the same bytes takes.
+    let mut copy = c.benchmark_group("memcpy");
+    for len in [1460_usize, 9000, 65_536] {
+        let (from, mut to) = (vec![7_u8; len], vec![0_u8; len]);
+        let _ = copy.throughput(Throughput::Bytes(len as u64));
+        let _ = copy.bench_function(BenchmarkId::from_parameter(len), |b| {
+            b.iter(|| black_box(&mut to).copy_from_slice(black_box(&from)));
+        });
+    }
+    copy.finish();
+}
+
+/// Bytes of the payload of a large frame, and of each of its segments.
+const LARGE: usize = 65_160;
+const SEGMENT: u16 = 1448;
+
+/// A large TCP frame with a partial checksum.
+fn large() -> (Vec<u8>, Offload) {
+    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
+    frame.extend([0x45, 0, 0xfe, 0xd0, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    frame.extend([0x30, 0x39, 0x14, 0x51, 0, 0, 0, 9, 0, 0, 0, 1, 0x80, 0x10, 1, 0, 0, 0, 0, 0]);
+    frame.extend([1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2]);
+    let hdr_len = u16::try_from(frame.len()).unwrap();
+    frame.extend((0..LARGE).map(|n| u8::try_from(n % 251).unwrap()));
+    let offload = Offload {
+        needs_csum: true,
+        gso: Gso::TcpV4,
+        gso_size: SEGMENT,
+        hdr_len,
+        csum_start: 34,
+        csum_offset: 16,
+        ..Offload::default()
+    };
+    (frame, offload)
+}
+
+/// Cutting a frame of 64 KiB for a guest that takes neither segmentation nor checksums, as its
+/// receiveq does it, beside a copy and a checksum of the same bytes.
+fn segmentation(c: &mut Criterion) {
+    let (bytes, offload) = large();
+    let len = u32::try_from(bytes.len()).unwrap();
+    let mut group = c.benchmark_group("segmentation");
+    let _ = group.throughput(Throughput::Bytes(LARGE as u64));
+    let mut to = vec![0_u8; bytes.len()];
+    let _ = group.bench_function("memcpy and checksum", |b| {
+        b.iter(|| {
+            black_box(&mut to).copy_from_slice(black_box(&bytes));
+            checksum(black_box(&bytes))
+        });
+    });
+    let mut source = Pool::new(1, 1 << 17).unwrap();
+    source.slot_mut(0).unwrap().get_mut(..bytes.len()).unwrap().copy_from_slice(&bytes);
+    let span = Pool::span(0, 0, len);
+    let mut sink = Pool::new(64, 2048).unwrap();
+    let (mut buf, mut adapter) = (FrameBuf::default(), Adapter::default());
+    let counters = QueueCounters::default();
+    let takes = OffloadSet { csum: true, ..OffloadSet::NONE };
+    let way = Way { takes, lost: DropReason::PortDown, counters: &counters.egress };
+    let _ = group.bench_function("64 KiB to segments of 1448 B", |b| {
+        b.iter(|| {
+            buf.clear();
+            let frame = buf.slot().unwrap();
+            assert!(frame.fill(source.store().reader(span), span, offload));
+            buf.keep();
+            let batch = buf.batch(source.store(), None);
+            let mut slot = 0;
+            let sent = adapter.send(&batch, &[0], &way, |batch, picked| {
+                for index in picked {
+                    let frame = batch.frames().get(usize::from(*index)).unwrap();
+                    let mut head = [0; 144];
+                    let head = head.get_mut(..frame.head().len()).unwrap();
+                    head.copy_from_slice(frame.head());
+                    let mut writer = sink.writer(slot);
+                    let mut at_head = writer;
+                    let _ = writer.skip(u32::try_from(head.len()).unwrap());
+                    let mut finish = Finish::begin(frame).unwrap();
+                    let _ = finish.copy(&mut writer, &mut batch.body(frame), frame.body.len);
+                    finish.end(head);
+                    let _ = at_head.write(head);
+                    slot = slot.wrapping_add(1);
+                }
+                Ok(())
+            });
+            assert_eq!((sent, slot), (Ok(()), 45));
+        });
+    });
+    group.finish();
 }
 
 criterion_group! {
@@ -116,6 +205,6 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1))
         .sample_size(20);
-    targets = packets
+    targets = packets, segmentation
 }
 criterion_main!(benches);

@@ -74,7 +74,7 @@ impl Coalescer {
         let has_body = |index: &&u16| {
             batch.frames().get(usize::from(**index)).is_some_and(|frame| frame.body.len > 0)
         };
-        picked.len() <= BURST_MAX && picked.iter().filter(has_body).nth(1).is_some()
+        picked.iter().filter(has_body).nth(1).is_some()
     }
 
     /// Calls `send` once, with what became of the frames `picked` for an egress that takes `takes`.
@@ -89,6 +89,9 @@ impl Coalescer {
         (takes, counters): (OffloadSet, &EgressCounters),
         send: impl FnOnce(&Batch<'_>, &[u16]) -> Result<(), QueueFault>,
     ) -> Result<(), QueueFault> {
+        if picked.len() > BURST_MAX {
+            return send(batch, picked);
+        }
         self.plan(batch, picked, takes);
         let merged = picked.len().saturating_sub(self.units.len());
         if merged == 0 {

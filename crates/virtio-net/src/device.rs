@@ -20,6 +20,7 @@ mod activate;
 mod config_space;
 mod control;
 mod filter;
+mod offloads;
 mod rss;
 
 use virtio_bindings::virtio_config as spec;
@@ -30,6 +31,7 @@ pub use activate::{ActivateError, Activated, ControlQueue, QueueEvents, QueuePai
 pub use config_space::CONFIG_BYTES;
 pub use control::Ack;
 pub use filter::{FILTER_ENTRIES, Mac, RxFilter, SharedFilter};
+pub(crate) use offloads::SharedOffloads;
 pub(crate) use rss::SharedHash;
 pub use rss::{Rss, TABLE_MAX};
 
@@ -147,6 +149,8 @@ pub struct Device {
     rss: Option<Rss>,
     /// The hash that receiveqs report.
     hash: SharedHash,
+    /// Offloads towards the driver that are on.
+    guest_offloads: SharedOffloads,
 }
 
 impl Device {
@@ -187,6 +191,7 @@ impl Device {
             filter: SharedFilter::new(RxFilter::new(settings.mac)),
             rss: None,
             hash: SharedHash::default(),
+            guest_offloads: SharedOffloads::default(),
         })
     }
 
@@ -230,6 +235,7 @@ impl Device {
         self.status |= new & !NEEDS_RESET;
         if new & FEATURES_OK != 0 {
             self.filter.update(|filter| filter.vlan_filter = self.has(features::CTRL_VLAN));
+            self.guest_offloads.set(self.acked);
         }
         (new & DRIVER_OK != 0).then_some(Action::Activate)
     }
@@ -251,7 +257,8 @@ impl Device {
             | features::MQ
             | features::RSS
             | features::HASH_REPORT
-            | features::CTRL_MAC_ADDR;
+            | features::CTRL_MAC_ADDR
+            | features::CTRL_GUEST_OFFLOADS;
         self.acked & !self.offered == 0
             && self.has(features::VERSION_1)
             && features::offloads_go_together(self.acked)
@@ -266,6 +273,7 @@ impl Device {
         self.active_pairs = 1;
         self.rss = None;
         self.hash.set(None);
+        self.guest_offloads.set(0);
         self.queues.fill(QueueSetup::default());
         self.filter.update(|filter| *filter = RxFilter::new(self.settings.mac));
     }

@@ -37,6 +37,8 @@ bits! {
     CSUM = net::VIRTIO_NET_F_CSUM;
     /// Driver handles frames with a partial checksum.
     GUEST_CSUM = net::VIRTIO_NET_F_GUEST_CSUM;
+    /// Offloads towards the driver can be changed through the control queue.
+    CTRL_GUEST_OFFLOADS = net::VIRTIO_NET_F_CTRL_GUEST_OFFLOADS;
     /// The device says the largest MTU.
     MTU = net::VIRTIO_NET_F_MTU;
     /// The device has a MAC address.
@@ -104,6 +106,10 @@ const DATA_PATH: u64 =
 /// Checksum and segmentation offloads of both directions.
 pub const OFFLOADS: u64 = offload_features(OffloadSet::ALL);
 
+/// Offloads towards the driver.
+pub const GUEST_OFFLOADS: u64 =
+    GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN | GUEST_USO4 | GUEST_USO6;
+
 /// The bits of `offloads` in both directions.
 pub const fn offload_features(offloads: OffloadSet) -> u64 {
     let mut bits = 0;
@@ -147,7 +153,8 @@ pub const EMBEDDED_FEATURES: u64 = DEVICE_FEATURES
     | CTRL_VLAN
     | CTRL_MAC_ADDR
     | RSS
-    | HASH_REPORT;
+    | HASH_REPORT
+    | CTRL_GUEST_OFFLOADS;
 
 /// The most bytes of headers before the MTU: Ethernet and one 802.1Q tag.
 const LINK_HEADER: u32 = 18;

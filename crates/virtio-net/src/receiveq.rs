@@ -26,8 +26,8 @@ use port::{
 };
 use virtq::{ChainBuf, Virtq};
 
-use crate::device::{SharedFilter, SharedHash};
-use crate::{HeaderLen, QueueOptions, notify};
+use crate::device::{SharedFilter, SharedHash, SharedOffloads};
+use crate::{HeaderLen, QueueOptions, features, notify};
 use deliver::{Job, Turn, deliver_mergeable, deliver_single};
 
 /// The most chains that are popped for a burst at first; one frame may then take more.
@@ -63,6 +63,8 @@ pub struct Receiveq {
     filter: Option<SharedFilter>,
     /// The hash that the driver wants to be told of each frame.
     hash: Option<SharedHash>,
+    /// Offloads that it switched on; with the filter only.
+    offloads: Option<SharedOffloads>,
     /// Frames of a burst that pass the filter.
     wanted: Vec<u16>,
     adapter: Adapter,
@@ -97,6 +99,7 @@ impl Receiveq {
             chains_per_frame: 1,
             starved: false,
             filter: None,
+            offloads: None,
             hash: None,
             wanted: Vec::new(),
             adapter: Adapter::default(),
@@ -113,6 +116,11 @@ impl Receiveq {
     /// Reports this hash of each frame, if that was negotiated.
     pub(crate) fn report_hash(&mut self, hash: SharedHash) {
         self.hash = Some(hash).filter(|_| self.parts.options.header_len == HeaderLen::Hash);
+    }
+
+    /// Follows what the driver switches on and off.
+    pub(crate) fn follow_offloads(&mut self, offloads: SharedOffloads) {
+        self.offloads = Some(offloads);
     }
 
     /// What was negotiated.
@@ -247,6 +255,28 @@ impl Receiveq {
         result
     }
 
+    /// Sends to the driver of an embedded device, which says through its control queue what it
+    /// wants.
+    #[inline(never)]
+    fn send_embedded(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
+        let mut wanted = std::mem::take(&mut self.wanted);
+        self.keep_wanted(batch, picked, &mut wanted);
+        let result = match self.offloads.take() {
+            Some(offloads) => {
+                let result = offloads.during(|bits| {
+                    self.parts.options.to_driver = features::to_driver(bits);
+                    self.coalesces = coalesces(&self.parts.options);
+                    self.deliver(batch, &wanted)
+                });
+                self.offloads = Some(offloads);
+                result
+            }
+            None => self.deliver(batch, &wanted),
+        };
+        self.wanted = wanted;
+        result
+    }
+
     /// Leaves in `wanted` what the driver's filter lets pass.
     fn keep_wanted(&mut self, batch: &Batch<'_>, picked: &[u16], wanted: &mut Vec<u16>) {
         wanted.clear();
@@ -338,11 +368,7 @@ impl Egress for Receiveq {
         if self.filter.is_none() {
             return self.deliver(batch, picked);
         }
-        let mut wanted = std::mem::take(&mut self.wanted);
-        self.keep_wanted(batch, picked, &mut wanted);
-        let result = self.deliver(batch, &wanted);
-        self.wanted = wanted;
-        result
+        self.send_embedded(batch, picked)
     }
 
     fn notify(&mut self) -> Notified {

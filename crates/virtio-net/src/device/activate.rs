@@ -190,6 +190,7 @@ impl Device {
         });
         receiveq.set_filter(Some(self.filter.clone()));
         receiveq.report_hash(self.hash.clone());
+        receiveq.follow_offloads(self.guest_offloads.clone());
         receiveq
     }
 

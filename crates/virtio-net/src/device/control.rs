@@ -98,6 +98,7 @@ impl Device {
         let answer = match command_of.0 {
             net::VIRTIO_NET_CTRL_RX => self.set_mode(command_of.1, data),
             net::VIRTIO_NET_CTRL_MAC => self.set_mac(command_of.1, data),
+            net::VIRTIO_NET_CTRL_GUEST_OFFLOADS => self.set_guest_offloads(command_of.1, data),
             net::VIRTIO_NET_CTRL_VLAN => self.set_vlan(command_of.1, data),
             net::VIRTIO_NET_CTRL_ANNOUNCE => self.announced(command_of.1, data),
             net::VIRTIO_NET_CTRL_MQ => match command_of.1 {

@@ -394,7 +394,8 @@ fn the_control_queue_moves_without_mq_and_goes_without_ctrl_vq() {
         | f::CTRL_RX
         | f::CTRL_RX_EXTRA
         | f::CTRL_VLAN
-        | f::CTRL_MAC_ADDR;
+        | f::CTRL_MAC_ADDR
+        | f::CTRL_GUEST_OFFLOADS;
     assert_eq!(negotiated(control).control_index(), None);
 }
 

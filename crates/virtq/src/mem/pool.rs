@@ -2,7 +2,7 @@
 
 use vm_memory::MmapRegion;
 
-use super::{MapError, RawSeg, SegSpan, SegStore};
+use super::{MapError, RawSeg, SegSpan, SegStore, Writable, Writer};
 
 /// Private buffers for an uplink: the kernel fills a slot, egresses read it as segment `slot`.
 ///
@@ -52,6 +52,13 @@ impl Pool {
     #[inline]
     pub fn store(&self) -> SegStore<'_> {
         SegStore::new(&self.segs, &[])
+    }
+
+    /// The bytes of a slot, to write one after the other.
+    pub fn writer(&mut self, slot: u32) -> Writer<'_> {
+        let at = slot as usize;
+        let segs = self.segs.get(at..at.saturating_add(1)).unwrap_or_default();
+        Writable { segs, len: self.slot_bytes }.writer()
     }
 
     /// `len` bytes of a slot after `skip`.

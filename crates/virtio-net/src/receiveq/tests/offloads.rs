@@ -7,6 +7,7 @@ use virtq::mem::Pool;
 
 use super::super::Receiveq;
 use crate::QueueOptions;
+use crate::device::{Mac, RxFilter, SharedFilter, SharedOffloads};
 use crate::features::{GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, MRG_RXBUF};
 use crate::rig::{BOTH, Guest, Ledger, options, pattern, receiveq};
 
@@ -252,4 +253,31 @@ fn segments_come_together_for_drivers_that_take_large_frames_unless_they_are_not
             assert_eq!(queue.counters().egress.ended(), 31);
         }
     }
+}
+
+#[test]
+fn what_the_driver_of_an_embedded_device_switches_off_is_done_for_it() {
+    let mut guest = Guest::plain(Layout::Split, 256);
+    let mut queue = receiveq(&guest, options(MRG_RXBUF | GUEST_CSUM | GUEST_TSO4));
+    queue.set_filter(Some(SharedFilter::new(promiscuous())));
+    let offloads = SharedOffloads::default();
+    queue.follow_offloads(offloads.clone());
+    for (bits, count, first) in [
+        (GUEST_CSUM | GUEST_TSO4, 3, [1, 1]),
+        (GUEST_CSUM, 63, [1, 0]),
+        (0, 63, [0, 0]),
+        (GUEST_CSUM | GUEST_TSO4, 3, [1, 1]),
+    ] {
+        offloads.set(bits);
+        guest.post(100, &[1526]);
+        send_offload(&mut queue, &tcp(60_001), LARGE);
+        let frames = guest.received(12);
+        assert_eq!((frames.len(), &frames[1].0[..2]), (count, &first[..]), "{bits:#x}");
+    }
+}
+
+fn promiscuous() -> RxFilter {
+    let mut filter = RxFilter::new(Mac([2, 0, 0, 0, 0, 7]));
+    filter.promiscuous = true;
+    filter
 }
