@@ -47,6 +47,10 @@ pub enum Traffic {
     Vlan,
     /// Each frame from and to other stations than the one before it.
     Mixed,
+    /// As [`Self::Plain`], between ports with two queue pairs each.
+    Multiqueue,
+    /// As [`Self::Mixed`], and the sender's flows are spread over two workers.
+    Spread,
 }
 
 /// A guest's driver with its buffers.
@@ -152,6 +156,8 @@ impl Guest {
 pub struct Pair {
     switch: Arc<Switch>,
     worker: usize,
+    /// Whether the worker after it has a share of the frames.
+    spread: bool,
     from: Guest,
     to: Guest,
     /// Bytes of a frame when it arrives.
@@ -179,7 +185,7 @@ fn frame(to: [u8; 6], from: [u8; 6], tagged: bool) -> Vec<u8> {
 /// If memory cannot be mapped, the switch refuses something, or the pairs are not disjoint.
 pub fn pairs(layout: Layout, traffic: Traffic, count: usize) -> anyhow::Result<Vec<Pair>> {
     let config = SwitchConfig {
-        workers: Workers::Manual(count),
+        workers: Workers::Manual(if traffic == Traffic::Spread { 2 } else { count }),
         poll: PollMode::Busy,
         // Small, because setting it up is traced too.
         fdb: FdbLimits { entries: 1024, per_port: 256, ..FdbLimits::default() },
@@ -190,12 +196,19 @@ pub fn pairs(layout: Layout, traffic: Traffic, count: usize) -> anyhow::Result<V
         Traffic::Vlan => {
             (VlanRule::from_keys(Some(VLAN), &[])?, VlanRule::from_keys(None, &[VLAN, 6])?)
         }
-        Traffic::Plain | Traffic::Mixed => (VlanRule::Any, VlanRule::Any),
+        Traffic::Plain | Traffic::Mixed | Traffic::Multiqueue | Traffic::Spread => {
+            (VlanRule::Any, VlanRule::Any)
+        }
     };
     // In this order each worker gets one pair.
-    let senders = join_all(&switch, layout, ("sender", &access), count)?;
-    let receivers = join_all(&switch, layout, ("receiver", &trunk), count)?;
-    let mut pairs = Vec::new();
+    let pairs = if traffic == Traffic::Multiqueue { 2 } else { 1 };
+    let port = |rule| PortConfig { vlan: rule, pairs, ..PortConfig::new("") };
+    let spread = traffic == Traffic::Spread;
+    let workers = if spread { vec![0] } else { Vec::new() };
+    let port = |rule| PortConfig { workers: workers.clone(), spread, ..port(rule) };
+    let senders = join_all(&switch, layout, ("sender", &port(access)), count)?;
+    let receivers = join_all(&switch, layout, ("receiver", &port(trunk)), count)?;
+    let mut joined = Vec::new();
     for (worker, (from, to)) in senders.into_iter().zip(receivers).enumerate() {
         let places = switch.placement();
         for port in [from.1, to.1] {
@@ -204,38 +217,43 @@ pub fn pairs(layout: Layout, traffic: Traffic, count: usize) -> anyhow::Result<V
         }
         let arriving = if traffic == Traffic::Vlan { FRAME.wrapping_add(TAG) } else { FRAME };
         let switch = Arc::clone(&switch);
-        let pair = Pair { switch, worker, from: from.0, to: to.0, arriving };
+        let pair = Pair { switch, worker, spread, from: from.0, to: to.0, arriving };
         pair.write(traffic);
-        pairs.push(pair);
+        joined.push(pair);
     }
-    for pair in &mut pairs {
+    for pair in &mut joined {
         pair.introduce()?;
     }
     // Some of that was flooded, to the other pairs too.
-    for pair in &mut pairs {
+    for pair in &mut joined {
         pair.from.discard()?;
         pair.to.discard()?;
     }
-    Ok(pairs)
+    Ok(joined)
 }
 
 fn join_all(
     switch: &Switch,
     layout: Layout,
-    (name, rule): (&str, &VlanRule),
+    (name, like): (&str, &PortConfig),
     count: usize,
 ) -> anyhow::Result<Vec<(Guest, PortId)>> {
     let mut guests = Vec::new();
     for number in 0..count {
-        let config =
-            PortConfig { vlan: rule.clone(), ..PortConfig::new(format!("{name}{number}")) };
+        let config = PortConfig { name: format!("{name}{number}"), ..like.clone() };
         let port = switch.add_port(&config)?;
-        let counters = port.counters(0).ok_or_else(|| anyhow::anyhow!("a port without a pair"))?;
-        let (guest, way_in, way_out) = Guest::new(layout, &counters)?;
-        let at = QueueId { port: port.id, pair: 0 };
-        switch.attach_egress(at, Box::new(way_out));
-        switch.attach_ingress(at, Box::new(way_in));
-        guests.push((guest, port.id));
+        // The first pair sends, and so the frames of its flows come there.
+        for pair in (0..like.pairs).rev() {
+            let none = || anyhow::anyhow!("a port without pair {pair}");
+            let counters = port.counters(pair).ok_or_else(none)?;
+            let (guest, way_in, way_out) = Guest::new(layout, &counters)?;
+            let at = QueueId { port: port.id, pair };
+            switch.attach_egress(at, Box::new(way_out));
+            if pair == 0 {
+                switch.attach_ingress(at, Box::new(way_in));
+                guests.push((guest, port.id));
+            }
+        }
     }
     Ok(guests)
 }
@@ -244,7 +262,8 @@ impl Pair {
     /// Prepares the frames that the guests send.
     fn write(&self, traffic: Traffic) {
         let (pair, vlan) = (self.worker, traffic == Traffic::Vlan);
-        let station = |number: u32| if traffic == Traffic::Mixed { number % STATIONS } else { 0 };
+        let mixed = matches!(traffic, Traffic::Mixed | Traffic::Spread);
+        let station = |number: u32| if mixed { number % STATIONS } else { 0 };
         let here = |number| address(pair, 0, station(number));
         let there = |number| address(pair, 1, station(number));
         self.from.write(|number| frame(there(number), here(number), false));
@@ -281,6 +300,9 @@ impl Pair {
     #[inline(never)]
     pub fn serve(&mut self) -> anyhow::Result<bool> {
         let turn = self.switch.turn(self.worker);
+        if self.spread {
+            let _ = self.switch.turn(self.worker.wrapping_add(1));
+        }
         turn.map(|turn| turn == Turn::Worked).ok_or_else(|| anyhow::anyhow!("no such worker"))
     }
 
@@ -321,12 +343,14 @@ impl Pair {
 
 #[cfg(test)]
 mod tests {
-    use super::{Layout, Traffic, pairs};
+    use super::Traffic::{Mixed, Multiqueue, Plain, Spread, Vlan};
+    use super::{Layout, pairs};
 
     #[test]
     fn every_frame_arrives() {
         for layout in [Layout::Split, Layout::Packed] {
-            for traffic in [Traffic::Plain, Traffic::Vlan, Traffic::Mixed] {
+            let all = [Plain, Vlan, Mixed, Multiqueue, Spread];
+            for traffic in all {
                 for count in [1, 2] {
                     let mut pairs = pairs(layout, traffic, count).unwrap();
                     for _ in 0..100 {

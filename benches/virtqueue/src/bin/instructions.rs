@@ -29,7 +29,8 @@ const CHAINS: u32 = 100_000;
 const KINDS: &str = "split, packed, split-indirect, packed-indirect, split-in-order, \
                      packed-in-order, path-split, path-packed, switch-split, switch-packed, \
                      switch-split-vlan, switch-packed-vlan, switch-split-mixed, \
-                     switch-packed-mixed, two-workers-split, two-workers-packed, virtio-queue, \
+                     switch-packed-mixed, switch-split-multiqueue, \
+                     switch-split-spread, two-workers-split, two-workers-packed, virtio-queue, \
                      virtio-queue-indirect";
 
 fn main() -> ExitCode {
@@ -75,6 +76,8 @@ fn run(kind: &str, batch: usize) -> anyhow::Result<u64> {
         let traffic = match kind.rsplit('-').next() {
             Some("vlan") => Traffic::Vlan,
             Some("mixed") => Traffic::Mixed,
+            Some("spread") => Traffic::Spread,
+            Some("multiqueue") => Traffic::Multiqueue,
             _ => Traffic::Plain,
         };
         let workers = if kind.starts_with("two-workers-") { 2 } else { 1 };

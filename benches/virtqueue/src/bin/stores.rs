@@ -44,8 +44,9 @@ fn main() -> ExitCode {
         "split" => (Layout::Split, Traffic::Plain),
         "packed" => (Layout::Packed, Traffic::Plain),
         "split-mixed" => (Layout::Split, Traffic::Mixed),
+        "split-multiqueue" => (Layout::Split, Traffic::Multiqueue),
         _ => {
-            eprintln!("usage: stores split|packed|split-mixed [--shared]");
+            eprintln!("usage: stores split|packed|split-mixed|split-multiqueue [--shared]");
             return ExitCode::from(2);
         }
     };

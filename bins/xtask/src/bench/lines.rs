@@ -29,7 +29,7 @@ const NAMED: usize = 8;
 pub(crate) fn run(steps: &mut Steps) -> Result<()> {
     let valgrind = host::install("valgrind", "valgrind")?;
     build(&["--release", "-p", "virtqueue", "--bin", "stores"])?;
-    for kind in ["split", "packed", "split-mixed"] {
+    for kind in ["split", "packed", "split-mixed", "split-multiqueue"] {
         let name = format!("cache lines of two workers, {kind}");
         steps.note(&name, trace(&valgrind, &[kind]).and_then(|seen| seen.judge()));
     }

@@ -7,6 +7,7 @@
 mod configs;
 mod iommu;
 mod migration;
+mod multiqueue;
 mod promises;
 mod qemu;
 mod restart;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         virtio_user::trials(),
         migration::trials(),
         iommu::trials(),
+        multiqueue::trials(),
     ];
     let trials = groups.into_iter().flatten().chain(qemu::trials()).collect();
     libtest_mimic::run(&arguments, trials).exit_code()
