@@ -7,6 +7,7 @@ mod dirty;
 pub mod driver;
 mod error;
 mod iotlb;
+mod inflight;
 #[cfg(all(test, loom))]
 mod loom;
 pub mod mem;
@@ -27,6 +28,7 @@ pub use config::{Layout, QueueConfig, QueueError, RingArea, RingFeatures, RingPo
 pub use dirty::RingLog;
 pub use error::ChainError;
 pub use iotlb::{ASKED_MAX, Access, ENTRIES_MAX, Iotlb, IotlbEntry, IotlbMiss, Iova, RingIotlb};
+pub use inflight::{Inflight, inflight_bytes};
 pub use packed::Packed;
 pub use queue::Virtq;
 pub use record::Recovery;

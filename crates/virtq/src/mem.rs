@@ -20,6 +20,7 @@ mod dirty;
 mod driver_words;
 mod gather;
 pub mod guard;
+mod inflight;
 mod map;
 mod piece;
 mod pool;
@@ -34,6 +35,7 @@ pub use dirty::{DirtyLog, LOG_PAGE};
 #[cfg(feature = "driver")]
 pub(crate) use driver_words::DriverWords;
 pub use gather::{Gather, GatherBuf};
+pub use inflight::InflightArea;
 pub use map::{GuestMap, GuestPhysAddr, MAX_REGIONS, MapError};
 pub(crate) use map::{Hit, HostRange, Simple};
 pub use piece::{ReadPiece, WritePiece};

@@ -13,6 +13,7 @@
 mod complete;
 mod pop;
 pub(crate) mod recover;
+pub(crate) mod restore;
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
@@ -22,6 +23,7 @@ use crate::chain::{ChainBuf, Token};
 use crate::config::{QueueConfig, QueueError, RingPosition, WRAP_BIT};
 use crate::dirty::RingLog;
 use crate::iotlb::RingIotlb;
+use crate::inflight::Inflight;
 use crate::mem::{GuestMap, Hit, PackedAreas};
 use crate::notify::{self, EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, packed_event};
 use crate::record::Record;
@@ -126,6 +128,8 @@ pub struct Packed {
     iotlb: Option<Box<RingIotlb>>,
     /// Where a successor finds out how far we came; looked at once per burst.
     record: Option<Record>,
+    /// The front end's in-flight region; looked at once per burst.
+    inflight: Option<Box<Inflight>>,
 }
 
 impl Packed {
@@ -152,7 +156,36 @@ impl Packed {
             log: None,
             iotlb: None,
             record: None,
+            inflight: None,
         })
+    }
+
+    pub(crate) fn inflight(&mut self) -> &mut Option<Box<Inflight>> {
+        &mut self.inflight
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_tracked(&self) -> bool {
+        self.inflight.is_some()
+    }
+
+    /// Slots that were fetched and not completed.
+    pub(crate) fn outstanding(&self) -> u16 {
+        self.fetched
+    }
+
+    /// Notes the chains of the burst in `buf`, which the device has just fetched.
+    pub(crate) fn track(&mut self, buf: &ChainBuf) {
+        let Some(inflight) = &mut self.inflight else { return };
+        let total = buf.tokens().fold(0u16, |sum, token| sum.wrapping_add(token.slots));
+        let mut at = self.avail.back(total.min(self.config.size), self.config.size);
+        for token in buf.tokens() {
+            let areas = &self.areas;
+            let size = self.config.size;
+            let desc = |n| areas.desc(at.forward(n, size).index);
+            inflight.fetched_all((0..token.slots).map(desc));
+            at = at.forward(token.slots, size);
+        }
     }
 
     pub(crate) fn set_record(&mut self, record: Record) {

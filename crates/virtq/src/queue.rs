@@ -8,6 +8,7 @@ use crate::chain::{ChainBuf, Chains, Token};
 use crate::config::{Layout, QueueConfig, RingPosition};
 use crate::dirty::RingLog;
 use crate::iotlb::RingIotlb;
+use crate::inflight::Inflight;
 use crate::mem::RecordPage;
 use crate::packed::Packed;
 use crate::record::Record;
@@ -49,6 +50,9 @@ impl Virtq {
     /// are returned, the fault with them; a broken queue returns its fault and nothing else, but
     /// what was popped before can still be completed.
     pub fn pop<'a>(&'a mut self, buf: &'a mut ChainBuf, max: usize) -> Chains<'a> {
+        if self.is_tracked() {
+            return self.pop_tracked(buf, max);
+        }
         let fault = either!(self, queue => queue.pop(buf, max));
         buf.chains.pad();
         Chains::new(buf, fault)
@@ -74,7 +78,64 @@ impl Virtq {
 
     /// Takes back the last `tokens` popped and not completed, newest last: they come again.
     pub fn unpop(&mut self, tokens: &[Token]) {
+        if !self.is_tracked() {
+            return either!(self, queue => queue.unpop(tokens));
+        }
+        self.publish();
+        let before = either!(self, queue => queue.outstanding());
         either!(self, queue => queue.unpop(tokens));
+        let after = either!(self, queue => queue.outstanding());
+        if let Some(inflight) = either!(self, queue => queue.inflight()) {
+            inflight.returned(before.wrapping_sub(after));
+        }
+    }
+
+    /// Notes in the front end's region what is in flight, from now on, when nothing is. As with a
+    /// record, chains must be completed in their order, and each call of a `complete`, `pop` or
+    /// `unpop` publishes what earlier ones completed.
+    pub fn set_inflight(&mut self, mut inflight: Inflight) {
+        inflight.begin(self.position().refetch());
+        *either!(self, queue => queue.inflight()) = Some(Box::new(inflight));
+    }
+
+    #[inline(always)]
+    fn is_tracked(&self) -> bool {
+        either!(self, queue => queue.is_tracked())
+    }
+
+    /// Pops chains and notes them; what was completed before is published first.
+    #[inline(never)]
+    fn pop_tracked<'a>(&'a mut self, buf: &'a mut ChainBuf, max: usize) -> Chains<'a> {
+        self.publish();
+        let fault = either!(self, queue => queue.pop(buf, max));
+        either!(self, queue => queue.track(buf));
+        buf.chains.pad();
+        Chains::new(buf, fault)
+    }
+
+    /// Completes chains that are tracked.
+    #[inline(never)]
+    fn complete_tracked(&mut self, complete: impl FnOnce(&mut Self)) {
+        self.publish();
+        let before = either!(self, queue => queue.outstanding());
+        complete(self);
+        let after = either!(self, queue => queue.outstanding());
+        if let Some(inflight) = either!(self, queue => queue.inflight()) {
+            inflight.completing(before.wrapping_sub(after));
+        }
+    }
+
+    #[inline(never)]
+    fn publish_tracked(&mut self) {
+        let position = self.position();
+        let Some(inflight) = either!(self, queue => queue.inflight()) else { return };
+        if inflight.has_batch() {
+            inflight.publishing(position);
+            either!(self, queue => queue.publish());
+            if let Some(inflight) = either!(self, queue => queue.inflight()) {
+                inflight.published(position);
+            }
+        }
     }
 
     /// Asks the CPU for what the next burst of `count` chains needs. For queues whose driver keeps
@@ -87,6 +148,10 @@ impl Virtq {
     /// Writes the used entry of one chain; the driver sees it after [`Self::publish`].
     #[inline]
     pub fn complete(&mut self, token: Token, written: u32) {
+        if self.is_tracked() {
+            return self
+                .complete_tracked(|this| either!(this, queue => queue.complete(token, written)));
+        }
         either!(self, queue => queue.complete(token, written));
     }
 
@@ -94,6 +159,10 @@ impl Virtq {
     /// (transmitq): one used entry for all of them with `VIRTIO_F_IN_ORDER`.
     #[inline]
     pub fn complete_all(&mut self, tokens: &[Token]) {
+        if self.is_tracked() {
+            return self
+                .complete_tracked(|this| either!(this, queue => queue.complete_all(tokens)));
+        }
         either!(self, queue => queue.complete_all(tokens));
     }
 
@@ -101,7 +170,13 @@ impl Virtq {
     /// the bytes written into each.
     #[inline]
     pub fn complete_written(&mut self, buf: &ChainBuf, written: &[u32]) {
-        either!(self, queue => queue.complete_written(buf, written));
+        if self.is_tracked() {
+            self.complete_tracked(
+                |this| either!(this, queue => queue.complete_written(buf, written)),
+            );
+        } else {
+            either!(self, queue => queue.complete_written(buf, written));
+        }
         if self.log().is_some() {
             self.log_buffers(buf, written);
         }
@@ -143,6 +218,9 @@ impl Virtq {
     /// [`Self::complete_all`].
     #[inline]
     pub fn complete_read(&mut self, buf: &ChainBuf) {
+        if self.is_tracked() {
+            return self.complete_tracked(|this| either!(this, queue => queue.complete_burst(buf)));
+        }
         either!(self, queue => queue.complete_burst(buf));
     }
 
@@ -166,6 +244,9 @@ impl Virtq {
     /// Publishes all completions with one store. Does not notify.
     #[inline]
     pub fn publish(&mut self) {
+        if self.is_tracked() {
+            return self.publish_tracked();
+        }
         either!(self, queue => queue.publish());
     }
 
@@ -221,7 +302,8 @@ impl Virtq {
     /// popped and not completed are handed back, so that avail equals used. Completions that were
     /// not published are published. (If chains were completed in another order than popped, those
     /// handed back are as many as were not completed, from the end: complete all of them first.)
-    pub fn stop(self) -> QueueConfig {
+    pub fn stop(mut self) -> QueueConfig {
+        self.publish();
         either!(self, queue => queue.stop())
     }
 }

@@ -19,6 +19,7 @@ use crate::chain::{ChainBuf, Token};
 use crate::config::{QueueConfig, QueueError, RingPosition};
 use crate::dirty::RingLog;
 use crate::iotlb::RingIotlb;
+use crate::inflight::Inflight;
 use crate::mem::{GuestMap, Hit, SplitAreas};
 use crate::notify::{self, NO_NOTIFICATION};
 use crate::record::Record;
@@ -59,6 +60,8 @@ pub struct Split {
     iotlb: Option<Box<RingIotlb>>,
     /// Where a successor finds out how far we came; looked at once per burst.
     record: Option<Record>,
+    /// The front end's in-flight region; looked at once per burst.
+    inflight: Option<Box<Inflight>>,
 }
 
 impl Split {
@@ -84,7 +87,29 @@ impl Split {
             log: None,
             iotlb: None,
             record: None,
+            inflight: None,
         })
+    }
+
+    pub(crate) fn inflight(&mut self) -> &mut Option<Box<Inflight>> {
+        &mut self.inflight
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_tracked(&self) -> bool {
+        self.inflight.is_some()
+    }
+
+    /// Chains that were fetched and not completed.
+    pub(crate) fn outstanding(&self) -> u16 {
+        self.next_avail.wrapping_sub(self.next_used)
+    }
+
+    /// Notes the chains of the burst in `buf`, which the device has just fetched.
+    pub(crate) fn track(&mut self, buf: &ChainBuf) {
+        if let Some(inflight) = &mut self.inflight {
+            buf.tokens().for_each(|token| inflight.fetched(token.id));
+        }
     }
 
     pub(crate) fn set_record(&mut self, record: Record) {

@@ -7,9 +7,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::Recovery;
 use crate::config::{Layout, QueueConfig, RingFeatures};
 use crate::driver::{Buffer, DriverConfig, DriverQueue, Used};
+use crate::mem::InflightArea;
 use crate::mem::{GuestMap, GuestPhysAddr, PackedAreas, RecordMap, RecordPage, crash};
 use crate::shared::Shared;
-use crate::{ChainBuf, RingPosition, Virtq};
+use crate::{ChainBuf, Inflight, RingPosition, Virtq, inflight_bytes};
 
 /// What a run is about.
 #[derive(Debug, Clone, Copy)]
@@ -96,9 +97,14 @@ fn written(n: usize) -> u32 {
 }
 
 /// A device at `position` works until all is done.
-fn run(guest: &mut Guest, page: &RecordPage, position: RingPosition) {
+fn run(guest: &mut Guest, keeper: &Keeper, position: RingPosition) {
     let mut queue = QueueConfig { position, ..guest.config() }.activate(&guest.map).unwrap();
-    queue.set_record(page.clone());
+    match keeper {
+        Keeper::Record(page) => queue.set_record(page.clone()),
+        Keeper::Region(area) => {
+            queue.set_inflight(Inflight::new(area.clone(), &guest.config()).unwrap());
+        }
+    }
     queue.disable_kicks();
     let mut buf = ChainBuf::default();
     let mut turn = 0;
@@ -148,17 +154,43 @@ fn left(queue: &mut Virtq, _: &Guest) -> u16 {
     count as u16
 }
 
-fn recovered(guest: &Guest, page: &RecordPage) -> RingPosition {
-    let recovery = guest.config().recover(&guest.map, page).unwrap();
+/// Who remembers where the device was.
+enum Keeper {
+    Record(RecordPage),
+    Region(InflightArea),
+}
+
+impl Keeper {
+    fn record() -> Self {
+        Self::Record(RecordMap::private(1).unwrap().page(0).unwrap())
+    }
+
+    fn region(case: Case) -> Self {
+        let file = tempfile::tempfile().unwrap();
+        let bytes = inflight_bytes(case.layout, case.size);
+        file.set_len(bytes as u64 + 64).unwrap();
+        Self::Region(InflightArea::from_file(file, 64, bytes).unwrap())
+    }
+}
+
+fn recovered(guest: &Guest, keeper: &Keeper) -> RingPosition {
+    let config = guest.config();
+    let recovery = match keeper {
+        Keeper::Record(page) => config.recover(&guest.map, page),
+        Keeper::Region(area) => {
+            Inflight::new(area.clone(), &config).unwrap().recover(&config, &guest.map)
+        }
+    };
+    let recovery = recovery.unwrap();
     let Recovery::At(position) = recovery else { return guest.config().position };
     position
 }
 
 /// Kills a device at each store, and its successor's recovery at each of its own.
-fn kill_at_each_store(case: Case) {
+fn kill_at_each_store(case: Case, keeper: impl Fn() -> Keeper) {
     for stores in 0.. {
         let mut guest = Guest::new(case);
-        let page = RecordMap::private(1).unwrap().page(0).unwrap();
+        let page = keeper();
         let start = guest.config().position;
         if crash::after(stores, || run(&mut guest, &page, start)).is_some() {
             assert!(stores > 60, "there were stores to be killed at");
@@ -182,7 +214,9 @@ fn a_split_ring_survives_a_kill_at_each_store() {
     for (in_order, longest, indirect) in CASES {
         for receives in [false, true] {
             let layout = Layout::Split;
-            kill_at_each_store(Case { layout, size: 16, in_order, receives, longest, indirect });
+            let case = Case { layout, size: 16, in_order, receives, longest, indirect };
+            kill_at_each_store(case, Keeper::record);
+            kill_at_each_store(case, || Keeper::region(case));
         }
     }
 }
@@ -193,7 +227,12 @@ fn a_packed_ring_survives_a_kill_at_each_store() {
         for receives in [false, true] {
             for size in [16, 13] {
                 let layout = Layout::Packed;
-                kill_at_each_store(Case { layout, size, in_order, receives, longest, indirect });
+                let case = Case { layout, size, in_order, receives, longest, indirect };
+                kill_at_each_store(case, Keeper::record);
+                // Regions have more stores to be killed at: one size of ring does.
+                if size == 13 {
+                    kill_at_each_store(case, || Keeper::region(case));
+                }
             }
         }
     }
