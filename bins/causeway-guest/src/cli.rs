@@ -32,6 +32,9 @@ pub(crate) struct Cli {
     /// When the back end goes away, connect again (or wait for it again) and go on
     #[arg(long)]
     pub(crate) reconnect: bool,
+    /// Keep an in-flight file for the back end (`INFLIGHT_SHMFD`), for the next one
+    #[arg(long)]
+    pub(crate) inflight: bool,
     /// Queue pairs of each port
     #[arg(long, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u16).range(1..=128))]

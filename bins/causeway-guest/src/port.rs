@@ -15,7 +15,7 @@ use crate::mac::MacAddr;
 use crate::memory::Memory;
 use crate::offloads::Offloads;
 use crate::rings::{ChainShape, NET_HEADER, RingPlan, RxRing, TxRing};
-use crate::session::{RingSetup, Session};
+use crate::session::{Inflight, RingSetup, Session};
 use crate::stop::Stop;
 
 /// The most bytes of buffers of one ring.
@@ -61,6 +61,8 @@ struct Again {
     mode: Mode,
     /// What was negotiated, and must be again.
     bits: u64,
+    /// What the back end noted.
+    inflight: Option<Inflight>,
     stop: Stop,
 }
 
@@ -86,6 +88,7 @@ impl GuestPort {
         stop: &Stop,
     ) -> anyhow::Result<Option<Self>> {
         let Some(mut session) = Session::open(path, cli.mode, stop)? else { return Ok(None) };
+        session.want_inflight(cli.inflight);
         let bits = session.negotiate(cli.queues, |offered| choose(cli, uso, offered))?;
         let features = Agreed::from_bits(bits);
         let (rx_plan, tx_plan) = plans(cli, features);
@@ -98,6 +101,13 @@ impl GuestPort {
             cli.hugepages,
         )?;
         session.share_memory(&memory)?;
+        let inflight = cli
+            .inflight
+            .then(|| session.make_inflight(cli.queues.saturating_mul(2), cli.queue_size));
+        let inflight = inflight.transpose()?;
+        if let Some(inflight) = &inflight {
+            session.give_inflight(inflight)?;
+        }
         let mut rings = Vec::new();
         for pair in 0..usize::from(cli.queues) {
             let rx = RxRing::new(&mut memory, &rx_plan, features.mrg_rxbuf)?;
@@ -112,6 +122,7 @@ impl GuestPort {
             path: path.to_owned(),
             mode: cli.mode,
             bits,
+            inflight,
             stop: stop.clone(),
         });
         Ok(Some(Self { mac, pairs: rings, features, session, memory, again }))
@@ -203,12 +214,16 @@ fn resume(
     (memory, pairs): (&Memory, &[Pair]),
     packed: bool,
 ) -> anyhow::Result<Session> {
+    session.want_inflight(again.inflight.is_some());
     let pair_count = u16::try_from(pairs.len()).unwrap_or(u16::MAX);
     let _ = session.negotiate(pair_count, |offered| {
         let missing = again.bits & !offered;
         if missing == 0 { Ok(again.bits) } else { Err(OtherFeatures(missing).into()) }
     })?;
     session.share_memory(memory)?;
+    if let Some(inflight) = &again.inflight {
+        session.give_inflight(inflight)?;
+    }
     for (index, pair) in pairs.iter().enumerate() {
         start(&mut session, index, pair, packed)?;
     }

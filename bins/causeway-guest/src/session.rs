@@ -6,10 +6,11 @@
 //!
 //! The wire is the `vhost` crate's, an implementation that shares no code with our back end.
 //!
-//! **Not supported.** STATUS, in-flight regions, migration, IOTLB.
+//! **Not supported.** STATUS, migration, IOTLB.
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhost::vhost_user::message::{
-    VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+    VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VringConfigData};
@@ -42,11 +43,25 @@ pub(crate) struct Session {
     stream: UnixStream,
     protocol: VhostUserProtocolFeatures,
     has_protocol_features: bool,
+    /// Ask for what in-flight files need.
+    wants_inflight: bool,
 }
 
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Session").field("protocol", &self.protocol).finish_non_exhaustive()
+    }
+}
+
+/// An in-flight file, kept from one back end to the next.
+pub(crate) struct Inflight {
+    area: VhostUserInflight,
+    file: File,
+}
+
+impl std::fmt::Debug for Inflight {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inflight").field("file", &self.file).finish_non_exhaustive()
     }
 }
 
@@ -89,7 +104,26 @@ impl Session {
             stream,
             protocol: VhostUserProtocolFeatures::empty(),
             has_protocol_features: false,
+            wants_inflight: false,
         }))
+    }
+
+    /// Asks for in-flight files, or for no more; before features are agreed on.
+    pub(crate) fn want_inflight(&mut self, wanted: bool) {
+        self.wants_inflight = wanted;
+    }
+
+    /// Has a file made in which the back end notes what it has of `rings` rings of `size`.
+    pub(crate) fn make_inflight(&mut self, rings: u16, size: u16) -> anyhow::Result<Inflight> {
+        let asked = VhostUserInflight::new(0, 0, rings, size);
+        let (area, file) = self.frontend.get_inflight_fd(&asked).context("GET_INFLIGHT_FD")?;
+        Ok(Inflight { area, file })
+    }
+
+    /// Gives the back end the file that its predecessor wrote, or that it has made.
+    pub(crate) fn give_inflight(&mut self, kept: &Inflight) -> anyhow::Result<()> {
+        let fd = kept.file.as_raw_fd();
+        self.frontend.set_inflight_fd(&kept.area, fd).context("SET_INFLIGHT_FD")
     }
 
     /// Agrees on features: `choose` gets the offer and says what to take.
@@ -122,6 +156,11 @@ impl Session {
         let wanted = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
+        let wanted = if self.wants_inflight {
+            wanted | VhostUserProtocolFeatures::INFLIGHT_SHMFD
+        } else {
+            wanted
+        };
         let taken = offered & wanted;
         self.frontend.set_protocol_features(taken).context("SET_PROTOCOL_FEATURES")?;
         if pairs > 1 && taken.contains(VhostUserProtocolFeatures::MQ) {

@@ -18,7 +18,7 @@ mod request;
 pub use decoder::{Decoder, Message};
 pub use iotlb::{IotlbKind, IotlbMessage};
 pub(crate) use request::LOG_FLAG;
-pub use request::{LogArea, Request, VringAddr, VringFd, VringState};
+pub use request::{InflightSpec, LogArea, Request, VringAddr, VringFd, VringState};
 pub use vhost::vhost_user::message::FrontendReq;
 
 use vhost::vhost_user::message::{MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE, VhostUserHeaderFlag};
@@ -103,6 +103,8 @@ pub enum Reply {
     U64(u64),
     /// A ring's state.
     Vring(VringState),
+    /// In-flight regions; their file goes beside it.
+    Inflight(InflightSpec),
     /// Nothing: the answer to `SET_LOG_BASE`, and how `GET_CONFIG` says that it failed.
     Empty,
 }
@@ -111,15 +113,14 @@ impl Reply {
     /// The whole message that answers `request`.
     pub fn write(&self, request: u32) -> Vec<u8> {
         let payload = match self {
-            Self::U64(value) => value.to_le_bytes(),
-            Self::Vring(state) => state.write(),
-            Self::Empty => [0; 8],
+            Self::U64(value) => value.to_le_bytes().to_vec(),
+            Self::Vring(state) => state.write().to_vec(),
+            Self::Inflight(spec) => spec.write(),
+            Self::Empty => Vec::new(),
         };
-        let size: u32 = if matches!(self, Self::Empty) { 0 } else { 8 };
+        let size = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         let mut bytes = Header { request, need_reply: false, reply: true, size }.write().to_vec();
-        if size != 0 {
-            bytes.extend_from_slice(&payload);
-        }
+        bytes.extend(payload);
         bytes
     }
 }

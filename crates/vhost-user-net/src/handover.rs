@@ -146,6 +146,24 @@ pub struct SessionHandover {
     pub backend_channel: Option<u32>,
     /// The log of written pages, if there is one.
     pub log: Option<LogHandover>,
+    /// The in-flight file, if there is one.
+    pub inflight: Option<InflightHandover>,
+}
+
+/// The in-flight file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct InflightHandover {
+    /// The file.
+    pub fd: u32,
+    /// Bytes of all regions.
+    pub bytes: u64,
+    /// Where they start in the file.
+    pub offset: u64,
+    /// Rings.
+    pub queues: u16,
+    /// Entries of each ring.
+    pub queue_size: u16,
 }
 
 /// The log of written pages.

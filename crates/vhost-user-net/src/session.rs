@@ -23,6 +23,7 @@
 
 mod error;
 mod handover;
+mod inflight;
 mod iotlb;
 mod log;
 mod ring;
@@ -37,13 +38,14 @@ use virtio_net::OffloadSet;
 use virtio_net::features::{
     ACCESS_PLATFORM, DEVICE_FEATURES, OFFLOADS, RING_RESET, offload_features,
 };
-use virtq::mem::GuestMap;
+use virtq::mem::{GuestMap, InflightArea};
 use virtq::{ChainError, QueueConfig, QueueError, RingIotlb, RingLog, RingPosition, Virtq};
 
 use crate::codec::{CodecError, Message, Reply, Request, VringFd, VringState};
 use crate::memory::{RegionTable, SLOTS_MAX};
 use crate::record::Identity;
 pub use error::{Lost, SessionError, SetUpError, Unready};
+use inflight::InflightFile;
 use iotlb::Translation;
 use log::Logging;
 use ring::Ring;
@@ -55,6 +57,7 @@ pub const PROTOCOL_FEATURES: u64 = VhostUserProtocolFeatures::MQ.bits()
     | VhostUserProtocolFeatures::REPLY_ACK.bits()
     | VhostUserProtocolFeatures::MTU.bits()
     | VhostUserProtocolFeatures::BACKEND_REQ.bits()
+    | VhostUserProtocolFeatures::INFLIGHT_SHMFD.bits()
     | VhostUserProtocolFeatures::RESET_DEVICE.bits()
     | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS.bits()
     | VhostUserProtocolFeatures::STATUS.bits();
@@ -125,6 +128,8 @@ pub struct RingStart<'a> {
     pub known: bool,
     /// Which ring it is, in the files of the memory.
     pub identity: Option<Identity>,
+    /// The front end's in-flight region of the ring, if it has one.
+    pub inflight: Option<InflightArea>,
     /// Where it notes what it writes, while the guest migrates.
     pub log: Option<RingLog>,
     /// How its addresses are translated behind a vIOMMU.
@@ -179,6 +184,8 @@ pub struct Outcome {
     pub refused: Option<SessionError>,
     /// The ring whose position the reply tells: once it was sent, no record of it is needed.
     pub handed: Option<RingIndex>,
+    /// What goes beside the reply.
+    pub fd: Option<OwnedFd>,
 }
 
 /// What a request asks back.
@@ -187,6 +194,8 @@ enum Answer {
     Done,
     /// A reply of its own.
     Reply(Reply),
+    /// The same, with an fd beside it.
+    WithFd(Reply, OwnedFd),
 }
 
 /// The state of one connection.
@@ -205,6 +214,8 @@ pub struct Session {
     translation: Translation,
     /// Where requests of the back end will go; held so that the front end sees it open.
     backend_channel: Option<OwnedFd>,
+    /// The front end's in-flight file.
+    inflight: Option<InflightFile>,
 }
 
 impl Session {
@@ -222,6 +233,7 @@ impl Session {
             logging: Logging::default(),
             translation: Translation::default(),
             backend_channel: None,
+            inflight: None,
         }
     }
 
@@ -252,12 +264,16 @@ impl Session {
         let ack = header.need_reply && self.has_protocol(VhostUserProtocolFeatures::REPLY_ACK);
         let write = |reply: Reply| Some(reply.write(header.request));
         match result {
+            Ok(Answer::WithFd(reply, fd)) => {
+                let reply = write(reply);
+                Ok(Outcome { reply, fd: Some(fd), ..Outcome::default() })
+            }
             Ok(Answer::Reply(reply)) => {
                 let handed = match &reply {
                     Reply::Vring(state) => self.handed(state.ring),
-                    Reply::U64(_) | Reply::Empty => None,
+                    Reply::U64(_) | Reply::Empty | Reply::Inflight(_) => None,
                 };
-                Ok(Outcome { reply: write(reply), refused: None, handed })
+                Ok(Outcome { reply: write(reply), handed, ..Outcome::default() })
             }
             Ok(Answer::Done) if ack => {
                 Ok(Outcome { reply: write(Reply::U64(0)), ..Outcome::default() })
@@ -265,11 +281,11 @@ impl Session {
             Ok(Answer::Done) => Ok(Outcome::default()),
             Err(error) if header.request == u32::from(FrontendReq::GET_CONFIG) => {
                 let (reply, refused) = (write(Reply::Empty), Some(error));
-                Ok(Outcome { reply, refused, handed: None })
+                Ok(Outcome { reply, refused, ..Outcome::default() })
             }
             Err(error) if ack && !has_own_reply(header.request) => {
                 let (reply, refused) = (write(Reply::U64(1)), Some(error));
-                Ok(Outcome { reply, refused, handed: None })
+                Ok(Outcome { reply, refused, ..Outcome::default() })
             }
             Err(error) => Err(error),
         }
@@ -343,7 +359,9 @@ impl Session {
     /// now, so the session is of no use any more.
     pub fn memory_lost(&self) -> Option<Lost> {
         let region = self.memory.lost().map(Lost::Region);
-        region.or_else(|| self.logging.is_lost().then_some(Lost::Log))
+        let inflight = || self.inflight.as_ref().filter(|file| file.is_lost());
+        let log = || self.logging.is_lost().then_some(Lost::Log);
+        region.or_else(log).or_else(|| inflight().map(|_| Lost::Inflight))
     }
 
     /// The device features that were negotiated, if they were.
@@ -407,6 +425,8 @@ impl Session {
             Request::SetVringNum(state) => self.set_num(state, rings)?,
             Request::SetVringAddr(addr) => self.set_addr(addr, rings)?,
             Request::SetVringBase(state) => self.set_base(state, rings)?,
+            Request::GetInflightFd(asked) => return self.make_inflight(asked),
+            Request::SetInflightFd(spec) => self.set_inflight(spec, fds, rings)?,
             Request::GetVringBase { ring } => return self.get_base(ring, rings),
             Request::SetVringKick(v) => self.set_kick(v, fds, rings)?,
             Request::SetVringCall(v) => self.set_call(v, fds, rings)?,

@@ -508,7 +508,7 @@ impl Link {
             }
             self.complain_of_rings(name, status);
             if let Some(reply) = outcome.reply {
-                self.connection.send(&reply)?;
+                self.connection.send(&reply, outcome.fd)?;
             }
             if let Some(ring) = outcome.handed {
                 rings.forget(ring);

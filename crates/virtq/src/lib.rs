@@ -6,8 +6,8 @@ mod dirty;
 #[cfg(feature = "driver")]
 pub mod driver;
 mod error;
-mod iotlb;
 mod inflight;
+mod iotlb;
 #[cfg(all(test, loom))]
 mod loom;
 pub mod mem;
@@ -27,8 +27,8 @@ pub use chain::{AHEAD, ChainBuf, Chains, Token};
 pub use config::{Layout, QueueConfig, QueueError, RingArea, RingFeatures, RingPosition};
 pub use dirty::RingLog;
 pub use error::ChainError;
-pub use iotlb::{ASKED_MAX, Access, ENTRIES_MAX, Iotlb, IotlbEntry, IotlbMiss, Iova, RingIotlb};
 pub use inflight::{Inflight, inflight_bytes};
+pub use iotlb::{ASKED_MAX, Access, ENTRIES_MAX, Iotlb, IotlbEntry, IotlbMiss, Iova, RingIotlb};
 pub use packed::Packed;
 pub use queue::Virtq;
 pub use record::Recovery;

@@ -22,8 +22,8 @@ use virtio_bindings::virtio_ring::{VRING_PACKED_DESC_F_AVAIL, VRING_PACKED_DESC_
 use crate::chain::{ChainBuf, Token};
 use crate::config::{QueueConfig, QueueError, RingPosition, WRAP_BIT};
 use crate::dirty::RingLog;
-use crate::iotlb::RingIotlb;
 use crate::inflight::Inflight;
+use crate::iotlb::RingIotlb;
 use crate::mem::{GuestMap, Hit, PackedAreas};
 use crate::notify::{self, EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, packed_event};
 use crate::record::Record;

@@ -48,6 +48,33 @@ pub struct LogArea {
     pub offset: u64,
 }
 
+/// Where in-flight regions are in their file, and for which queues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InflightSpec {
+    /// Bytes of all regions.
+    pub bytes: u64,
+    /// Where they start in the file.
+    pub offset: u64,
+    /// Rings.
+    pub queues: u16,
+    /// Entries of each ring.
+    pub queue_size: u16,
+    /// Four bytes follow: some front ends pad the message, and expect a reply of that size.
+    pub padded: bool,
+}
+
+impl InflightSpec {
+    /// The payload.
+    pub fn write(&self) -> Vec<u8> {
+        let mut bytes = self.bytes.to_le_bytes().to_vec();
+        bytes.extend(self.offset.to_le_bytes());
+        bytes.extend(self.queues.to_le_bytes());
+        bytes.extend(self.queue_size.to_le_bytes());
+        bytes.extend(if self.padded { &[0; 4][..] } else { &[] });
+        bytes
+    }
+}
+
 /// A ring, and whether an fd comes along.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VringFd {
@@ -82,6 +109,8 @@ pub enum Request {
     GetVringBase {
         ring: u32,
     },
+    GetInflightFd(InflightSpec),
+    SetInflightFd(InflightSpec),
     SetVringKick(VringFd),
     SetVringCall(VringFd),
     SetVringErr(VringFd),
@@ -142,6 +171,8 @@ impl Request {
             K::SET_VRING_BASE => Self::SetVringBase(fields.state()?),
             // The number in the request is garbage with some front ends.
             K::GET_VRING_BASE => Self::GetVringBase { ring: fields.state()?.ring },
+            K::GET_INFLIGHT_FD => Self::GetInflightFd(fields.inflight()?),
+            K::SET_INFLIGHT_FD => Self::SetInflightFd(fields.inflight()?),
             K::SET_VRING_KICK => Self::SetVringKick(fields.fd()?),
             K::SET_VRING_CALL => Self::SetVringCall(fields.fd()?),
             K::SET_VRING_ERR => Self::SetVringErr(fields.fd()?),
@@ -168,8 +199,6 @@ impl Request {
             | K::POSTCOPY_ADVISE
             | K::POSTCOPY_LISTEN
             | K::POSTCOPY_END
-            | K::GET_INFLIGHT_FD
-            | K::SET_INFLIGHT_FD
             | K::GPU_SET_SOCKET
             | K::VRING_KICK
             | K::GET_SHARED_OBJECT
@@ -186,7 +215,10 @@ impl Request {
             Self::SetVringKick(v) | Self::SetVringCall(v) | Self::SetVringErr(v) => {
                 usize::from(v.has_fd)
             }
-            Self::SetBackendReqFd | Self::AddMemReg(_) | Self::SetLogBase(_) => 1,
+            Self::SetInflightFd(_)
+            | Self::SetBackendReqFd
+            | Self::AddMemReg(_)
+            | Self::SetLogBase(_) => 1,
             Self::GetFeatures
             | Self::SetFeatures(_)
             | Self::SetOwner
@@ -197,6 +229,7 @@ impl Request {
             | Self::SetVringAddr(_)
             | Self::SetVringBase(_)
             | Self::GetVringBase { .. }
+            | Self::GetInflightFd(_)
             | Self::GetProtocolFeatures
             | Self::SetProtocolFeatures(_)
             | Self::GetQueueNum
@@ -241,6 +274,8 @@ impl Request {
             Self::SetVringAddr(addr) => (K::SET_VRING_ADDR, write_addr(addr)),
             Self::SetVringBase(state) => (K::SET_VRING_BASE, state.write().to_vec()),
             Self::GetVringBase { ring } => (K::GET_VRING_BASE, number(u64::from(*ring))),
+            Self::GetInflightFd(spec) => (K::GET_INFLIGHT_FD, spec.write()),
+            Self::SetInflightFd(spec) => (K::SET_INFLIGHT_FD, spec.write()),
             Self::SetVringKick(v) => (K::SET_VRING_KICK, number(write_fd(*v))),
             Self::SetVringCall(v) => (K::SET_VRING_CALL, number(write_fd(*v))),
             Self::SetVringErr(v) => (K::SET_VRING_ERR, number(write_fd(*v))),
@@ -339,6 +374,21 @@ impl Fields<'_> {
     fn log_area(&self) -> Result<LogArea, CodecError> {
         self.exactly(16)?;
         Ok(LogArea { bytes: self.u64_at(0), offset: self.u64_at(8) })
+    }
+
+    fn inflight(&self) -> Result<InflightSpec, CodecError> {
+        let padded = self.bytes.len() == 24;
+        if !padded {
+            self.exactly(20)?;
+        }
+        let numbers = self.u32_at(16);
+        Ok(InflightSpec {
+            bytes: self.u64_at(0),
+            offset: self.u64_at(8),
+            queues: u16::try_from(numbers & 0xffff).unwrap_or(u16::MAX),
+            queue_size: u16::try_from(numbers >> 16).unwrap_or(u16::MAX),
+            padded,
+        })
     }
 
     fn enable(&self) -> Result<Request, CodecError> {

@@ -12,8 +12,8 @@ use virtq::mem::GuestPhysAddr;
 use virtq::{Access, Iova};
 
 use super::{
-    CodecError, Decoder, FDS_MAX, FrontendReq, HEADER_BYTES, Header, IotlbKind, IotlbMessage,
-    LogArea, Message, PAYLOAD_MAX, Reply, Request, VringAddr, VringFd, VringState,
+    CodecError, Decoder, FDS_MAX, FrontendReq, HEADER_BYTES, Header, InflightSpec, IotlbKind,
+    IotlbMessage, LogArea, Message, PAYLOAD_MAX, Reply, Request, VringAddr, VringFd, VringState,
 };
 use crate::memory::{FrontendAddr, RegionSpec};
 
@@ -98,9 +98,15 @@ fn requests() -> Vec<(Request, usize)> {
         (Request::Iotlb(iotlb(IotlbKind::Update(Access::ReadWrite))), 0),
         (Request::Iotlb(iotlb(IotlbKind::Invalidate)), 0),
         (Request::NotOffered(FrontendReq::SET_VRING_ENDIAN), 0),
+        (Request::GetInflightFd(inflight(false)), 0),
+        (Request::SetInflightFd(inflight(true)), 1),
         (Request::SetLogBase(LogArea { bytes: 1 << 20, offset: 8192 }), 1),
         (Request::SetLogFd, 1),
     ]
+}
+
+fn inflight(padded: bool) -> InflightSpec {
+    InflightSpec { bytes: 1 << 14, offset: 64, queues: 4, queue_size: 256, padded }
 }
 
 #[test]

@@ -17,11 +17,24 @@ pub enum Lost {
     /// The log of pages that were written.
     #[error("the log of written pages")]
     Log,
+    /// The in-flight file.
+    #[error("the in-flight regions")]
+    Inflight,
 }
 
 /// Why a message was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
+    /// An in-flight file that cannot be made or used.
+    #[error("in-flight regions for {queues} queues of {queue_size}: {error}")]
+    Inflight {
+        /// Rings.
+        queues: u16,
+        /// Entries of each.
+        queue_size: u16,
+        /// What is wrong, or what the kernel says.
+        error: String,
+    },
     /// The message is wrong by itself.
     #[error(transparent)]
     Codec(#[from] CodecError),

@@ -29,6 +29,7 @@ impl Session {
                 None => None,
             },
             log: self.export_log(fds)?,
+            inflight: self.export_inflight(fds)?,
         })
     }
 
@@ -62,6 +63,9 @@ impl Session {
         session.backend_channel = state.backend_channel.map(|fd| fds.take(fd)).transpose()?;
         if let Some(log) = state.log {
             session.adopt_log(log, fds)?;
+        }
+        if let Some(inflight) = state.inflight {
+            session.adopt_inflight(inflight, fds)?;
         }
         for ring in &state.rings {
             let limit = u32::from(settings.queues).saturating_mul(2);

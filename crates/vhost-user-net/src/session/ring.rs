@@ -294,6 +294,7 @@ impl Session {
             resumed: ring.resumed,
             known: ring.known,
             identity: self.identity(ring, &config),
+            inflight: self.ring_inflight(index, &config),
             log: self.ring_log(ring),
             iotlb: self.ring_iotlb(index),
         };

@@ -3,6 +3,7 @@
 mod faults;
 mod front;
 mod handover;
+mod inflight;
 mod iotlb;
 mod log;
 mod memory;

@@ -1,12 +1,13 @@
 //! One stream socket that never blocks: half messages in, half replies out.
 
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recvmsg, send,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, send, sendmsg,
 };
 
 use super::closer::Closer;
@@ -130,9 +131,23 @@ impl Connection {
         }
     }
 
-    /// Sends `bytes` after what still waits to be sent.
-    pub(super) fn send(&mut self, bytes: &[u8]) -> Result<(), Disconnect> {
-        self.output.extend_from_slice(bytes);
+    /// Sends `bytes` after what still waits to be sent, or with an fd when nothing waits.
+    pub(super) fn send(&mut self, bytes: &[u8], fd: Option<OwnedFd>) -> Result<(), Disconnect> {
+        let Some(fd) = fd else {
+            self.output.extend_from_slice(bytes);
+            return self.flush();
+        };
+        // No message is read while a reply waits: this one is the first.
+        let fds = [fd.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !control.push(SendAncillaryMessage::ScmRights(&fds)) || self.has_output() {
+            return Err(Disconnect::Io(io::ErrorKind::WouldBlock.into()));
+        }
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        let sent = sendmsg(&self.stream, &[IoSlice::new(bytes)], &mut control, flags);
+        let count = sent.map_err(|error| Disconnect::Io(error.into()))?;
+        self.output.extend_from_slice(bytes.get(count..).unwrap_or_default());
         self.flush()
     }
 

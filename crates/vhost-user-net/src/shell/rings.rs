@@ -8,7 +8,7 @@ use port::{Fabric, PortId, QueueCounters, QueueId};
 use virtio_net::features::queue_options;
 use virtio_net::{QueueOptions, Receiveq, ReceiveqParts, Transmitq, TransmitqParts, notify};
 use virtq::mem::RecordPage;
-use virtq::{QueueConfig, QueueError, Recovery, RingPosition};
+use virtq::{Inflight, QueueConfig, QueueError, Recovery, RingPosition};
 
 use super::{CountersOf, PortLinks, PortSettings};
 use crate::rarp;
@@ -40,6 +40,38 @@ impl FabricRings {
             coalesce: settings.coalesce,
             records: Records::new(dir, &settings.socket, settings.queues),
             name: settings.name.clone(),
+        }
+    }
+
+    /// The front end's region of the ring, if it is one that serves.
+    fn inflight(&self, ring: RingIndex, start: &RingStart<'_>) -> Option<Inflight> {
+        let inflight = Inflight::new(start.inflight.clone()?, &start.config);
+        if inflight.is_none() {
+            let (port, ring) = (&self.name, ring.0);
+            tracing::warn!(port, ring, "the in-flight region is of another ring");
+        }
+        inflight
+    }
+
+    /// Where the ring goes on, as its in-flight region says.
+    fn resubmit(
+        &self,
+        ring: RingIndex,
+        start: &RingStart<'_>,
+        inflight: Option<&mut Inflight>,
+    ) -> Result<Option<RingPosition>, QueueError> {
+        let Some(inflight) = inflight.filter(|_| !start.known) else { return Ok(None) };
+        let (port, ring) = (&self.name, ring.0);
+        match inflight.recover(&start.config, start.memory)? {
+            Recovery::At(position) => {
+                tracing::info!(port, ring, ?position, "goes on as its in-flight region says");
+                Ok(Some(position))
+            }
+            Recovery::Unlikely(why) => {
+                tracing::warn!(port, ring, why, "the in-flight region does not fit");
+                Ok(None)
+            }
+            Recovery::Unknown => Ok(None),
         }
     }
 
@@ -76,7 +108,9 @@ impl Rings for FabricRings {
     fn start(&mut self, ring: RingIndex, start: RingStart<'_>) -> Result<(), QueueError> {
         let page = self.records.page(ring);
         let known = page.as_ref().zip(start.identity.as_ref());
+        let mut inflight = self.inflight(ring, &start);
         let recorded = match known {
+            _ if inflight.is_some() => self.resubmit(ring, &start, inflight.as_mut())?,
             Some(known) => self.recover(ring, &start, known)?,
             None => None,
         };
@@ -88,9 +122,14 @@ impl Rings for FabricRings {
         let mut queue = QueueConfig { position, ..start.config }.activate(start.memory)?;
         if let Some((page, identity)) = known {
             Records::claim(page, identity);
-            if self.records.outlive() {
+            if inflight.is_some() {
+                page.forget();
+            } else if self.records.outlive() {
                 queue.set_record(page.clone());
             }
+        }
+        if let Some(inflight) = inflight {
+            queue.set_inflight(inflight);
         }
         queue.set_log(start.log);
         queue.set_iotlb(start.iotlb);

@@ -8,7 +8,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use virtio_net::OffloadSet;
 use virtio_net::features::{RING_PACKED, VERSION_1};
-use virtq::mem::GuestPhysAddr;
+use virtq::mem::{GuestPhysAddr, InflightArea};
 use virtq::{ChainBuf, QueueError, RingPosition, Virtq};
 
 use crate::codec::{Decoder, Request, VringAddr, VringFd, VringState};
@@ -51,6 +51,7 @@ pub(super) struct Running {
     pub(super) resumed: bool,
     pub(super) known: bool,
     pub(super) identity: Option<Identity>,
+    pub(super) inflight: Option<InflightArea>,
 }
 
 impl Rings for Recorder {
@@ -69,6 +70,7 @@ impl Rings for Recorder {
             resumed: start.resumed,
             known: start.known,
             identity: start.identity,
+            inflight: start.inflight,
         };
         assert!(self.queues.insert(ring.0, running).is_none(), "started twice");
         Ok(())

@@ -41,8 +41,6 @@ fn requests_of_features_that_are_not_offered_are_refused() {
         FrontendReq::SET_VRING_ENDIAN,
         FrontendReq::SET_CONFIG,
         FrontendReq::POSTCOPY_ADVISE,
-        FrontendReq::GET_INFLIGHT_FD,
-        FrontendReq::SET_INFLIGHT_FD,
         FrontendReq::VRING_KICK,
         FrontendReq::GET_SHARED_OBJECT,
         FrontendReq::SET_DEVICE_STATE_FD,
