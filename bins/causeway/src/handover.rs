@@ -19,6 +19,7 @@
 
 mod counts;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use control::{PortSpec, StaticEntry};
@@ -57,6 +58,14 @@ pub(crate) struct MetricsOffer {
     pub(crate) fd: u32,
     /// As it was asked for.
     pub(crate) asked: String,
+}
+
+/// What the new process goes on with.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Prepared {
+    /// Names of ports; the others end with the old process.
+    pub(crate) ports: BTreeSet<String>,
 }
 
 /// A port.

@@ -39,12 +39,18 @@ pub(crate) fn run(arguments: &RunArgs) -> Result<(), Failure> {
     check_placement(&settings, &wanted.workers, ports.iter().map(|(spec, ..)| spec))?;
     log_to_stderr(arguments.log);
     let start = Start { arguments, config, settings };
-    let Some(path) = &arguments.take_over else { return start.serve(ports, None) };
+    let Some(path) = &arguments.take_over else { return start.serve(ports, &mut None) };
     // What is wrong here is known by now: from now on another process is asked.
-    let mut taken = Taken::ask(path).map_err(Failure::Runtime)?;
-    let served =
-        start.ports_beside(ports, &taken).and_then(|ports| start.serve(ports, Some(&mut taken)));
-    served.inspect_err(|failure| taken.abort(failure.text()))
+    let taken = Taken::ask(path).map_err(Failure::Runtime)?;
+    let wanted = start.ports_beside(ports, &taken);
+    let mut taken = Some(taken);
+    let served = wanted.and_then(|ports| start.serve(ports, &mut taken));
+    // There is nobody to be told once everything was taken over.
+    served.inspect_err(|failure| {
+        if let Some(taken) = &mut taken {
+            taken.abort(failure.text());
+        }
+    })
 }
 
 /// A port that is to be there.
@@ -83,7 +89,7 @@ impl Start<'_> {
         Ok(ports)
     }
 
-    fn serve(self, ports: Vec<Wanted>, mut taken: Option<&mut Taken>) -> Result<(), Failure> {
+    fn serve(self, ports: Vec<Wanted>, taken: &mut Option<Taken>) -> Result<(), Failure> {
         let Self { arguments, config, settings } = self;
         let specs = || ports.iter().map(|(spec, ..)| spec);
         let mut switch_config = switch_config(&settings, specs())?;
@@ -126,10 +132,10 @@ impl Start<'_> {
         }
         app.set_state_dir(state_dir);
         app.set_rebalance(settings.rebalance_s.unwrap_or(0));
-        serve_metrics(&mut app, settings.metrics, taken.as_deref_mut())?;
+        serve_metrics(&mut app, settings.metrics, taken.as_mut())?;
         let count = ports.len();
         for (spec, statics, origin) in ports {
-            match &mut taken {
+            match taken {
                 None => app.add(&spec, statics, origin),
                 Some(taken) => app.take_or_open(taken, &spec, statics, origin),
             }
@@ -139,9 +145,10 @@ impl Start<'_> {
             let given = arguments.ports.clone();
             app.remember(Source { file, given, switch: config.switch });
         }
-        if let Some(taken) = taken {
+        if let Some(taken) = taken.as_mut() {
             app.go_on(taken).map_err(Failure::Runtime)?;
         }
+        *taken = None;
         app.enter(sandbox);
         tracing::info!(control = %socket.display(), ports = count, "listening");
         app.serve().map_err(Failure::Runtime)

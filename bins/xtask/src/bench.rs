@@ -29,6 +29,7 @@ mod round;
 mod scale;
 mod summary;
 mod sweep;
+mod takeover;
 mod tcp;
 mod turn;
 mod uplinks;
@@ -92,6 +93,10 @@ pub(crate) enum Kind {
     /// The switch, OVS-DPDK with and without userspace TSO, OVS' userspace datapath and the
     /// kernel's bridge take turns. Writes tcp.json. Needs root, for hugepages and namespaces.
     Tcp(tcp::Options),
+    /// How long guests wait when another process takes the switch over
+    ///
+    /// Writes take-over.json.
+    TakeOver(takeover::Options),
     /// Write the saved results into the README, or check that they are there
     Readme(readme::Options),
 }
@@ -109,6 +114,7 @@ pub(crate) fn run(steps: &mut Steps, kind: &Kind) -> Result<()> {
         Kind::Sweep(options) => sweep::run(steps, options),
         Kind::Uplinks(options) => uplinks::run(steps, options),
         Kind::Tcp(options) => tcp::run(steps, options),
+        Kind::TakeOver(options) => takeover::run(steps, options),
         Kind::Readme(options) => readme::run(steps, options),
     }
 }

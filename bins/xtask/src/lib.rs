@@ -5,6 +5,7 @@
 //!     ──► aarch64 ──► fuzz
 //!  test ──► cargo test, loom ──► conformance (QEMU, DPDK)
 //!  bench ──► criterion, callgrind; pvp, latency, scale, idle, sweep: the whole switch, and peers
+//!  soak ──► actions from one seed against a switch and its guests
 //!  demo ──► build ──► two QEMU guests and the host on one switch
 //! ```
 #![forbid(unsafe_code)]
@@ -15,6 +16,7 @@ mod ci;
 mod demo;
 mod fuzz;
 mod lint;
+mod soak;
 mod steps;
 mod test;
 
@@ -43,6 +45,8 @@ enum Command {
     },
     /// Run every test: unit, model, loom, examples and conformance
     Test(test::Options),
+    /// Random things happen to a switch, while a pair of guests must not lose a frame
+    Soak(soak::Options),
     /// Run what CI runs
     Ci,
     /// Check formatting, clippy, rustdoc and the house style
@@ -85,6 +89,7 @@ fn dispatch(command: Command, steps: &mut Steps) -> Result<()> {
     match command {
         Command::Demo { embedded } => demo::run(embedded),
         Command::Test(options) => test::run(steps, &options),
+        Command::Soak(options) => soak::run(steps, &options),
         Command::Ci => ci::run(steps),
         Command::Lint => lint::run(steps),
         Command::Tidy => lint::tidy(steps),

@@ -9,6 +9,7 @@ use conformance::environment::host::{self, is_root};
 use conformance::process::output;
 use conformance::scratch::target_folder;
 
+use crate::soak::{self, Soak};
 use crate::steps::{Steps, build, cargo};
 
 const LIST_TIMEOUT: Duration = Duration::from_secs(600);
@@ -59,7 +60,17 @@ pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
     if options.wants_loom() {
         loom(steps)?;
     }
-    conformance(steps, options)
+    conformance(steps, options)?;
+    soak(steps, options);
+    Ok(())
+}
+
+/// Half a minute of it, or a quarter of an hour.
+fn soak(steps: &mut Steps, options: &Options) {
+    if options.filter.as_ref().is_none_or(|filter| filter.contains("soak")) {
+        let seconds = if options.full { 15 * 60 } else { 30 };
+        soak::step(steps, Soak::of_seconds(seconds));
+    }
 }
 
 fn workspace(steps: &mut Steps, options: &Options) -> Result<()> {

@@ -148,7 +148,12 @@ impl FrontEnd {
         }
     }
 
-    fn reply(&mut self, asked: u32) -> Result<Vec<u8>, FrontEndError> {
+    /// Waits for the reply to a request that was sent.
+    ///
+    /// # Errors
+    ///
+    /// [`FrontEndError`] if none or a wrong one comes.
+    pub fn reply(&mut self, asked: u32) -> Result<Vec<u8>, FrontEndError> {
         let mut header = [0; HEADER];
         self.receive_exact(&mut header)?;
         let [a, b, c, d, e, f, g, h, i, j, k, l] = header;

@@ -22,6 +22,8 @@ pub struct Switch {
     process: Process,
     control: PathBuf,
     folder: PathBuf,
+    /// Processes that took over.
+    successors: u32,
 }
 
 /// What `ctl --json stats` says, as far as the tests look at it.
@@ -210,7 +212,8 @@ impl Switch {
         }
         let log = folder.join("causeway.log");
         let process = Process::spawn("causeway", &mut command, &log)?;
-        let mut switch = Self { program, process, control, folder: folder.to_owned() };
+        let mut switch =
+            Self { program, process, control, folder: folder.to_owned(), successors: 0 };
         let start = Instant::now();
         loop {
             match switch.stats() {
@@ -231,6 +234,39 @@ impl Switch {
                 }
             }
         }
+    }
+
+    /// Lets another process with these ports take over.
+    ///
+    /// # Errors
+    /// As [`Switch::take_over`].
+    pub fn take_over_with(&mut self, ports: &[String]) -> Result<()> {
+        let arguments: Vec<&str> = ports.iter().flat_map(|spec| ["--port", spec]).collect();
+        self.take_over(&arguments)
+    }
+
+    /// Lets another process, started with these arguments, take over.
+    ///
+    /// # Errors
+    /// It does not, or the old process does not leave with status 0.
+    pub fn take_over(&mut self, arguments: &[&str]) -> Result<()> {
+        let mut command = tied_command(&self.program);
+        let _ = command.arg("run").arg("--take-over").arg(&self.control).args(arguments);
+        if !arguments.contains(&"--state-dir") {
+            let _ = command.arg("--state-dir").arg(self.folder.join("state"));
+        }
+        self.successors = self.successors.saturating_add(1);
+        let log = self.folder.join(format!("causeway.{}.log", self.successors));
+        let mut new = Process::spawn("causeway", &mut command, &log)?;
+        let listens = |text: &str| text.contains(" listening ").then_some(());
+        new.wait_for("that it listens", 0, START_TIMEOUT, listens)
+            .with_context(|| format!("the old process says:\n{}", self.process.tail()))?;
+        let status = self.process.finish(START_TIMEOUT)?;
+        ensure!(status.success(), "the old process left with {status}\n{}", self.process.tail());
+        let log = self.process.output_from(0)?;
+        ensure!(!log.contains("panicked"), "the old process panicked\n{}", self.process.tail());
+        self.process = new;
+        Ok(())
     }
 
     /// Runs `causeway ctl` with these arguments and returns what it prints.

@@ -35,8 +35,8 @@ use super::ports::{Origin, Port, Side};
 use super::uplink::UplinkSide;
 use super::{App, Subscriber};
 use crate::handover::{
-    ControlOffer, MetricsOffer, Offer, PortOffer, PortStop, QueueCount, State, Station, Status,
-    SwitchCount, UplinkStop,
+    ControlOffer, MetricsOffer, Offer, PortOffer, PortStop, Prepared, QueueCount, State, Station,
+    Status, SwitchCount, UplinkStop,
 };
 
 /// How long the new process may prepare.
@@ -55,7 +55,7 @@ pub(super) struct Handing {
     under_way: Option<UnderWay>,
 }
 
-type News = Result<Channel, HandoverError>;
+type News = Result<(Channel, Prepared), HandoverError>;
 
 #[derive(Debug)]
 struct UnderWay {
@@ -148,11 +148,14 @@ impl App {
         while let Ok(news) = self.handing.news.try_recv() {
             let Some(under_way) = self.handing.under_way.take() else { continue };
             let pid = under_way.pid;
-            match news.and_then(|channel| self.hand_over(channel, &under_way)) {
-                Ok(outage) => {
+            let handed = news.and_then(|(channel, prepared)| {
+                self.hand_over(channel, &under_way).map(|outage| (outage, prepared))
+            });
+            match handed {
+                Ok((outage, prepared)) => {
                     let outage_us = u64::try_from(outage.as_micros()).unwrap_or(u64::MAX);
                     tracing::info!(pid, outage_us, "handed over, leaving");
-                    self.leave(pid);
+                    self.leave(pid, &prepared);
                 }
                 Err(error) => {
                     tracing::warn!(pid, %error, "not taken over: this process goes on");
@@ -193,9 +196,12 @@ impl App {
     }
 
     /// Everything is another process's now.
-    fn leave(&mut self, pid: i32) {
-        let mut ports = std::mem::take(&mut self.ports);
-        for port in &mut ports {
+    fn leave(&mut self, pid: i32, prepared: &Prepared) {
+        for mut port in std::mem::take(&mut self.ports) {
+            if !prepared.ports.contains(&port.spec.name) {
+                drop(self.remove(port));
+                continue;
+            }
             match std::mem::replace(&mut port.side, Side::Absent) {
                 Side::Absent => {}
                 Side::Guest(id) => {
@@ -393,8 +399,8 @@ fn prepare(stream: UnixStream, offer: &Offer, fds: &[OwnedFd]) -> News {
     let mut channel = Channel::new(stream)?;
     channel.patience(PREPARE_TIME)?;
     channel.send_with(Kind::Offer, offer, fds)?;
-    let (Nothing {}, _) = channel.receive(Kind::Ready)?;
-    Ok(channel)
+    let (prepared, _) = channel.receive(Kind::Ready)?;
+    Ok((channel, prepared))
 }
 
 /// The new process serves nothing, and never will.

@@ -29,7 +29,7 @@ use vhost_user_net::handover::Incoming;
 use super::App;
 use super::ports::{Origin, Port, Side, config};
 use super::uplink::UplinkSide;
-use crate::handover::{Offer, PortOffer, PortStop, State, Station};
+use crate::handover::{Offer, PortOffer, PortStop, Prepared, State, Station};
 
 /// How long the old process may take to offer, and to stop.
 const OFFER_TIME: Duration = Duration::from_secs(30);
@@ -199,6 +199,8 @@ impl App {
         while !taken.channel.is_closed() && end.is_some_and(|end| Instant::now() < end) {
             std::thread::sleep(END_PAUSE);
         }
+        // What nobody took would keep sockets of ports that ended alive.
+        taken.fds = Incoming::default();
         if taken.later {
             self.look_after_ports();
         }
@@ -214,7 +216,8 @@ impl App {
         };
         let stations = std::mem::take(&mut taken.offer.stations);
         self.restore_stations(taken, &stations);
-        taken.channel.send(Kind::Ready, &Nothing {}).map_err(|error| failed(&error))?;
+        let prepared = Prepared { ports: taken.adopted.keys().cloned().collect() };
+        taken.channel.send(Kind::Ready, &prepared).map_err(|error| failed(&error))?;
         let (state, fds): (State, _) =
             taken.channel.receive(Kind::State).map_err(|error| failed(&error))?;
         let stopped = Instant::now();

@@ -51,6 +51,34 @@ impl Bed {
         });
     }
 
+    /// Another process takes the switch over; the old one has to leave with 0.
+    pub(crate) fn take_over(&mut self, arguments: &[&str]) {
+        let log = std::fs::OpenOptions::new().append(true).open(self.log_path());
+        let before = self.log().len();
+        let mut child = Command::new(PROGRAM)
+            .args(["run", "--take-over"])
+            .arg(self.control())
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log.unwrap())
+            .spawn()
+            .unwrap();
+        eventually("it listens", || {
+            let ended = child.try_wait().unwrap();
+            assert!(ended.is_none(), "ended at start: {}", self.log());
+            self.log().get(before..).unwrap().contains(" listening ")
+        });
+        let mut old = self.child.replace(child).unwrap();
+        let mut status = None;
+        eventually("the old one leaves", || {
+            status = old.try_wait().unwrap();
+            status.is_some()
+        });
+        assert_eq!(status.unwrap().code(), Some(0), "{}", self.log());
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }

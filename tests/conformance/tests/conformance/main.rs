@@ -13,6 +13,7 @@ mod qemu;
 mod restart;
 mod runners;
 mod switch;
+mod takeover;
 mod tcp;
 mod uplinks;
 mod virtio_user;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         uplinks::trials(),
         tcp::trials(),
         restart::trials(),
+        takeover::trials(),
         configs::trials(),
         virtio_user::trials(),
         migration::trials(),
