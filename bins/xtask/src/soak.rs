@@ -13,8 +13,8 @@
 //!  checks: frames, ledger, fds, threads, memory, the log
 //! ```
 //!
-//! **Limits.** The switch itself is taken over by others again and again, but not killed: the frames
-//! that a crash costs are the kill series' business (`restart/` of the conformance tests).
+//! **Limits.** The switch itself is taken over by others again and again, but not killed: the
+//! frames that a crash costs are the kill series' business (`restart/` of the conformance tests).
 
 mod checks;
 mod hostile;

@@ -27,7 +27,7 @@ const SET_VRING_CALL: u32 = 13;
 const SET_PROTOCOL_FEATURES: u32 = 16;
 const SET_VRING_ENABLE: u32 = 18;
 const PROTOCOL: u64 = 1 << 30;
-/// REPLY_ACK.
+/// `REPLY_ACK`.
 const PROTOCOL_FEATURES: u64 = 1 << 3;
 const MEMORY: u64 = 4 << 20;
 const QUEUE: u16 = 64;
@@ -223,7 +223,7 @@ impl Stream {
     pub(crate) fn finish(self) -> u64 {
         self.seen.stop.store(true, Ordering::Relaxed);
         for thread in self.threads {
-            thread.join().expect("a guest saw nothing wrong");
+            thread.join().unwrap();
         }
         self.seen.sent.load(Ordering::Relaxed)
     }

@@ -95,7 +95,7 @@ pub(super) struct Totals {
 impl Totals {
     pub(super) fn of(sender: &Value, receiver: &Value) -> Result<Self> {
         let number = |value: &Value, key: &str| {
-            value[key].as_u64().with_context(|| format!("no {key} in {value}"))
+            value.get(key).and_then(Value::as_u64).with_context(|| format!("no {key} in {value}"))
         };
         let keys = ["lost", "duplicated", "corrupt", "out_of_order"];
         let mut wrong = [0; 4];

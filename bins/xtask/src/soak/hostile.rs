@@ -38,7 +38,8 @@ pub(super) fn lie(socket: &Path, seed: u64) {
     for _ in 0..plan.below(30) {
         let request = u32::try_from(plan.below(REQUESTS)).unwrap_or(0);
         // Most sizes are plausible, some are not.
-        let size = if plan.below(10) == 0 { plan.below(1 << 33) } else { plan.below(8) * 8 };
+        let size =
+            if plan.below(10) == 0 { plan.below(1 << 33) } else { plan.below(8).saturating_mul(8) };
         let mut body = Vec::new();
         for _ in 0..size.min(512).div_ceil(8) {
             let word = if plan.below(2) == 0 { plan.number() } else { plan.below(4) };
@@ -112,7 +113,7 @@ impl Front {
 
     /// Whether the switch takes it.
     fn region(&mut self, request: u32, slot: u64, file: Option<&OwnedFd>) -> Result<bool> {
-        let guest = (slot + 1) << 32;
+        let guest = slot.saturating_add(1) << 32;
         let body = [0, guest, REGION, guest << 4, 0].map(u64::to_le_bytes).concat();
         let head = words([request, VERSION | NEED_REPLY, u32::try_from(body.len())?]);
         let file = file.map(|fd| fd.try_clone()).transpose()?;

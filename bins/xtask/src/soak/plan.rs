@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// Ports that guests come to and go from.
 pub(super) const EXTRAS: u8 = 4;
-/// Uplinks: tap, AF_XDP, packet_mmap.
+/// Uplinks: tap, `AF_XDP`, `packet_mmap`.
 pub(super) const UPLINKS: u8 = 3;
 
 /// How a guest is.

@@ -192,7 +192,8 @@ impl World {
     fn refused_calls(&self) -> Result<u64> {
         let shown = self.switch.ctl(&["--json", "version"])?;
         let version: serde_json::Value = serde_json::from_str(&shown)?;
-        Ok(version["sandbox"]["refused"].as_u64().unwrap_or(0))
+        let refused = version.pointer("/sandbox/refused");
+        Ok(refused.and_then(serde_json::Value::as_u64).unwrap_or(0))
     }
 
     fn socket(&self, port: u8) -> PathBuf {
