@@ -84,7 +84,8 @@ fn injected(_environment: &Environment, scratch: &Scratch) -> Result<()> {
     let number = |name: &str| said.get(name).and_then(serde_json::Value::as_u64).unwrap_or(0);
     let (sent, came) = (number("tx_frames"), number("rx_frames"));
     ensure!(came > 100 && came <= sent.saturating_add(100), "{came} of {sent} frames came");
-    ensure!(number("rx_bytes").checked_div(came) == Some(600), "{shown}");
+    // The kernel of the far side may say something of its own.
+    ensure!(number("rx_bytes") > came.saturating_mul(590), "{shown}");
     let _ = switch.check_ledger()?;
     switch.stop()
 }
