@@ -17,8 +17,22 @@ pub(crate) fn taken_apart(uplink: &mut AfXdp) -> Parts {
 }
 
 /// The same uplink, made of duplicates in another thread; the old one is let go.
-fn other_hands(mut uplink: AfXdp) -> AfXdp {
-    let parts = taken_apart(&mut uplink);
+fn other_hands(uplink: AfXdp) -> AfXdp {
+    changed_hands(uplink, |_| {})
+}
+
+/// The same uplink, which does not know that its kernel takes metadata.
+pub(crate) fn without_metadata(uplink: AfXdp) -> AfXdp {
+    changed_hands(uplink, |parts| {
+        let (with, without) = ("\"metadata\":true", "\"metadata\":false");
+        assert!(parts.state.contains(with), "this kernel has none");
+        parts.state = parts.state.replace(with, without);
+    })
+}
+
+fn changed_hands(mut uplink: AfXdp, change: impl Fn(&mut Parts)) -> AfXdp {
+    let mut parts = taken_apart(&mut uplink);
+    change(&mut parts);
     let count = uplink.queues.len();
     let new = std::thread::spawn(move || {
         let counters: Vec<Arc<QueueCounters>> = (0..count).map(|_| Arc::default()).collect();

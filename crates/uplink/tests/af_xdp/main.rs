@@ -341,7 +341,15 @@ fn undone(payload: usize) -> (Vec<u8>, Vec<u8>) {
 
 #[test]
 fn what_a_guest_left_undone_is_finished() {
-    let (_namespace, [mut left, mut right]) = pair(1, 9000, |_| {});
+    let (_namespace, [left, mut right]) = pair(1, 9000, |_| {});
+    let left = finished(left, &mut right);
+    // As on a kernel before 6.11, where frames to send have no metadata.
+    let left = handover::without_metadata(left);
+    drop(finished(left, &mut right));
+}
+
+/// Frames from `left` arrive with whole checksums, whoever finishes them.
+fn finished(mut left: AfXdp, right: &mut AfXdp) -> AfXdp {
     let offload =
         Offload { needs_csum: true, csum_start: 34, csum_offset: 6, ..Offload::default() };
     for payload in [20, 60, 100, 1400, 1942, 1943, 4000, 8900] {
@@ -356,6 +364,7 @@ fn what_a_guest_left_undone_is_finished() {
         assert_eq!((&got[..40], &got[42..]), (&sent[..40], &sent[42..]));
     }
     assert_eq!(totals(left.queues[0].1.counters()).dropped(), 0);
+    left
 }
 
 #[test]
