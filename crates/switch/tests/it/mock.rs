@@ -116,11 +116,12 @@ impl Ingress for MockIngress {
             count += 1;
             bytes += frame.len();
         }
-        drop(queue);
+        // Under the lock: who sees that nothing waits sees the frames as held.
         if count > 0 {
             self.wire.inside.store(true, Ordering::SeqCst);
             self.counters.ingress.received(count as u64, bytes as u64);
         }
+        drop(queue);
         let late = count > 0 && self.wire.does(Behaviour::IngressPanicsLate);
         assert!(!late, "ingress panics late");
         if self.wire.does(Behaviour::Slow) {
