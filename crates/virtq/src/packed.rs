@@ -195,27 +195,35 @@ impl Packed {
 
     pub(crate) fn pop(&mut self, buf: &mut ChainBuf, max: usize) -> Option<ChainError> {
         buf.clear();
-        if self.iotlb.is_some() {
-            return self.pop_translated(buf, max);
+        if self.iotlb.is_some() && !self.is_translated() {
+            return self.fault;
         }
         if self.fault.is_none() {
             self.fault = pop::burst(self, buf, max).err();
+            if self.iotlb.is_some() {
+                self.judge();
+            }
         }
         self.fault
     }
 
-    /// As [`Self::pop`], behind a vIOMMU: a chain with an unknown address waits, it is no fault.
+    /// Before a burst behind a vIOMMU: takes the newest translations. False if the next chain still
+    /// waits for one.
     #[cold]
-    fn pop_translated(&mut self, buf: &mut ChainBuf, max: usize) -> Option<ChainError> {
+    #[inline(never)]
+    fn is_translated(&mut self) -> bool {
         self.refresh();
-        if self.fault.is_none() && !self.is_waiting() {
-            let fault = pop::burst(self, buf, max).err();
-            if let Some(iotlb) = self.iotlb.as_mut() {
-                self.fault = fault.and_then(|fault| iotlb.judge(fault));
-            }
-            pop::look_ahead(self);
+        !self.is_waiting()
+    }
+
+    /// After it: a chain with an unknown address waits, it is no fault.
+    #[cold]
+    #[inline(never)]
+    fn judge(&mut self) {
+        if let Some(iotlb) = self.iotlb.as_mut() {
+            self.fault = self.fault.and_then(|fault| iotlb.judge(fault));
         }
-        self.fault
+        pop::look_ahead(self);
     }
 
     pub(crate) fn set_iotlb(&mut self, iotlb: Option<Box<RingIotlb>>) {

@@ -133,12 +133,13 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
+    #[inline(always)]
     fn fetch(&mut self, table: RawDesc, index: u16) -> Result<RawDesc, ChainError> {
         let offset = u64::from(index).wrapping_mul(u64::from(DESC_BYTES));
         let addr = GuestPhysAddr(table.addr.wrapping_add(offset));
         let desc = match self.sink.tables {
             None => self.sink.map.fetch_desc(self.sink.hit, addr),
-            Some(tables) => tables.fetch_desc(&mut Hit::none(), addr),
+            Some(tables) => fetch_translated(tables, addr),
         };
         desc.ok_or(ChainError::TableUnmapped { addr })
     }
@@ -163,6 +164,13 @@ impl<'a> Walk<'a> {
 #[inline(always)]
 pub(crate) fn narrow(segments: usize) -> u32 {
     u32::try_from(segments).unwrap_or(u32::MAX)
+}
+
+/// As [`GuestMap::fetch_desc`], where tables are not where buffers are.
+#[cold]
+#[inline(never)]
+fn fetch_translated(tables: &GuestMap, addr: GuestPhysAddr) -> Option<RawDesc> {
+    tables.fetch_desc(&mut Hit::none(), addr)
 }
 
 #[cold]

@@ -47,11 +47,29 @@ extern "C" fn on_refusal(_: c_int, info: *mut siginfo_t, context: *mut c_void) {
     // SAFETY: as above: the state of the interrupted thread, which is this one, and which is
     // resumed from here when the handler returns.
     let Some(context) = (unsafe { context.cast::<ucontext_t>().as_mut() }) else { return };
+    let first = first_argument(context);
     let Some(call) = fail(context) else { return };
     // ORDERING: Relaxed: a count of its own.
     if REFUSED.fetch_add(1, Ordering::Relaxed) < LOGGED_MAX {
-        say(call);
+        say(call, first);
     }
+}
+
+/// The first argument of the interrupted call.
+#[cfg(target_arch = "x86_64")]
+fn first_argument(context: &ucontext_t) -> i64 {
+    let register = usize::try_from(libc::REG_RDI).ok();
+    register.and_then(|at| context.uc_mcontext.gregs.get(at).copied()).unwrap_or(-1)
+}
+
+#[cfg(target_arch = "aarch64")]
+fn first_argument(context: &ucontext_t) -> i64 {
+    context.uc_mcontext.regs.first().map_or(-1, |value| value.cast_signed())
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn first_argument(_: &ucontext_t) -> i64 {
+    -1
 }
 
 /// Makes the interrupted call fail with EPERM. Returns its number.
@@ -77,15 +95,15 @@ fn fail(_: &mut ucontext_t) -> Option<i64> {
 
 /// Writes a line with one system call, without memory from the heap or a lock: either may be what
 /// was interrupted.
-fn say(call: i64) {
+fn say(call: i64, first: i64) {
     let mut line = [0u8; 160];
     let mut rest = line.as_mut_slice();
     let thread = rustix::thread::name().ok();
     let thread = thread.as_ref().and_then(|name| name.to_str().ok()).unwrap_or("?");
     let written = writeln!(
         rest,
-        "causeway: the sandbox refused system call {call} in thread {thread}: it fails with EPERM \
-         (--sandbox off allows it)"
+        "causeway: the sandbox refused system call {call} ({first:#x}, ..) in thread {thread}: it fails \
+         with EPERM (--sandbox off allows it)"
     );
     let left = rest.len();
     let len = line.len().saturating_sub(left);

@@ -165,7 +165,7 @@ impl Packed {
     }
 }
 
-/// With a record: see [`crate::record`].
+/// With a record: see the module `record`.
 impl Packed {
     /// Says that one used descriptor will stand for `slots`, up to the chain of `token`.
     #[inline(never)]

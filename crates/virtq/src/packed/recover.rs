@@ -1,4 +1,4 @@
-//! Going on after a device that ended at any instruction: see [`crate::record`].
+//! Going on after a device that ended at any instruction: see the module `record`.
 
 use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::sync::atomic::fence;
