@@ -190,14 +190,18 @@ const FORK: &[c_long] = &[libc::SYS_fork, libc::SYS_vfork];
 #[cfg(not(target_arch = "x86_64"))]
 const FORK: &[c_long] = &[];
 
+/// How a program reads its own auxiliary vector: rustix asks for the size of pages.
+const PR_GET_AUXV: c_long = 0x4155_5856;
+
 /// What `prctl` may be asked: names of threads and of memory, `no_new_privs`.
-const PRCTL: [c_long; 6] = [
+const PRCTL: [c_long; 7] = [
     libc::PR_SET_NAME as c_long,
     libc::PR_GET_NAME as c_long,
     libc::PR_SET_NO_NEW_PRIVS as c_long,
     libc::PR_GET_NO_NEW_PRIVS as c_long,
     libc::PR_CAPBSET_READ as c_long,
     libc::PR_SET_VMA as c_long,
+    PR_GET_AUXV,
 ];
 
 type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
