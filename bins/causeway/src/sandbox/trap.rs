@@ -102,8 +102,8 @@ fn say(call: i64, first: i64) {
     let thread = thread.as_ref().and_then(|name| name.to_str().ok()).unwrap_or("?");
     let written = writeln!(
         rest,
-        "causeway: the sandbox refused system call {call} ({first:#x}, ..) in thread {thread}: it fails \
-         with EPERM (--sandbox off allows it)"
+        "causeway: the sandbox refused system call {call} ({first:#x}, ..) in thread {thread}: it \
+         fails with EPERM (--sandbox off allows it)"
     );
     let left = rest.len();
     let len = line.len().saturating_sub(left);
