@@ -19,6 +19,7 @@ use vhost_user_net::memory::{FrontendAddr, RegionSpec};
 use vhost_user_net::session::{
     FEATURES, PROTOCOL_FEATURES, RingIndex, RingStart, Rings, Session, SessionSettings, Stopped,
 };
+use virtio_net::features::ACCESS_PLATFORM;
 use virtq::mem::GuestPhysAddr;
 use virtq::{ChainBuf, QueueError, Virtq};
 
@@ -213,7 +214,8 @@ fn begin(session: &mut Session, shelf: &mut Shelf, features: u64) {
     };
     let mut requests = vec![
         Request::SetProtocolFeatures(PROTOCOL_FEATURES),
-        Request::SetFeatures(features),
+        // Behind a vIOMMU rings would wait for translations.
+        Request::SetFeatures(features & !ACCESS_PLATFORM),
         Request::SetMemTable(vec![spec]),
     ];
     for ring in 0..4u32 {

@@ -252,9 +252,12 @@ pub(crate) fn run(cases: &[Case]) {
     let mut after = world.held();
     eventually("nothing is left behind", || {
         after = world.held();
-        // One of our own questions may have been under way before; the allocator's arenas come
-        // and go: a leak in every case would be hundreds.
-        after.fds <= before.fds && after.threads <= before.threads && after.maps <= before.maps + 16
+        // One of our own questions may have been under way before; what closes slowly has a thread
+        // and a stand-in made at its first use; the allocator's arenas come and go: a leak in every
+        // case would be hundreds.
+        after.fds <= before.fds + 2
+            && after.threads <= before.threads + 1
+            && after.maps <= before.maps + 16
     });
     world.good.finish();
 }
