@@ -82,7 +82,7 @@ impl Checksum {
     }
 
     /// As [`Self::finish`], but never 0, which means "no checksum" in UDP; for the sum, all ones is
-    /// the same number.
+    /// the same number. Not for TCP: there 0 is what others compute, and compare with.
     #[inline]
     pub fn finish_transport(self) -> u16 {
         match self.finish() {

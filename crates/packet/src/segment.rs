@@ -291,7 +291,7 @@ impl Cut {
                 sum.add(upper);
                 // The header's length is even; the payload's need not be, its folded sum is.
                 sum.add_u16(payload.sum());
-                sum.finish_transport()
+                if self.tcp { sum.finish() } else { sum.finish_transport() }
             }
             None => sum.sum(),
         };

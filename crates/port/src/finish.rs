@@ -10,11 +10,16 @@ use virtq::mem::{Reader, Writer};
 
 use crate::{Frame, Offload};
 
+/// Where UDP (and UDP-Lite) has its checksum.
+const UDP_CHECKSUM: u16 = 6;
+
 /// A checksum that is being finished.
 #[derive(Debug)]
 pub struct Finish {
     sum: Checksum,
     place: usize,
+    /// Where the checksum is says so; in UDP 0 stands for none.
+    is_udp: bool,
 }
 
 impl Finish {
@@ -29,7 +34,7 @@ impl Finish {
         // The field holds the sum of the pseudo header: it is part of what is summed.
         let mut sum = Checksum::default();
         sum.add(part);
-        Some(Self { sum, place })
+        Some(Self { sum, place, is_udp: csum_offset == UDP_CHECKSUM })
     }
 
     /// Copies `len` bytes of the body and sums them on the way; returns how many there were.
@@ -50,7 +55,7 @@ impl Finish {
     /// Writes the checksum into its place in the head.
     #[inline]
     pub fn end(self, head: &mut [u8]) {
-        let value = self.sum.finish_transport();
+        let value = if self.is_udp { self.sum.finish_transport() } else { self.sum.finish() };
         if let Some(field) = head.get_mut(self.place..).and_then(<[u8]>::first_chunk_mut) {
             *field = value.to_be_bytes();
         }
@@ -143,6 +148,23 @@ mod tests {
             let mut sum = Checksum::default();
             sum.add(&pseudo);
             assert_eq!(sum.finish(), 0, "{payload} bytes");
+        }
+    }
+
+    /// A sum of all ones: its checksum is 0, which only UDP writes in another way.
+    #[test]
+    fn a_checksum_of_zero_is_zero_but_in_udp() {
+        for (csum_offset, value) in [(16, [0, 0]), (6, [0xff, 0xff])] {
+            let mut bytes = [0; 60];
+            bytes[34..36].copy_from_slice(&[0xff, 0xff]);
+            let mut frame = Frame::default();
+            frame.fill_private(&bytes);
+            frame.offload =
+                Offload { needs_csum: true, csum_start: 34, csum_offset, ..Offload::default() };
+            let body = virtq::mem::SegStore::empty().reader(frame.body);
+            assert!(finish_checksum(&mut frame, body));
+            let place = 34 + usize::from(csum_offset);
+            assert_eq!(frame.head()[place..place + 2], value);
         }
     }
 
