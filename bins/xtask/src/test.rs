@@ -15,6 +15,10 @@ use crate::steps::{Steps, build, cargo};
 const LIST_TIMEOUT: Duration = Duration::from_secs(600);
 /// Test targets of the workspace that configure the machine, by package.
 const ROOTED: [(&str, &str); 1] = [("uplink", "tap")];
+/// What tests of the workspace start, and its Debian packages: namespaces for real interfaces,
+/// settings of interfaces, and independent readers of what was captured.
+const PROGRAMS: [(&str, &str); 4] =
+    [("ip", "iproute2"), ("ethtool", "ethtool"), ("tcpdump", "tcpdump"), ("tshark", "tshark")];
 const WHY_ROOT: &str = "needs root, for hugepages or a tap";
 
 /// Options of `cargo xtask test`.
@@ -51,8 +55,9 @@ pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
     // The tests of the programs and the conformance tests start them.
     build(&["--release", "-p", "causeway", "-p", "causeway-guest"])?;
     if may_use_root(options) {
-        // Tests with real taps make namespaces.
-        let _ = host::install("ip", "iproute2")?;
+        for (program, package) in PROGRAMS {
+            let _ = host::install(program, package)?;
+        }
     }
     workspace(steps, options)?;
     let runners = ["test", "-p", "conformance", "--lib", "--", options.filter()];

@@ -65,6 +65,7 @@ fn numbers(range: std::ops::Range<u32>) -> Vec<(u32, Option<DropReason>)> {
 #[test]
 fn both_directions_are_seen_whole_and_in_order_and_nothing_after_the_end() {
     for workers in [Workers::Unpinned(2), Workers::PerQueue, Workers::Manual(1)] {
+        let by_hand = matches!(workers, Workers::Manual(_));
         let switch = Switch::start(&SwitchConfig { workers, ..SwitchConfig::default() }).unwrap();
         let ports = plain_ports(&switch, 2);
         let run = || {
@@ -72,6 +73,10 @@ fn both_directions_are_seen_whole_and_in_order_and_nothing_after_the_end() {
                 let _ = switch.turn(0);
                 ports.iter().all(|(_, wire)| wire.waiting() == 0) && switch.stats().held == 0
             });
+            if !by_hand {
+                // Captures are told after the books.
+                switch.quiesce();
+            }
         };
         let (left, right) = (&ports[0].1, &ports[1].1);
         left.send(&[frame(BROADCAST, mac(1), 1000)]);

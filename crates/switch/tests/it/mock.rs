@@ -233,10 +233,12 @@ pub(crate) fn attach_ingress(switch: &Switch, port: &PortHandle, pair: u16, wire
     switch.attach_ingress(at(port.id, pair), Box::new(ingress));
 }
 
+/// Returns when every worker knows of it: a frame that is flooded from now on arrives here too.
 pub(crate) fn attach_egress(switch: &Switch, port: &PortHandle, pair: u16, wire: &Arc<Wire>) {
     let counters = port.counters(pair).unwrap();
     let egress = MockEgress { wire: Arc::clone(wire), counters };
     switch.attach_egress(at(port.id, pair), Box::new(egress));
+    switch.quiesce();
 }
 
 /// A port with one attached pair.
@@ -290,10 +292,12 @@ pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Waits until all wires are sent, then checks the law exactly.
+/// Waits until all wires are sent and the turns that sent them are over (captures are told after
+/// the books), then checks the law exactly.
 pub(crate) fn settle(switch: &Switch, wires: &[&Arc<Wire>]) -> SwitchStats {
     wait_for("the wires", || wires.iter().all(|wire| wire.waiting() == 0));
     wait_for("the frames on their way", || switch.stats().held == 0);
+    switch.quiesce();
     let stats = switch.stats();
     check_law(&stats);
     stats
