@@ -13,7 +13,8 @@ use libfuzzer_sys::fuzz_target;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost_user_net::codec::{
-    Decoder, FrontendReq, HEADER_BYTES, Header, Message, Request, VringAddr, VringFd, VringState,
+    Decoder, FrontendReq, HEADER_BYTES, Header, Message, Request, StateDirection, VringAddr,
+    VringFd, VringState,
 };
 use vhost_user_net::memory::{FrontendAddr, RegionSpec};
 use vhost_user_net::session::{
@@ -118,7 +119,7 @@ fn place(input: &mut Input<'_>) -> FrontendAddr {
 fn request(input: &mut Input<'_>) -> Request {
     let ring = u32::from(input.byte() % 16 % 9);
     let v = VringFd { ring, has_fd: input.byte() % 8 != 0 };
-    match input.below(28) {
+    match input.below(30) {
         0 => Request::GetFeatures,
         1 => Request::SetFeatures(match input.byte() {
             255 => input.u64(),
@@ -151,6 +152,11 @@ fn request(input: &mut Input<'_>) -> Request {
         24 => Request::AddMemReg(region(input)),
         25 => Request::RemMemReg(region(input)),
         26 => Request::SetStatus(input.byte()),
+        27 => Request::SetDeviceStateFd(match input.byte() % 2 {
+            0 => StateDirection::Save,
+            _ => StateDirection::Load,
+        }),
+        28 => Request::CheckDeviceState,
         _ => {
             let kind = FrontendReq::try_from(u32::from(input.byte() % 46));
             Request::NotOffered(kind.unwrap_or(FrontendReq::GET_STATUS))
@@ -165,7 +171,7 @@ fn fds_of(request: &Request, bytes: &[u8]) -> usize {
         Request::SetVringKick(v) | Request::SetVringCall(v) | Request::SetVringErr(v) => {
             usize::from(v.has_fd)
         }
-        Request::AddMemReg(_) | Request::SetBackendReqFd => 1,
+        Request::AddMemReg(_) | Request::SetBackendReqFd | Request::SetDeviceStateFd(_) => 1,
         _ => bytes.len() % 2,
     }
 }
@@ -175,8 +181,11 @@ fn message(input: &mut Input<'_>) -> Option<Message> {
     let request = request(input);
     let mut bytes = request.write(input.byte() % 2 == 0);
     let mut count = fds_of(&request, &bytes);
-    let memory = matches!(request, Request::SetMemTable(_) | Request::AddMemReg(_));
-    let mut kind = if memory { 2 } else { 0 };
+    let mut kind = match request {
+        Request::SetMemTable(_) | Request::AddMemReg(_) => 2,
+        Request::SetDeviceStateFd(_) => u8::MAX,
+        _ => 0,
+    };
     if input.byte() > 230 {
         // Now and then something is wrong.
         let at = usize::from(input.byte()) % bytes.len();

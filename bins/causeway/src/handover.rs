@@ -114,6 +114,8 @@ pub(crate) struct PortStop {
     pub(crate) name: String,
     pub(crate) status: Status,
     pub(crate) counts: Vec<QueueCount>,
+    /// What was counted where the guest was before: frames and bytes from it, to it, drops.
+    pub(crate) elsewhere: [u64; 5],
     /// The guest's side, if it changed since the offer.
     pub(crate) guest: Option<PortHandover>,
     /// Where the guest's rings stopped, if it did not.

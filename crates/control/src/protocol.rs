@@ -275,6 +275,26 @@ pub struct PortStats {
     pub since_ms: u64,
     /// Every queue pair.
     pub queues: Vec<QueueStats>,
+    /// What was counted where its guest was before it moved here, if it brought that along. It is
+    /// in no other number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elsewhere: Option<PortTotals>,
+}
+
+/// What a port counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PortTotals {
+    /// Frames into the switch.
+    pub rx_frames: u64,
+    /// Bytes into the switch.
+    pub rx_bytes: u64,
+    /// Frames out of the switch.
+    pub tx_frames: u64,
+    /// Bytes out of the switch.
+    pub tx_bytes: u64,
+    /// Drops, both ways.
+    pub drops: u64,
 }
 
 /// One queue pair: rx is into the switch, tx out of it.

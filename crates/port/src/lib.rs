@@ -10,6 +10,7 @@ mod drop_reason;
 mod finish;
 mod frame;
 mod offload;
+mod snapshot;
 mod status;
 mod traits;
 
@@ -24,5 +25,6 @@ pub use drop_reason::DropReason;
 pub use finish::{Finish, finish_checksum, sum_body};
 pub use frame::{Alike, BURST_BYTES, BURST_MAX, Frame, HEAD_MAX, HEAD_ROOM};
 pub use offload::{Gso, Offload, OffloadSet};
+pub use snapshot::{FlowPlace, PortSnapshot, PortTotals, Restored, Station};
 pub use status::{PortState, PortStatus, StatusCell};
 pub use traits::{Egress, Fabric, Ingress, Notified, PortId, QueueFault, QueueId};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use virtq::ChainError;
 
-use crate::{Batch, FrameBuf, QueueCounters};
+use crate::{Batch, FrameBuf, PortSnapshot, QueueCounters, Restored};
 
 /// A port of the switch; never reused while the process lives, unless the port is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -133,4 +133,11 @@ pub trait Fabric: Send + Sync {
 
     /// Sends a frame of our own as if it had come from `from` (at most `HEAD_MAX` bytes).
     fn originate(&self, from: PortId, frame: &[u8]);
+
+    /// What is known of a port's guest, for the switch that it moves to.
+    fn snapshot(&self, port: PortId) -> PortSnapshot;
+
+    /// Goes on with what another switch knew of a port's guest. It may be anything: a station that
+    /// the port may not have is refused.
+    fn restore(&self, port: PortId, snapshot: &PortSnapshot) -> Restored;
 }

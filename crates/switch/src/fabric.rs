@@ -10,7 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use crossbeam_utils::CachePadded;
 use packet::MacAddr;
 use port::capture::{EgressTap, IngressTap, Tap};
-use port::{Egress, Fabric, Ingress, PortId, QueueCounters, QueueId, StatusCell};
+use port::{
+    Egress, Fabric, Ingress, PortId, PortSnapshot, PortTotals, QueueCounters, QueueId, Restored,
+    StatusCell,
+};
 
 use crate::event::{Events, events};
 use crate::guard::{Guard, PortLimits};
@@ -175,6 +178,7 @@ impl Switch {
             guard: Guard::new(&config.limits).map(Arc::new),
             taps: Vec::new(),
             hashed: None,
+            elsewhere: PortTotals::default(),
         };
         let _ = self.shared.tables.edit(|records| {
             let index = usize::from(id);
@@ -507,6 +511,14 @@ impl Fabric for Switch {
         let mut own = self.own();
         own.originate(&self.shared, from, frame);
     }
+
+    fn snapshot(&self, port: PortId) -> PortSnapshot {
+        self.port_snapshot(port)
+    }
+
+    fn restore(&self, port: PortId, snapshot: &PortSnapshot) -> Restored {
+        self.restore_port(port, snapshot)
+    }
 }
 
 impl Switch {
@@ -537,7 +549,7 @@ mod tests {
     use std::collections::BTreeSet;
     use std::sync::Arc;
 
-    use port::PortId;
+    use port::{PortId, PortTotals};
 
     use super::{FEW_IDS, free_id, new_port};
     use crate::PortConfig;
@@ -552,6 +564,7 @@ mod tests {
             guard: None,
             taps: Vec::new(),
             hashed: None,
+            elsewhere: PortTotals::default(),
         };
         (0..count).map(|id| taken(id).then(|| new(id))).collect()
     }

@@ -166,6 +166,11 @@ impl Guard {
         may
     }
 
+    /// Whether a station with this address may be behind the port.
+    pub(crate) fn is_source(&self, mac: MacAddr) -> bool {
+        self.sources.as_ref().is_none_or(|sources| sources.mac == mac)
+    }
+
     /// Takes the frames out of `batch` that claim to come from somebody else.
     pub(crate) fn check_sources(
         &self,

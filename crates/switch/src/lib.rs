@@ -22,6 +22,7 @@ mod shared;
 mod stats;
 mod steering;
 mod table;
+mod travel;
 mod vlan;
 mod worker;
 

@@ -1,6 +1,6 @@
 //! Statistics: plain numbers, read without stopping anybody.
 
-use port::{CallTotals, PortId, PortStatus, QueueTotals};
+use port::{CallTotals, PortId, PortStatus, PortTotals, QueueTotals};
 
 use crate::shared::{BATCH_SIZES, Mailbox};
 use crate::table::Records;
@@ -44,6 +44,10 @@ pub struct PortStats {
     pub status: PortStatus,
     /// Queue pairs, from pair 0 to the highest one that was ever attached.
     pub queues: Vec<QueueTotals>,
+    /// What was counted where the port's guest was before: see [`Switch::restore`].
+    ///
+    /// [`Switch::restore`]: port::Fabric::restore
+    pub elsewhere: PortTotals,
 }
 
 /// Counters of a worker.
@@ -126,6 +130,7 @@ pub(crate) fn read_ends(records: &Records) -> Vec<PortStats> {
         id: record.port.id,
         name: record.port.name.clone(),
         status: record.port.status.read(),
+        elsewhere: record.elsewhere,
         queues: {
             let used = usize::from(record.pairs_seen);
             record.port.counters.iter().take(used).map(|counters| counters.read_ends()).collect()

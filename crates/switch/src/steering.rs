@@ -35,7 +35,7 @@ pub(crate) const HOLD: u32 = 20;
 /// Ticks after which it is noted anew that a flow is there.
 const REFRESH: u32 = 5;
 /// Nanoseconds of a tick: about a millisecond.
-const TICK_SHIFT: u32 = 20;
+pub(crate) const TICK_SHIFT: u32 = 20;
 
 const PAIR_BITS: u32 = 16;
 const TICK_BITS: u32 = 24;
@@ -92,6 +92,12 @@ impl Note {
     #[expect(clippy::cast_possible_truncation, reason = "the bits of the pair")]
     fn pair(self) -> Option<u16> {
         (self.0 as u16).checked_sub(1)
+    }
+
+    /// The hash of a flow that is noted in set `index`: its high bits are the tag, and its low
+    /// ones, as many as the tag leaves out and more, are the set's number.
+    fn hash(self, index: u32) -> u32 {
+        ((self.0 >> (PAIR_BITS + TICK_BITS)) as u32) << 8 | index & 0xff
     }
 
     /// Ticks since it was written.
@@ -154,6 +160,27 @@ impl Steering {
     pub(crate) fn note_all(&self, frames: &[Frame], pair: u16, now: u32) {
         for frame in frames {
             self.note(packet::flow_hash(frame.head()), pair, now);
+        }
+    }
+
+    /// All flows: hash, pair, and ticks since they were noted.
+    pub(crate) fn places(&self, now: u32) -> Vec<(u32, u16, u32)> {
+        let of_set = |(index, set): (u32, &Set)| {
+            set.0.each_ref().map(|place| {
+                let note = place.note();
+                Some((note.hash(index), note.pair()?, note.age(now)))
+            })
+        };
+        (0..).zip(self.sets.iter()).flat_map(of_set).flatten().collect()
+    }
+
+    /// A flow that was noted elsewhere so many ticks before now, if there is a place for it.
+    pub(crate) fn restore(&self, hash: u32, pair: u16, (now, age): (u32, u32)) {
+        let age = age.min(TICK_MASK / 2);
+        let places = &self.set(hash).0;
+        let free = || places.iter().find(|place| place.note().pair().is_none());
+        if let Some(place) = places.iter().find(|place| place.note().is_of(hash)).or_else(free) {
+            place.put(Note::new(hash, pair, now.wrapping_sub(age)));
         }
     }
 
@@ -234,6 +261,31 @@ mod tests {
         steering.note(of_set_7(WAYS), 2, 20 * HOLD);
         assert_eq!(steering.pair_of(of_set_7(0)), None, "the oldest goes first");
         assert_eq!(steering.pair_of(of_set_7(1)), Some(1));
+    }
+
+    #[test]
+    fn flows_go_on_in_another_table() {
+        let (old, new) = (Steering::default(), Steering::default());
+        let flows = [(0, 0), (0xffff_ffff, 1), (0x1234_5678, 2), (of_set_7(9), 3)];
+        for (hash, pair) in flows {
+            old.note(hash, pair, 100);
+        }
+        let places = old.places(103);
+        assert_eq!(places.len(), flows.len());
+        for (hash, pair, age) in places {
+            assert_eq!(age, 3);
+            new.restore(hash, pair, (7, age));
+        }
+        for (hash, pair) in flows {
+            assert_eq!(new.pair_of(hash), Some(pair), "{hash:#x}");
+        }
+        assert_eq!(new.places(7).iter().map(|place| place.2).max(), Some(3), "as old as it was");
+        // A full set takes nothing more.
+        for n in 0..=WAYS {
+            new.restore(of_set_7(n + 20), 4, (7, u32::MAX));
+        }
+        assert_eq!(new.pair_of(of_set_7(9)), Some(3));
+        assert_eq!(new.places(7).len(), 3 + WAYS);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crossbeam_utils::CachePadded;
 use port::capture::{EgressTap, Tap};
-use port::{Egress, Frame, PortId, QueueCounters, StatusCell};
+use port::{Egress, Frame, PortId, PortTotals, QueueCounters, StatusCell};
 
 use crate::VlanRule;
 use crate::guard::Guard;
@@ -184,6 +184,8 @@ pub(crate) struct Record {
     pub(crate) taps: Vec<Tap>,
     /// How the guest wants its frames spread over its pairs, if it said so.
     pub(crate) hashed: Option<Arc<ReceiveTable>>,
+    /// What was counted where its guest was before.
+    pub(crate) elsewhere: PortTotals,
 }
 
 /// Ports by id.

@@ -18,7 +18,7 @@ mod request;
 pub use decoder::{Decoder, Message};
 pub use iotlb::{IotlbKind, IotlbMessage};
 pub(crate) use request::LOG_FLAG;
-pub use request::{InflightSpec, LogArea, Request, VringAddr, VringFd, VringState};
+pub use request::{InflightSpec, LogArea, Request, StateDirection, VringAddr, VringFd, VringState};
 pub use vhost::vhost_user::message::FrontendReq;
 
 use vhost::vhost_user::message::{MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE, VhostUserHeaderFlag};

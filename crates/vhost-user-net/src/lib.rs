@@ -8,6 +8,7 @@ mod rarp;
 pub mod record;
 pub mod session;
 mod shell;
+pub mod state;
 
 pub use session::{RingIndex, Session, SessionError, SessionSettings};
 pub use shell::{CountersOf, OpenError, PortLinks, PortSettings, SocketMode, VhostUserPort};

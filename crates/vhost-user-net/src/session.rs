@@ -18,8 +18,8 @@
 //! **Trust.** The front end is hostile. A refused message changes nothing; only a ring that its
 //! last parameter makes impossible is left as it is then, and stopped.
 //! **Limits.** See [`SessionSettings`] and [`crate::memory`].
-//! **Not supported.** In-flight region, postcopy, configuration space, device
-//! state, in-band notifications: not offered, and refused.
+//! **Not supported.** Postcopy, configuration space, in-band notifications: not offered, and
+//! refused.
 
 mod error;
 mod handover;
@@ -27,6 +27,7 @@ mod inflight;
 mod iotlb;
 mod log;
 mod ring;
+mod state;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -49,6 +50,7 @@ use inflight::InflightFile;
 use iotlb::Translation;
 use log::Logging;
 use ring::Ring;
+pub use state::StateAsk;
 
 /// The protocol features that a session offers.
 pub const PROTOCOL_FEATURES: u64 = VhostUserProtocolFeatures::MQ.bits()
@@ -60,7 +62,8 @@ pub const PROTOCOL_FEATURES: u64 = VhostUserProtocolFeatures::MQ.bits()
     | VhostUserProtocolFeatures::INFLIGHT_SHMFD.bits()
     | VhostUserProtocolFeatures::RESET_DEVICE.bits()
     | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS.bits()
-    | VhostUserProtocolFeatures::STATUS.bits();
+    | VhostUserProtocolFeatures::STATUS.bits()
+    | VhostUserProtocolFeatures::DEVICE_STATE.bits();
 
 /// The feature bit that vhost-user adds to those of virtio.
 const F_PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
@@ -186,6 +189,8 @@ pub struct Outcome {
     pub handed: Option<RingIndex>,
     /// What goes beside the reply.
     pub fd: Option<OwnedFd>,
+    /// What the shell is to do, which answers then.
+    pub ask: Option<StateAsk>,
 }
 
 /// What a request asks back.
@@ -196,6 +201,8 @@ enum Answer {
     Reply(Reply),
     /// The same, with an fd beside it.
     WithFd(Reply, OwnedFd),
+    /// What the shell answers.
+    Shell(StateAsk),
 }
 
 /// The state of one connection.
@@ -268,6 +275,7 @@ impl Session {
                 let reply = write(reply);
                 Ok(Outcome { reply, fd: Some(fd), ..Outcome::default() })
             }
+            Ok(Answer::Shell(ask)) => Ok(Outcome { ask: Some(ask), ..Outcome::default() }),
             Ok(Answer::Reply(reply)) => {
                 let handed = match &reply {
                     Reply::Vring(state) => self.handed(state.ring),
@@ -282,6 +290,10 @@ impl Session {
             Err(error) if header.request == u32::from(FrontendReq::GET_CONFIG) => {
                 let (reply, refused) = (write(Reply::Empty), Some(error));
                 Ok(Outcome { reply, refused, ..Outcome::default() })
+            }
+            Err(error) if self.answers_state(header.request) => {
+                let reply = Some(StateAsk::reply(header.request, false));
+                Ok(Outcome { reply, refused: Some(error), ..Outcome::default() })
             }
             Err(error) if ack && !has_own_reply(header.request) => {
                 let (reply, refused) = (write(Reply::U64(1)), Some(error));
@@ -441,10 +453,7 @@ impl Session {
                 self.needs(P::BACKEND_REQ, FrontendReq::SET_BACKEND_REQ_FD)?;
                 self.backend_channel = fds.pop();
             }
-            Request::ResetDevice => {
-                self.needs(P::RESET_DEVICE, FrontendReq::RESET_DEVICE)?;
-                self.reset(rings);
-            }
+            Request::ResetDevice => self.reset(rings)?,
             Request::SetStatus(status) => {
                 self.needs(P::STATUS, FrontendReq::SET_STATUS)?;
                 self.status = status;
@@ -453,6 +462,8 @@ impl Session {
                 self.needs(P::STATUS, FrontendReq::GET_STATUS)?;
                 return number(self.device_status());
             }
+            Request::SetDeviceStateFd(to) => return self.set_state_fd(to, fds.pop()),
+            Request::CheckDeviceState => return self.check_state(),
             Request::NotOffered(kind) => return Err(SessionError::NotOffered(kind)),
         }
         Ok(Answer::Done)
@@ -507,7 +518,8 @@ impl Session {
         });
     }
 
-    fn reset(&mut self, rings: &mut dyn Rings) {
+    fn reset(&mut self, rings: &mut dyn Rings) -> Result<(), SessionError> {
+        self.needs(VhostUserProtocolFeatures::RESET_DEVICE, FrontendReq::RESET_DEVICE)?;
         self.close(rings);
         for (index, ring) in &mut self.rings {
             ring.reset();
@@ -516,6 +528,7 @@ impl Session {
         self.features = None;
         self.translation.end();
         self.status = 0;
+        Ok(())
     }
 
     fn device_status(&self) -> u64 {
@@ -555,6 +568,7 @@ fn has_own_reply(request: u32) -> bool {
             | FrontendReq::CREATE_CRYPTO_SESSION
             | FrontendReq::POSTCOPY_ADVISE
             | FrontendReq::SET_DEVICE_STATE_FD
+            | FrontendReq::CHECK_DEVICE_STATE
     )
 }
 

@@ -15,11 +15,13 @@
 mod closer;
 mod connection;
 mod handover;
+mod link;
 mod listener;
 mod misses;
 mod reconnect;
 mod rings;
 mod timer;
+mod transfer;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -31,7 +33,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use port::{Fabric, OffloadSet, PortId, PortState, QueueCounters, QueueFault, StatusCell};
 use virtq::mem::guard;
 
-use crate::session::{RingIndex, Rings, Session, SessionError, SessionSettings, Unready};
+use crate::session::{RingIndex, Session, SessionSettings, Unready};
 use closer::Closer;
 use connection::{Connection, Disconnect};
 use listener::Listener;
@@ -40,6 +42,7 @@ use misses::Questions;
 use reconnect::Reconnect;
 use rings::FabricRings;
 use timer::Timer;
+use transfer::Transfers;
 
 /// Messages handled before others get their turn; the socket stays readable meanwhile.
 const TURN_MESSAGES: usize = 64;
@@ -170,7 +173,8 @@ pub struct VhostUserPort {
     changes: u64,
     /// The record of another process that this port goes on without: it ends with that.
     stale: Option<OwnedFd>,
-    /// Written when a ring met an address that the front end has to translate.
+    /// Written when a ring met an address that the front end has to translate, and when a
+    /// transfer of state has ended.
     missed: Arc<OwnedFd>,
     /// What the back channel did not take is sent then.
     ask_again: Option<Instant>,
@@ -211,9 +215,10 @@ impl VhostUserPort {
             SocketMode::Server => Way::Listen(Listener::open(&settings)?),
             SocketMode::Client => Way::Connect(Reconnect::new().map_err(no_timer)?),
         };
-        let (status, rings) = (links.status.clone(), FabricRings::new(links, &settings));
+        let (status, mut rings) = (links.status.clone(), FabricRings::new(links, &settings));
         let losses = guard::notice().map_err(no_timer)?;
         let missed = Arc::new(misses::eventfd().map_err(no_timer)?);
+        rings.transfers = Transfers::new(&missed);
         let port = Self {
             settings,
             status,
@@ -390,7 +395,11 @@ impl VhostUserPort {
     /// Asks for what the connection waits for.
     fn watch_link(&mut self, ops: &mut EventOps<'_>) -> Result<(), Disconnect> {
         let Some(link) = &mut self.link else { return Ok(()) };
-        let interest = if link.connection.has_output() { EventSet::OUT } else { EventSet::IN };
+        let interest = match link.connection.has_output() {
+            true => EventSet::OUT,
+            false if self.rings.transfers.is_asked() => EventSet::empty(),
+            false => EventSet::IN,
+        };
         if interest != link.interest {
             link.interest = interest;
             let events = Events::new(&link.connection.as_fd(), interest);
@@ -404,7 +413,8 @@ impl VhostUserPort {
         let now = Instant::now();
         let until = now.checked_add(HOLD).unwrap_or(now);
         let held = self.link.as_mut().and_then(|link| link.session.hold_rings(until));
-        let next = [held, self.accept_again, self.ask_again].into_iter().flatten().min();
+        let asked = self.rings.transfers.asked_until();
+        let next = [held, self.accept_again, self.ask_again, asked].into_iter().flatten().min();
         if let Some(next) = next.filter(|_| next != self.armed) {
             self.timer.arm(whole_ms(next.saturating_duration_since(now)));
         }
@@ -420,6 +430,7 @@ impl VhostUserPort {
             link.session.release_held_rings(now, &mut self.rings);
             link.complain_of_rings(&self.settings.name, &self.status);
         }
+        self.answer_state(ops);
         if self.ask_again.take_if(|again| *again <= now).is_some() {
             self.ask();
         }
@@ -436,6 +447,7 @@ impl VhostUserPort {
     fn unlink(&mut self, reason: &Disconnect, ops: &mut EventOps<'_>) {
         let Some(mut link) = self.link.take() else { return };
         link.session.close(&mut self.rings);
+        self.rings.transfers.end();
         if let Err(error) = ops.remove(Events::empty(&link.connection.as_fd())) {
             tracing::warn!(port = %self.settings.name, %error, "cannot forget the connection");
         }
@@ -485,54 +497,6 @@ fn whole_ms(time: Duration) -> u32 {
     u32::try_from(time.as_micros().div_ceil(1000)).unwrap_or(u32::MAX)
 }
 
-impl Link {
-    fn turn(
-        &mut self,
-        rings: &mut FabricRings,
-        name: &str,
-        status: &StatusCell,
-    ) -> Result<(), Disconnect> {
-        self.connection.flush()?;
-        let began = Instant::now();
-        for _ in 0..TURN_MESSAGES {
-            // A front end that does not read its replies is not listened to.
-            if self.connection.has_output() || began.elapsed() >= TURN_TIME {
-                break;
-            }
-            let Some(message) = self.connection.receive()? else { break };
-            let request = message.header.request;
-            tracing::trace!(port = name, request, payload = ?message.payload, "message");
-            let outcome = self.session.handle(message, rings)?;
-            if let Some(error) = outcome.refused {
-                self.complain("refused", &error, (name, status));
-            }
-            self.complain_of_rings(name, status);
-            if let Some(reply) = outcome.reply {
-                self.connection.send(&reply, outcome.fd)?;
-            }
-            if let Some(ring) = outcome.handed {
-                rings.forget(ring);
-            }
-        }
-        Ok(())
-    }
-
-    fn complain_of_rings(&mut self, name: &str, status: &StatusCell) {
-        for error in self.session.take_complaints() {
-            self.complain("not started", &error, (name, status));
-        }
-    }
-
-    fn complain(&mut self, what: &str, error: &SessionError, to: (&str, &StatusCell)) {
-        let (name, status) = to;
-        self.refusals = self.refusals.saturating_add(1);
-        if self.refusals <= LOGGED_REFUSALS {
-            tracing::warn!(port = name, "{what}: {error}");
-        }
-        status.error(error.to_string());
-    }
-}
-
 impl MutEventSubscriber for VhostUserPort {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         let added = match &mut self.way {
@@ -561,12 +525,17 @@ impl MutEventSubscriber for VhostUserPort {
         let fd = events.fd();
         let of_link = |link: &Link| link.connection.as_fd().as_raw_fd() == fd;
         if self.link.as_ref().is_some_and(of_link) {
-            self.serve(ops);
+            let gone = events.event_set().contains(EventSet::HANG_UP);
+            match gone && self.rings.transfers.is_asked() {
+                true => self.unlink(&Disconnect::Left, ops),
+                false => self.serve(ops),
+            }
             return;
         }
         if self.missed.as_raw_fd() == fd {
             misses::drain(&self.missed);
             self.ask();
+            self.answer_state(ops);
             self.arm_timer();
             return;
         }

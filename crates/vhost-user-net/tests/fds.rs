@@ -17,7 +17,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
-    use port::{Egress, Fabric, Ingress, PortId, QueueId, StatusCell};
+    use port::{Egress, Fabric, Ingress, PortId, PortSnapshot, QueueId, Restored, StatusCell};
     use rustix::event::{EventfdFlags, eventfd};
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -47,6 +47,12 @@ mod tests {
         }
         fn quiesce(&self) {}
         fn originate(&self, _: PortId, _: &[u8]) {}
+        fn snapshot(&self, _: PortId) -> PortSnapshot {
+            PortSnapshot::default()
+        }
+        fn restore(&self, _: PortId, _: &PortSnapshot) -> Restored {
+            Restored::default()
+        }
     }
 
     fn open_fds() -> usize {

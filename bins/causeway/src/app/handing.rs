@@ -313,6 +313,7 @@ impl App {
             name: port.spec.name.clone(),
             status: Status::of(port.handle.status.read()),
             counts: counts.iter().map(QueueCount::of).collect(),
+            elsewhere: self.switch.elsewhere(port.handle.id).to_array(),
             ..PortStop::default()
         };
         match &mut port.side {

@@ -20,7 +20,7 @@ use control::server::Server;
 use control::{PortKind, PortSpec, StaticEntry};
 use event_manager::SubscriberOps;
 use packet::{MacAddr, VlanId};
-use port::{PortId, PortState};
+use port::{PortId, PortState, PortTotals};
 use switch::FdbEntry;
 use uplink::Parts;
 use vhost_user_net::VhostUserPort;
@@ -265,6 +265,7 @@ impl App {
             return Ok(());
         };
         self.switch.carry_port(port.handle.id, &counts);
+        self.switch.carry_elsewhere(port.handle.id, PortTotals::from_array(stop.elsewhere));
         let status = stop.status.clone().restore();
         port.handle.status.restore(status.clone());
         if status.state == PortState::Quarantined {

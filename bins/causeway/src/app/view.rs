@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use control::protocol::{
-    FdbEntry, FdbView, FrontEndView, InterfaceView, LastError, Placement, PortStats, PortView,
-    PortsView, QueueStats, StatsView, SwitchStats, VersionView, WorkerStats,
+    FdbEntry, FdbView, FrontEndView, InterfaceView, LastError, Placement, PortStats, PortTotals,
+    PortView, PortsView, QueueStats, StatsView, SwitchStats, VersionView, WorkerStats,
 };
 use event_manager::{EventManager, SubscriberOps};
 use port::{DropReason, PortId, PortStatus, QueueTotals};
@@ -57,6 +57,7 @@ impl App {
                 reason: "all ports that were removed, together".to_owned(),
                 since_ms: 0,
                 queues: vec![queue(0, gone)],
+                elsewhere: None,
             });
         }
         with_ports(&stats, ports)
@@ -123,7 +124,14 @@ pub(crate) fn port_stats(stats: &switch::PortStats, kind: &str) -> PortStats {
         reason: stats.status.reason.clone(),
         since_ms: millis(&stats.status),
         queues: (0u16..).zip(&stats.queues).map(|(i, q)| queue(i, q)).collect(),
+        elsewhere: elsewhere(&stats.elsewhere),
     }
+}
+
+fn elsewhere(totals: &port::PortTotals) -> Option<PortTotals> {
+    let port::PortTotals { rx_frames, rx_bytes, tx_frames, tx_bytes, drops } = *totals;
+    let counted = *totals != port::PortTotals::default();
+    counted.then_some(PortTotals { rx_frames, rx_bytes, tx_frames, tx_bytes, drops })
 }
 
 fn queue(index: u16, totals: &QueueTotals) -> QueueStats {

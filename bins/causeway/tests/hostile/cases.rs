@@ -7,13 +7,14 @@ mod frames;
 mod memory;
 mod messages;
 mod states;
+mod transfers;
 
 use crate::world::{Case, run};
 
 /// The least number of cases; each runs with split and with packed rings.
 const PROMISED: usize = 200;
 
-fn all() -> [Vec<Case>; 7] {
+fn all() -> [Vec<Case>; 8] {
     [
         messages::cases(),
         memory::cases(),
@@ -22,6 +23,7 @@ fn all() -> [Vec<Case>; 7] {
         frames::cases(),
         fds::cases(),
         states::cases(),
+        transfers::cases(),
     ]
 }
 
@@ -69,4 +71,9 @@ fn descriptors() {
 #[test]
 fn departures() {
     run(&states::cases());
+}
+
+#[test]
+fn transfers() {
+    run(&transfers::cases());
 }

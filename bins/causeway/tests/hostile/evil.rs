@@ -37,9 +37,9 @@ pub(crate) const INDIRECT_DESC: u64 = 1 << 28;
 pub(crate) const EVENT_IDX: u64 = 1 << 29;
 pub(crate) const PROTOCOL: u64 = 1 << 30;
 const MRG_RXBUF: u64 = 1 << 15;
-/// Multiqueue, RARP, acknowledgements, MTU, back end requests, reset, memory slots, status.
+/// Multiqueue, RARP, acknowledgements, MTU, back end requests, reset, memory slots, status, state.
 pub(crate) const PROTOCOL_FEATURES: u64 =
-    1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 13 | 1 << 15 | 1 << 16;
+    1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 13 | 1 << 15 | 1 << 16 | 1 << 19;
 
 /// A descriptor; `next` is the identifier in a packed ring.
 #[derive(Debug, Clone, Copy, Default)]

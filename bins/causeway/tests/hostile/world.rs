@@ -94,7 +94,7 @@ impl<'a> Stage<'a> {
     }
 
     /// The port's last error is of this case, and has this in it.
-    fn complains(&self, text: &str) {
+    pub(crate) fn complains(&self, text: &str) {
         let mut error = Value::Null;
         eventually(&format!("an error with {text:?}"), || {
             error = self.world.port(EVIL)["last_error"].clone();
@@ -253,8 +253,8 @@ pub(crate) fn run(cases: &[Case]) {
     eventually("nothing is left behind", || {
         after = world.held();
         // One of our own questions may have been under way before; what closes slowly has a thread
-        // and a stand-in made at its first use; the allocator's arenas come and go: a leak in every
-        // case would be hundreds.
+        // and a stand-in made at its first use; stacks of threads that ended are kept for the next
+        // ones: a leak in every case would be more.
         after.fds <= before.fds + 2
             && after.threads <= before.threads + 1
             && after.maps <= before.maps + 16

@@ -37,6 +37,8 @@ impl Bed {
             .arg("--control")
             .arg(self.control())
             .args(arguments)
+            // Which threads share a heap is chance otherwise, and mappings are counted.
+            .env("MALLOC_ARENA_MAX", "1")
             .current_dir(self.folder.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -22,13 +22,14 @@ const SET_MEM_TABLE: u32 = 5;
 const SET_VRING_NUM: u32 = 8;
 const SET_VRING_ADDR: u32 = 9;
 const SET_VRING_BASE: u32 = 10;
+const GET_VRING_BASE: u32 = 11;
 const SET_VRING_KICK: u32 = 12;
 const SET_VRING_CALL: u32 = 13;
 const SET_PROTOCOL_FEATURES: u32 = 16;
 const SET_VRING_ENABLE: u32 = 18;
 const PROTOCOL: u64 = 1 << 30;
-/// `REPLY_ACK`.
-const PROTOCOL_FEATURES: u64 = 1 << 3;
+/// `REPLY_ACK`, `DEVICE_STATE`.
+const PROTOCOL_FEATURES: u64 = 1 << 3 | 1 << 19;
 const MEMORY: u64 = 4 << 20;
 const QUEUE: u16 = 64;
 const BUFFER: u32 = 2048;
@@ -59,6 +60,16 @@ pub(crate) struct Driver {
 impl Driver {
     /// Connects and starts both rings.
     pub(crate) fn join(bed: &Bed, socket: &str, features: u64, mac: u8) -> Self {
+        Self::join_after(bed, socket, (features, mac), |_| ())
+    }
+
+    /// The same, with something that its front end says before the rings start.
+    pub(crate) fn join_after(
+        bed: &Bed,
+        socket: &str,
+        (features, mac): (u64, u8),
+        say: impl FnOnce(&mut FrontEnd),
+    ) -> Self {
         let memory = SharedMemory::new(MEMORY).unwrap();
         let file = std::fs::File::from(memory.as_fd().try_clone_to_owned().unwrap());
         let bytes = usize::try_from(MEMORY).unwrap();
@@ -69,17 +80,27 @@ impl Driver {
         let front_end = FrontEnd::connect(&bed.path(socket)).unwrap();
         let mut driver = Self { front_end, memory, features, queues, mac };
         driver.fill();
-        driver.start();
+        driver.start(say);
         driver
     }
 
-    fn start(&mut self) {
+    /// Stops both rings.
+    pub(crate) fn stop(&mut self) -> &mut FrontEnd {
+        for ring in [0u32, 1] {
+            let body = [ring.to_le_bytes(), [0; 4]].concat();
+            let _ = self.front_end.ask(GET_VRING_BASE, &body).unwrap();
+        }
+        &mut self.front_end
+    }
+
+    fn start(&mut self, say: impl FnOnce(&mut FrontEnd)) {
         let (front, memory) = (&mut self.front_end, &self.memory);
         front.send(SET_OWNER, &[], &[]).unwrap();
         front.send(SET_FEATURES, &self.features.to_le_bytes(), &[]).unwrap();
         front.send(SET_PROTOCOL_FEATURES, &PROTOCOL_FEATURES.to_le_bytes(), &[]).unwrap();
         let table = SharedMemory::table(0, memory.bytes());
         front.send(SET_MEM_TABLE, &table, &[memory.as_fd()]).unwrap();
+        say(front);
         let base = if self.features & RING_PACKED == 0 { 0 } else { 0x8000 };
         let words = |words: [u32; 2]| words.map(u32::to_le_bytes).concat();
         for (ring, queue) in (0u32..).zip(&self.queues) {
@@ -110,7 +131,7 @@ impl Driver {
     }
 
     /// Sends frame `number` to station `to`. False if there is no room.
-    fn send(&mut self, to: u8, number: u64) -> bool {
+    pub(crate) fn send(&mut self, to: u8, number: u64) -> bool {
         let mut frame = vec![2, 0, 0, 0, 0, to, 2, 0, 0, 0, 0, self.mac, 0x88, 0xb5];
         frame.extend(number.to_le_bytes());
         frame.resize(60 + usize::try_from(number * 37 % 1000).unwrap(), number.to_le_bytes()[0]);
@@ -131,7 +152,7 @@ impl Driver {
     }
 
     /// The number in the next frame that came, and whether the rest of it is right.
-    fn receive(&mut self) -> Option<(u64, bool)> {
+    pub(crate) fn receive(&mut self) -> Option<(u64, bool)> {
         let queue = &mut self.queues[0];
         let used = queue.driver.poll_used().unwrap()?;
         let index = u32::try_from(used.cookie).unwrap();

@@ -19,6 +19,7 @@ mod memory;
 mod namespace;
 mod ports;
 mod sandbox;
+mod state;
 mod takeover;
 mod taps;
 mod uplinks;

@@ -25,6 +25,7 @@ fn stats() -> StatsView {
         reason: "\"text\"\nof any kind".to_owned(),
         since_ms: 0,
         queues,
+        elsewhere: None,
     };
     let worker = WorkerStats {
         number: 2,

@@ -30,6 +30,7 @@ fn stats(up_ns: u64, worker: WorkerStats, queues: Vec<QueueStats>) -> StatsView 
         reason: String::new(),
         since_ms: 1,
         queues,
+        elsewhere: None,
     };
     let switch = SwitchStats::default();
     StatsView { ports: vec![port], switch, workers: vec![worker], up_ns }

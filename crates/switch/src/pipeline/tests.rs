@@ -89,6 +89,7 @@ impl Bench {
                     guard: None,
                     taps: Vec::new(),
                     hashed: None,
+                    elsewhere: port::PortTotals::default(),
                 }));
                 outs.push(out);
                 origins.push(Origin::new(PortId(id), Some(0), counters));

@@ -21,3 +21,4 @@ mod multiqueue;
 mod polling;
 mod reasons;
 mod spread;
+mod travel;

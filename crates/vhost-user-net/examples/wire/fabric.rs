@@ -6,7 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use port::{DropReason, Egress, Fabric, FrameBuf, Ingress, PortId, QueueFault, QueueId};
+use port::{
+    DropReason, Egress, Fabric, FrameBuf, Ingress, PortId, PortSnapshot, QueueFault, QueueId,
+    Restored,
+};
 use virtq::mem::SegStore;
 
 /// What the worker polls when there is nothing to do, in microseconds.
@@ -19,7 +22,7 @@ pub(crate) enum Side {
     Transmitq,
 }
 
-type Slots<T> = Mutex<BTreeMap<QueueId, T>>;
+type Slots<T, K = QueueId> = Mutex<BTreeMap<K, T>>;
 
 /// Queues of two ports, 0 and 1.
 #[derive(Debug, Default)]
@@ -27,10 +30,12 @@ pub(crate) struct Wire {
     ingress: Slots<Box<dyn Ingress>>,
     egress: Slots<Box<dyn Egress>>,
     faults: Mutex<BTreeMap<(QueueId, Side), QueueFault>>,
+    /// What was restored of a port's guest.
+    snapshots: Slots<PortSnapshot, PortId>,
     stop: AtomicBool,
 }
 
-fn lock<T>(slots: &Slots<T>) -> MutexGuard<'_, BTreeMap<QueueId, T>> {
+fn lock<T, K>(slots: &Slots<T, K>) -> MutexGuard<'_, BTreeMap<K, T>> {
     slots.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -128,6 +133,15 @@ impl Fabric for Wire {
     fn quiesce(&self) {
         // Held for a turn.
         drop(lock(&self.ingress));
+    }
+
+    fn snapshot(&self, port: PortId) -> PortSnapshot {
+        lock(&self.snapshots).get(&port).cloned().unwrap_or_default()
+    }
+
+    fn restore(&self, port: PortId, snapshot: &PortSnapshot) -> Restored {
+        let _ = lock(&self.snapshots).insert(port, snapshot.clone());
+        Restored { stations: snapshot.stations.len(), ..Restored::default() }
     }
 
     fn originate(&self, from: PortId, frame: &[u8]) {

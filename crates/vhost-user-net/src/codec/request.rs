@@ -75,6 +75,15 @@ impl InflightSpec {
     }
 }
 
+/// How the device's state is to be transferred (`SET_DEVICE_STATE_FD`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StateDirection {
+    /// We write it.
+    Save,
+    /// We read it.
+    Load,
+}
+
 /// A ring, and whether an fd comes along.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VringFd {
@@ -130,6 +139,8 @@ pub enum Request {
     RemMemReg(RegionSpec),
     SetStatus(u8),
     GetStatus,
+    SetDeviceStateFd(StateDirection),
+    CheckDeviceState,
     /// One that belongs to a feature that is not offered; its payload is not looked at.
     NotOffered(FrontendReq),
 }
@@ -190,6 +201,8 @@ impl Request {
             K::SET_STATUS => Self::SetStatus(fields.status()?),
             K::GET_STATUS => fields.none(Self::GetStatus)?,
             K::SET_LOG_BASE => Self::SetLogBase(fields.log_area()?),
+            K::SET_DEVICE_STATE_FD => fields.direction()?,
+            K::CHECK_DEVICE_STATE => fields.none(Self::CheckDeviceState)?,
             K::IOTLB_MSG => Self::Iotlb(IotlbMessage::parse(fields)?),
             K::SET_VRING_ENDIAN
             | K::GET_CONFIG
@@ -202,8 +215,6 @@ impl Request {
             | K::GPU_SET_SOCKET
             | K::VRING_KICK
             | K::GET_SHARED_OBJECT
-            | K::SET_DEVICE_STATE_FD
-            | K::CHECK_DEVICE_STATE
             | K::GET_SHMEM_CONFIG => Self::NotOffered(kind),
         })
     }
@@ -218,7 +229,8 @@ impl Request {
             Self::SetInflightFd(_)
             | Self::SetBackendReqFd
             | Self::AddMemReg(_)
-            | Self::SetLogBase(_) => 1,
+            | Self::SetLogBase(_)
+            | Self::SetDeviceStateFd(_) => 1,
             Self::GetFeatures
             | Self::SetFeatures(_)
             | Self::SetOwner
@@ -241,6 +253,7 @@ impl Request {
             | Self::RemMemReg(_)
             | Self::SetStatus(_)
             | Self::GetStatus
+            | Self::CheckDeviceState
             | Self::NotOffered(_) => 0,
         }
     }
@@ -297,6 +310,11 @@ impl Request {
             Self::RemMemReg(region) => (K::REM_MEM_REG, write_single(region)),
             Self::SetStatus(status) => (K::SET_STATUS, number(u64::from(*status))),
             Self::GetStatus => (K::GET_STATUS, Vec::new()),
+            Self::SetDeviceStateFd(direction) => {
+                let direction = u64::from(*direction == StateDirection::Load);
+                (K::SET_DEVICE_STATE_FD, number(direction))
+            }
+            Self::CheckDeviceState => (K::CHECK_DEVICE_STATE, Vec::new()),
             Self::NotOffered(kind) => (*kind, Vec::new()),
         }
     }
@@ -414,6 +432,19 @@ impl Fields<'_> {
             return self.value("the address", self.u64_at(0), "group addresses are not allowed");
         }
         Ok(Request::SendRarp([a, b, c, d, e, f]))
+    }
+
+    fn direction(&self) -> Result<Request, CodecError> {
+        self.exactly(8)?;
+        let (direction, phase) = (self.u32_at(0), self.u32_at(4));
+        if phase != 0 {
+            return self.value("the phase", phase.into(), "0 (all rings are stopped) is allowed");
+        }
+        match direction {
+            0 => Ok(Request::SetDeviceStateFd(StateDirection::Save)),
+            1 => Ok(Request::SetDeviceStateFd(StateDirection::Load)),
+            _ => self.value("the direction", direction.into(), "0 (save) or 1 (load) are allowed"),
+        }
     }
 
     fn status(&self) -> Result<u8, CodecError> {

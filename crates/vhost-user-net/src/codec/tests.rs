@@ -13,7 +13,8 @@ use virtq::{Access, Iova};
 
 use super::{
     CodecError, Decoder, FDS_MAX, FrontendReq, HEADER_BYTES, Header, InflightSpec, IotlbKind,
-    IotlbMessage, LogArea, Message, PAYLOAD_MAX, Reply, Request, VringAddr, VringFd, VringState,
+    IotlbMessage, LogArea, Message, PAYLOAD_MAX, Reply, Request, StateDirection, VringAddr,
+    VringFd, VringState,
 };
 use crate::memory::{FrontendAddr, RegionSpec};
 
@@ -95,6 +96,9 @@ fn requests() -> Vec<(Request, usize)> {
         (Request::RemMemReg(region(1)), 1),
         (Request::SetStatus(15), 0),
         (Request::GetStatus, 0),
+        (Request::SetDeviceStateFd(StateDirection::Save), 1),
+        (Request::SetDeviceStateFd(StateDirection::Load), 1),
+        (Request::CheckDeviceState, 0),
         (Request::Iotlb(iotlb(IotlbKind::Update(Access::ReadWrite))), 0),
         (Request::Iotlb(iotlb(IotlbKind::Invalidate)), 0),
         (Request::NotOffered(FrontendReq::SET_VRING_ENDIAN), 0),

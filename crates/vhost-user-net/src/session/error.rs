@@ -109,6 +109,9 @@ pub enum SessionError {
     /// What is to be signalled for the log is no eventfd.
     #[error("SET_LOG_FD with an fd that is no eventfd")]
     LogCall,
+    /// An fd through which no state can go.
+    #[error("SET_DEVICE_STATE_FD with an fd that is neither a pipe nor a UNIX socket")]
+    StateFd,
     /// A translation without a vIOMMU.
     #[error("IOTLB_MSG without ACCESS_PLATFORM")]
     NoIommu,

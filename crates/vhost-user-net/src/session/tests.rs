@@ -10,3 +10,4 @@ mod memory;
 mod order;
 mod refusals;
 mod scripts;
+mod state;

@@ -14,12 +14,14 @@ use super::listener::Listener;
 use super::misses::{self, Questions};
 use super::reconnect::Reconnect;
 use super::timer::Timer;
+use super::transfer::Transfers;
 use super::{FabricRings, Link, PortLinks, PortSettings, SocketMode, VhostUserPort, Way};
+use crate::codec::FrontendReq;
 use crate::handover::{
     AdoptError, Incoming, LinkHandover, ListenerHandover, Outgoing, PortHandover, RingBase,
 };
 use crate::record::Records;
-use crate::session::Session;
+use crate::session::{Session, StateAsk};
 
 impl VhostUserPort {
     /// A port that goes on from `state`. Nothing runs before [`Self::resume`], nobody is listened
@@ -67,6 +69,7 @@ impl VhostUserPort {
         };
         let losses = guard::notice().map_err(no_timer)?;
         let missed = Arc::new(misses::eventfd().map_err(no_timer)?);
+        rings.transfers = Transfers::new(&missed);
         if let Some(link) = &mut link {
             link.session.set_waker(Arc::clone(&missed));
         }
@@ -101,7 +104,12 @@ impl VhostUserPort {
             }
             Way::Connect(_) => None,
         };
-        let link = self.link.as_ref().map(|link| link.export(fds)).transpose()?;
+        let mut link = self.link.as_ref().map(|link| link.export(fds)).transpose()?;
+        // A transfer of state stays behind, and with it who waits to hear of it.
+        if let Some(link) = link.as_mut().filter(|_| self.rings.transfers.is_asked()) {
+            let check = FrontendReq::CHECK_DEVICE_STATE.into();
+            link.output.extend(StateAsk::reply(check, false));
+        }
         let record = self.rings.records.fd().map(|fd| fds.add(fd)).transpose()?;
         Ok(PortHandover { listener, link, record })
     }

@@ -4,13 +4,13 @@ use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
-use port::{Fabric, PortId, QueueCounters, QueueId};
+use port::{Fabric, PortId, PortSnapshot, QueueCounters, QueueId, Restored};
 use virtio_net::features::queue_options;
 use virtio_net::{QueueOptions, Receiveq, ReceiveqParts, Transmitq, TransmitqParts, notify};
 use virtq::mem::RecordPage;
 use virtq::{Inflight, QueueConfig, QueueError, Recovery, RingPosition};
 
-use super::{CountersOf, PortLinks, PortSettings};
+use super::{CountersOf, PortLinks, PortSettings, Transfers};
 use crate::rarp;
 use crate::record::{Identity, Records};
 use crate::session::{RingIndex, RingStart, Rings, Stopped};
@@ -27,6 +27,8 @@ pub(super) struct FabricRings {
     pub(super) records: Records,
     /// The port's name in the log.
     name: String,
+    /// The device's state on its way.
+    pub(super) transfers: Transfers,
 }
 
 impl FabricRings {
@@ -40,6 +42,7 @@ impl FabricRings {
             coalesce: settings.coalesce,
             records: Records::new(dir, &settings.socket, settings.queues),
             name: settings.name.clone(),
+            transfers: Transfers::default(),
         }
     }
 
@@ -186,6 +189,16 @@ impl Rings for FabricRings {
 }
 
 impl FabricRings {
+    /// What is known of the guest.
+    pub(super) fn snapshot(&self) -> PortSnapshot {
+        self.fabric.snapshot(self.id)
+    }
+
+    /// Goes on with what was known of the guest elsewhere.
+    pub(super) fn restore(&self, snapshot: &PortSnapshot) -> Restored {
+        self.fabric.restore(self.id, snapshot)
+    }
+
     /// Takes a ring back from the switch.
     fn take(&self, ring: RingIndex) -> Option<Stopped> {
         let queue = if ring.is_transmitq() {

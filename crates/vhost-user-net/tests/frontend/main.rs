@@ -13,3 +13,5 @@ mod harness;
 mod peer;
 #[cfg(test)]
 mod sockets;
+#[cfg(test)]
+mod state;

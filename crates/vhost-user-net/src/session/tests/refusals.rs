@@ -1,7 +1,7 @@
 //! Every way of being wrong: an acknowledgement that says so, or the end of the session.
 
 use super::front::{Front, PLAIN, event, memory, ring_addr};
-use crate::codec::{FrontendReq, Header, LogArea, Request, VringFd, VringState};
+use crate::codec::{FrontendReq, Header, LogArea, Request, StateDirection, VringFd, VringState};
 use crate::session::{FEATURES, PROTOCOL_FEATURES};
 
 #[test]
@@ -27,6 +27,8 @@ fn requests_of_features_that_were_not_negotiated_are_refused() {
         (Request::ResetDevice, 0),
         (Request::SetStatus(1), 0),
         (Request::GetStatus, 0),
+        (Request::SetDeviceStateFd(StateDirection::Save), 1),
+        (Request::CheckDeviceState, 0),
     ] {
         let mut front = Front::new();
         let fds = (0..fds).map(|_| memory(4096)).collect();
@@ -43,7 +45,6 @@ fn requests_of_features_that_are_not_offered_are_refused() {
         FrontendReq::POSTCOPY_ADVISE,
         FrontendReq::VRING_KICK,
         FrontendReq::GET_SHARED_OBJECT,
-        FrontendReq::SET_DEVICE_STATE_FD,
     ] {
         let mut front = Front::new();
         let text = front.refused(Request::NotOffered(kind), vec![event()]);
