@@ -1,7 +1,7 @@
 //! The device's state, which the front end takes along when the guest moves (`DEVICE_STATE`).
 //!
 //! ```text
-//!  SET_DEVICE_STATE_FD ─► StateAsk::Save(pipe) or Load(pipe) ─► the shell: a thread writes or reads
+//!  SET_DEVICE_STATE_FD ─► StateAsk::Save or Load (a pipe) ─► the shell: a thread copies
 //!  CHECK_DEVICE_STATE  ─► StateAsk::Check ─► the shell: answers when the transfer has ended
 //! ```
 

@@ -54,7 +54,10 @@ pub(super) enum TransferError {
     Idle,
     #[error("the device's state: it was not through after {} s", WHOLE.as_secs())]
     Slow,
-    #[error("the device's state: the pipe was not closed {} s after CHECK_DEVICE_STATE", CHECK.as_secs())]
+    #[error(
+        "the device's state: the pipe was not closed {} s after CHECK_DEVICE_STATE",
+        CHECK.as_secs()
+    )]
     Open,
     #[error("the device's state: more than {STREAM_MAX} bytes")]
     Long,
