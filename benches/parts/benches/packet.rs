@@ -109,6 +109,19 @@ fn packets(c: &mut Criterion) {
             b.iter(|| checksum(black_box(&bytes)));
         });
     }
+    // Of memory that is shared, as bodies are: there the CPU's widest vectors are used.
+    let mut pool = Pool::new(1, 1 << 17).unwrap();
+    pool.slot_mut(0).unwrap().fill(7);
+    for len in [1460_u32, 9000, 65_536] {
+        let _ = sum.throughput(Throughput::Bytes(u64::from(len)));
+        let _ = sum.bench_function(BenchmarkId::new("of a body", len), |b| {
+            b.iter(|| {
+                let mut sum = packet::Checksum::default();
+                port::sum_body(&mut sum, pool.store().reader(Pool::span(0, 0, black_box(len))));
+                sum.finish()
+            });
+        });
+    }
     sum.finish();
     // Beside it: what moving the same bytes takes.
     let mut copy = c.benchmark_group("memcpy");

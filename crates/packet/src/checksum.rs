@@ -22,10 +22,11 @@ impl Checksum {
         if !blocks.is_empty() {
             self.add_blocks(blocks);
         }
-        let (words, tail) = rest.as_chunks::<4>();
-        // 32 bits a step: the sum has room for 2^32 of them, and folding is modulo 2^16 - 1.
+        let (words, tail) = rest.as_chunks::<8>();
+        // Sums of halves of 32 bits: there is room for 2^31 of them, folding is modulo 2^16 - 1.
         for word in words {
-            self.sum = self.sum.wrapping_add(u64::from(u32::from_be_bytes(*word)));
+            let word = u64::from_be_bytes(*word);
+            self.sum = self.sum.wrapping_add((word >> 32).wrapping_add(word & 0xffff_ffff));
         }
         for (index, byte) in tail.iter().enumerate() {
             let shift = if index & 1 == 0 { 8 } else { 0 };
@@ -37,12 +38,12 @@ impl Checksum {
     fn add_blocks(&mut self, blocks: &[[u8; 64]]) {
         let mut lanes = Lanes::default();
         for block in blocks {
-            let (words, _) = block.as_chunks::<8>();
-            let mut values = [0; 8];
+            let (words, _) = block.as_chunks::<4>();
+            let mut values = [0; 16];
             for (value, word) in values.iter_mut().zip(words) {
-                *value = u64::from_ne_bytes(*word);
+                *value = u32::from_ne_bytes(*word);
             }
-            lanes.add(&values);
+            lanes = lanes.with(&values);
         }
         self.sum = self.sum.wrapping_add(u64::from(lanes.sum()));
     }
@@ -92,33 +93,34 @@ impl Checksum {
     }
 }
 
-/// The sum of bytes that come in blocks of 64, in lanes that the compiler makes vectors of: 12 to
-/// 15 bytes a cycle without any instruction that not every x86-64 has. The last block may be filled
-/// up with zeros.
+/// The sum of bytes that come in blocks of 64, in lanes that the compiler makes vectors of: with what
+/// every x86-64 has some 14 bytes a cycle, with AVX2 20. The last block may be filled up with zeros.
+/// Handed on by value in loops, so that it stays in registers.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Lanes {
-    /// Lower and upper halves of each word. 2^32 blocks fit.
-    low: [u64; 8],
-    high: [u64; 8],
+    /// A sum for each word of a block. 2^32 blocks fit.
+    sums: [u64; 16],
 }
 
 impl Lanes {
-    /// Adds a block, as words in the machine's order.
+    /// With one more block, as words in the machine's order.
     #[inline(always)]
-    pub fn add(&mut self, block: &[u64; 8]) {
-        for ((low, high), word) in self.low.iter_mut().zip(&mut self.high).zip(block) {
-            *low = low.wrapping_add(word & 0xffff_ffff);
-            *high = high.wrapping_add(word >> 32);
+    #[must_use]
+    pub fn with(mut self, block: &[u32; 16]) -> Self {
+        // Words that become wider are what the compiler knows to do in vectors.
+        for (sum, word) in self.sums.iter_mut().zip(block) {
+            *sum = sum.wrapping_add(u64::from(*word));
         }
+        self
     }
 
     /// The folded sum, as if the first byte were at an even place.
     #[inline]
     fn sum(&self) -> u16 {
-        let lanes = self.low.iter().chain(&self.high);
         // Each lane once to 33 bits, so that the sum of all cannot wrap.
-        let sum = lanes
-            .fold(0u64, |sum, lane| sum.wrapping_add(lane & 0xffff_ffff).wrapping_add(lane >> 32));
+        let fold_lane =
+            |sum: u64, lane: &u64| sum.wrapping_add(lane & 0xffff_ffff).wrapping_add(lane >> 32);
+        let sum = self.sums.iter().fold(0u64, fold_lane);
         // Sums are the same in either order of bytes, but for the order of their own.
         u16::from_be(fold(sum))
     }
@@ -153,6 +155,13 @@ mod tests {
 
     #[test]
     fn all_ones_do_not_overflow() {
+        let mut lanes = Lanes::default();
+        for _ in 0..100_000 {
+            lanes = lanes.with(&[u32::MAX; 16]);
+        }
+        let mut sum = Checksum::default();
+        sum.add_lanes(&lanes, 6_400_000);
+        assert_eq!(sum.sum(), 0xffff);
         assert_eq!(checksum(&[0xff; 65535]), 0x00ff);
         assert_eq!(checksum(&[]), 0xffff);
     }
@@ -195,8 +204,8 @@ mod tests {
         for part in bytes.chunks(64) {
             let mut block = [0; 64];
             block[..part.len()].copy_from_slice(part);
-            let words = block.as_chunks::<8>().0.iter().map(|word| u64::from_ne_bytes(*word));
-            lanes.add(&std::array::from_fn(|at| words.clone().nth(at).unwrap()));
+            let words = block.as_chunks::<4>().0.iter().map(|word| u32::from_ne_bytes(*word));
+            lanes = lanes.with(&std::array::from_fn(|at| words.clone().nth(at).unwrap()));
         }
         lanes
     }

@@ -135,6 +135,8 @@ pub struct Cut {
     payload: u32,
     /// Bytes of payload of a segment.
     size: u32,
+    /// Number of segments.
+    count: u32,
     /// Sum of the IPv4 header, without what differs from segment to segment.
     network_sum: Checksum,
     /// Sum of the addresses, the protocol, and of the TCP or UDP header without what differs.
@@ -174,11 +176,23 @@ impl Cut {
         let payload = frame_len.checked_sub(len).ok_or(CutError::Header)?;
         let size = u32::from(size);
         let (network_sum, upper_sum) = (Checksum::default(), Checksum::default());
-        let mut cut =
-            Self { header, header_len, l3, l4, family, tcp, payload, size, network_sum, upper_sum };
+        let count = payload.div_ceil(size.max(1)).max(1);
+        let mut cut = Self {
+            header,
+            header_len,
+            l3,
+            l4,
+            family,
+            tcp,
+            payload,
+            size,
+            count,
+            network_sum,
+            upper_sum,
+        };
         let fits = usize::try_from(size).unwrap_or(usize::MAX).saturating_add(header_len)
             <= usize::from(u16::MAX);
-        if size == 0 || !fits || cut.count() > SEGMENTS_MAX {
+        if size == 0 || !fits || count > SEGMENTS_MAX {
             return Err(CutError::Size);
         }
         cut.prepare();
@@ -206,7 +220,7 @@ impl Cut {
     /// Number of segments: at least one.
     #[inline]
     pub fn count(&self) -> u32 {
-        self.payload.div_ceil(self.size.max(1)).max(1)
+        self.count
     }
 
     /// Bytes of the headers.
@@ -254,30 +268,34 @@ impl Cut {
 
     /// The headers of segment `index`, given the sum of its payload.
     pub fn header(&self, index: u32, payload: Checksum) -> SegmentHeader {
-        self.write(index, Some(payload))
-    }
-
-    /// The headers of segment `index`, whose checksum field holds the sum of the pseudo header:
-    /// for who finishes checksums itself.
-    pub fn header_unfinished(&self, index: u32) -> SegmentHeader {
-        self.write(index, None)
-    }
-
-    fn write(&self, index: u32, payload: Option<Checksum>) -> SegmentHeader {
         let mut segment = SegmentHeader { bytes: self.header, len: self.header_len };
+        let bytes = segment.bytes.get_mut(..self.header_len).unwrap_or_default();
+        self.write_header(index, Some(payload), bytes);
+        segment
+    }
+
+    /// Writes the headers of segment `index` to `to`, which has [`Self::header_len`] bytes (nothing
+    /// is written otherwise), given the sum of its payload. Without that the checksum field holds
+    /// the sum of the pseudo header: for who finishes checksums itself.
+    #[inline]
+    pub fn write_header(&self, index: u32, payload: Option<Checksum>, to: &mut [u8]) {
+        let Some(header) = self.header.get(..self.header_len) else { return };
+        if to.len() != header.len() {
+            return;
+        }
+        to.copy_from_slice(header);
         let range = self.range(index);
         let payload_len = range.end.saturating_sub(range.start);
         let upper_len = self.header_len.saturating_sub(self.l4);
         let l4_len = u32::try_from(upper_len).unwrap_or(0).saturating_add(payload_len);
-        let (network, upper) = segment.bytes.split_at_mut_checked(self.l4).unwrap_or_default();
+        let (network, upper) = to.split_at_mut_checked(self.l4).unwrap_or_default();
         let network = network.get_mut(self.l3..).unwrap_or_default();
-        let upper = upper.get_mut(..upper_len).unwrap_or_default();
         match self.family {
             Family::V4 => write_ipv4(network, l4_len, index, self.network_sum),
             Family::V6 => write_ipv6(network, l4_len),
         }
         let place = if self.tcp {
-            let last = index.saturating_add(1) >= self.count();
+            let last = index.saturating_add(1) >= self.count;
             write_tcp(upper, index, index.wrapping_mul(self.size), last);
             TCP_CHECKSUM
         } else {
@@ -296,7 +314,6 @@ impl Cut {
             None => sum.sum(),
         };
         put(upper, place, value);
-        segment
     }
 }
 

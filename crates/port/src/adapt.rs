@@ -46,6 +46,7 @@ pub struct Adapter {
 struct Large<'f> {
     frame: &'f Frame,
     cut: Cut,
+    header_len: usize,
     next: u32,
     /// Where in the head the payload goes on.
     at: usize,
@@ -200,9 +201,10 @@ impl<'f> Large<'f> {
         let cut = Cut::new(frame.head(), frame.len(), frame.offload.gso_size).ok()?;
         let (csum_start, csum_offset) = cut.checksum_place();
         let partial = Offload { needs_csum: true, csum_start, csum_offset, ..Offload::default() };
-        let at = usize::try_from(cut.header_len()).ok()?;
+        let header_len = usize::try_from(cut.header_len()).ok()?;
+        let (at, body) = (header_len, frame.body);
         let unfinished = takes.csum.then_some(partial);
-        Some(Self { frame, cut, next: 0, at, body: frame.body, unfinished })
+        Some(Self { frame, cut, header_len, next: 0, at, body, unfinished })
     }
 
     /// Makes the next segment in `slot`.
@@ -214,20 +216,22 @@ impl<'f> Large<'f> {
         let in_head = self.at..self.at.saturating_add(of_head);
         let of_body = len.saturating_sub(u32::try_from(of_head).unwrap_or(0));
         let (body, rest) = batch.store().split(self.body, of_body);
-        let header = match self.unfinished {
-            Some(_) => self.cut.header_unfinished(self.next),
+        let sum = match self.unfinished {
+            Some(_) => None,
             None => {
                 let mut sum = Checksum::default();
                 sum.add(head.get(in_head.clone()).unwrap_or_default());
                 sum_body(&mut sum, batch.store().reader(body));
-                self.cut.header(self.next, sum)
+                Some(sum)
             }
         };
-        let offload = self.unfinished.unwrap_or_default();
         self.at = in_head.end;
         self.body = rest;
+        let offload = self.unfinished.unwrap_or_default();
+        let shape = (self.header_len, in_head);
+        let header = slot.begin_segment(self.frame, shape, (body, offload));
+        self.cut.write_header(self.next, sum, header);
         self.next = self.next.saturating_add(1);
-        slot.fill_segment(self.frame, (header.bytes(), in_head), (body, offload));
     }
 }
 

@@ -42,7 +42,8 @@ impl Finish {
     pub fn copy(&mut self, to: &mut Writer<'_>, body: &mut Reader<'_>, len: u32) -> u32 {
         let mut done = 0u32;
         while done < len {
-            let (lanes, count) = copy_piece(to, body, len.wrapping_sub(done));
+            let left = len.wrapping_sub(done);
+            let (lanes, count) = to.copy_piece(body, left, Lanes::default(), Lanes::with);
             if count == 0 {
                 break;
             }
@@ -62,23 +63,6 @@ impl Finish {
     }
 }
 
-/// Copies and sums one piece. Of its own, so that the lanes are vectors: in a larger function the
-/// compiler makes them single words (4 times as slow).
-#[inline(never)]
-fn copy_piece(to: &mut Writer<'_>, body: &mut Reader<'_>, max: u32) -> (Lanes, u32) {
-    let mut lanes = Lanes::default();
-    let count = to.copy_piece(body, max, |block| lanes.add(block));
-    (lanes, count)
-}
-
-/// Sums one piece, as [`copy_piece`].
-#[inline(never)]
-fn look_at_piece(body: &mut Reader<'_>) -> (Lanes, u32) {
-    let mut lanes = Lanes::default();
-    let count = body.look_at_piece(u32::MAX, |block| lanes.add(block));
-    (lanes, count)
-}
-
 /// Computes the checksum that `frame`'s offload intent asks for, over the head and `body`, and
 /// clears the intent. False, and nothing changed, if its place is not within the head.
 pub fn finish_checksum(frame: &mut Frame, body: Reader<'_>) -> bool {
@@ -95,7 +79,7 @@ pub fn finish_checksum(frame: &mut Frame, body: Reader<'_>) -> bool {
 /// Adds all that is left in `body`.
 pub fn sum_body(sum: &mut Checksum, mut body: Reader<'_>) {
     loop {
-        let (lanes, count) = look_at_piece(&mut body);
+        let (lanes, count) = body.look_at_piece(u32::MAX, Lanes::default(), Lanes::with);
         if count == 0 {
             break;
         }

@@ -157,27 +157,30 @@ impl Frame {
         checked.is_some()
     }
 
-    /// Makes this a segment of `whole`: `header`, then the bytes `payload` of the head of `whole`,
-    /// then `body`. The header is not longer than what stood before the payload.
-    pub fn fill_segment(
+    /// Makes this a segment of `whole`: a header of `header_len` bytes, to be written by the caller
+    /// into what is returned, then the bytes `payload` of the head of `whole`, then `body`. The
+    /// header is not longer than what stood before the payload; nothing is returned otherwise.
+    #[inline]
+    pub fn begin_segment(
         &mut self,
         whole: &Self,
-        (header, payload): (&[u8], Range<usize>),
+        (header_len, payload): (usize, Range<usize>),
         (body, offload): (SegSpan, Offload),
-    ) {
+    ) -> &mut [u8] {
         let start = usize::from(whole.start);
         let payload = whole.head().get(payload).unwrap_or_default();
-        let middle = start.saturating_add(header.len());
-        let end = middle.saturating_add(payload.len());
-        let places =
-            self.bytes.get_mut(start..end).and_then(|b| b.split_at_mut_checked(header.len()));
-        let Some((to_header, to_payload)) = places else { return };
-        to_header.copy_from_slice(header);
-        to_payload.copy_from_slice(payload);
+        let len = header_len.saturating_add(payload.len());
+        let place = self.bytes.get_mut(start..start.saturating_add(len));
+        let Some((header, rest)) = place.and_then(|place| place.split_at_mut_checked(header_len))
+        else {
+            return &mut [];
+        };
+        rest.copy_from_slice(payload);
         self.start = whole.start;
-        self.head_len = u16::try_from(end.saturating_sub(start)).unwrap_or(0);
+        self.head_len = u16::try_from(len).unwrap_or(0);
         self.body = body;
         self.offload = offload;
+        header
     }
 
     #[inline(always)]

@@ -30,7 +30,7 @@ mod segs;
 mod shared;
 mod word;
 
-pub use blocks::Block;
+pub use blocks::{Block, Fold};
 pub use dirty::{DirtyLog, LOG_PAGE};
 #[cfg(feature = "driver")]
 pub(crate) use driver_words::DriverWords;

@@ -1,6 +1,6 @@
 //! Segments of guest memory, and the cursors that copy from and to them.
 
-use super::{Block, ReadPiece, blocks, copy_guest, copy_private, prefetch_read, prefetch_write};
+use super::{Fold, ReadPiece, blocks, copy_guest, copy_private, prefetch_read, prefetch_write};
 
 /// A checked range of host-mapped guest memory. Only valid while its `GuestMap` lives, which the
 /// lifetimes of [`SegStore`], [`Readable`] and [`Writable`] see to.
@@ -382,14 +382,14 @@ impl<'a> Reader<'a> {
         (len > 0).then(|| RawSeg::new(ptr, len))
     }
 
-    /// Shows up to `max` bytes of the next contiguous piece to `seen`, block by block; returns how
-    /// many, 0 at the end.
+    /// Shows up to `max` bytes of the next contiguous piece to `fold`, block by block; returns what
+    /// became of `state`, and how many bytes there were, 0 at the end.
     #[inline(always)]
-    pub fn look_at_piece(&mut self, max: u32, mut seen: impl FnMut(&Block)) -> u32 {
+    pub fn look_at_piece<S>(&mut self, max: u32, state: S, fold: impl Fold<S>) -> (S, u32) {
         let (src, len) = self.cursor.take(max);
         // SAFETY: `take` gave `len` mapped bytes.
-        unsafe { blocks::look(src, len as usize, &mut seen) };
-        len
+        let state = unsafe { blocks::look(src, len as usize, state, fold) };
+        (state, len)
     }
 
     /// Asks the CPU for the first `lines` lines from here.
@@ -478,22 +478,24 @@ impl Writer<'_> {
     }
 
     /// As [`Self::copy_from`], but only within the next contiguous pieces of both sides, and shows
-    /// what it moves to `seen`, block by block. Returns 0 where either side ends.
+    /// what it moves to `fold`, block by block. Returns what became of `state`, and how many bytes
+    /// there were, 0 where either side ends.
     #[inline(always)]
-    pub fn copy_piece(
+    pub fn copy_piece<S>(
         &mut self,
         from: &mut Reader<'_>,
         max: u32,
-        mut seen: impl FnMut(&Block),
-    ) -> u32 {
+        state: S,
+        fold: impl Fold<S>,
+    ) -> (S, u32) {
         if !from.cursor.refill() {
-            return 0;
+            return (state, 0);
         }
         let (dst, len) = self.cursor.take(max.min(from.cursor.here).min(from.cursor.left));
         let (src, _) = from.cursor.take(len);
         // SAFETY: both cursors have `len` mapped bytes in their current segments.
-        unsafe { blocks::copy(src, dst, len as usize, &mut seen) };
-        len
+        let state = unsafe { blocks::copy((src, dst), len as usize, state, fold) };
+        (state, len)
     }
 
     #[cold]

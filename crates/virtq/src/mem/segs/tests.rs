@@ -184,8 +184,7 @@ fn what_is_seen_in_blocks_is_what_passes() {
             (cut.reader(0, 20), cut.reader(3, 17), room.writer());
         let mut seen = Vec::new();
         loop {
-            let mut block = None;
-            let count = writer.copy_piece(&mut reader, 9, |b| block = Some(*b));
+            let (block, count) = writer.copy_piece(&mut reader, 9, None, |_, b| Some(*b));
             let Some(block) = block else { break assert_eq!(count, 0) };
             let bytes: Vec<u8> = block.iter().flat_map(|word| word.to_ne_bytes()).collect();
             assert!(bytes[count as usize..].iter().all(|byte| *byte == 0));
@@ -194,19 +193,22 @@ fn what_is_seen_in_blocks_is_what_passes() {
         assert_eq!(seen, cut.bytes);
         assert_eq!(room.now(), cut.bytes);
         let mut total = 0;
-        while let step @ 1.. = again.look_at_piece(u32::MAX, |block| {
+        while let (Some(block), step) = again.look_at_piece(u32::MAX, None, |_, b| Some(*b)) {
             assert_eq!(block[0].to_ne_bytes()[0], cut.bytes[3 + total as usize]);
-        }) {
             total += step;
         }
         assert_eq!(total, 17);
     }
     let long = Cut::new(&[200, 100]);
-    let mut blocks = Vec::new();
     let mut reader = long.reader(0, 300);
-    assert_eq!(reader.look_at_piece(300, |block| blocks.extend(block.map(u64::to_ne_bytes))), 200);
+    let add = |mut blocks: Vec<_>, block: &super::super::Block| {
+        blocks.extend(block.map(u32::to_ne_bytes));
+        blocks
+    };
+    let (blocks, count) = reader.look_at_piece(300, Vec::new(), add);
+    assert_eq!(count, 200);
     assert_eq!(blocks.as_flattened()[..200], long.bytes[..200]);
-    assert_eq!(blocks.len(), 32);
+    assert_eq!(blocks.len(), 64);
 }
 
 #[test]
