@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod af_xdp;
+mod direct;
 pub mod interface;
 pub mod packet_mmap;
 mod parts;

@@ -23,7 +23,7 @@ use super::report::{Keep, Report, table};
 use super::summary::{Sample, rows};
 use super::turn::{self, Measured};
 use crate::steps::Steps;
-use bed::Way;
+use bed::{ToGuest, Way};
 
 const NAME: &str = "tcp";
 /// The subject that the others are compared with.
@@ -76,7 +76,7 @@ fn all() -> Vec<(&'static str, &'static str, Way)> {
     let veth = |case, kind| {
         [
             (case, OURS, Way::Uplinks(kind)),
-            (case, "kernel bridge", Way::Bridge),
+            (case, "kernel bridge", Way::Bridge { large: true }),
             (case, "OVS, userspace", Way::OvsVeth),
         ]
     };
@@ -110,8 +110,39 @@ fn all() -> Vec<(&'static str, &'static str, Way)> {
     all.extend(veth("namespaces by tap", "tap"));
     all.extend(veth("namespaces by packet-mmap", "packet-mmap"));
     all.extend(veth("namespaces by af-xdp", "af-xdp"));
+    // What AF_XDP hands over is never larger: all that the kernel makes of such frames.
+    let bound =
+        ("namespaces by af-xdp", "kernel bridge, nothing large", Way::Bridge { large: false });
+    all.push(bound);
     all.extend(others);
+    all.extend(to_guest());
     all
+}
+
+/// From an uplink to a guest: what it gains by large frames that are made of what arrives, and by
+/// flows that are spread over two workers.
+fn to_guest() -> Vec<(&'static str, &'static str, Way)> {
+    const WITHOUT: &str = ",offloads=csum+tso4+tso6+ecn+uso";
+    let gro = ToGuest { kind: "af-xdp", uplink: "", guest: "", large: true, streams: 1 };
+    let mmap = ToGuest { kind: "packet-mmap", large: false, ..gro };
+    let spread = ToGuest { kind: "packet-mmap", uplink: ",spread=on", streams: 8, ..gro };
+    let ways = [
+        ("af-xdp to guest", OURS, gro),
+        ("af-xdp to guest", "causeway without GRO", ToGuest { guest: WITHOUT, ..gro }),
+        ("packet-mmap to guest, nothing large", OURS, mmap),
+        (
+            "packet-mmap to guest, nothing large",
+            "causeway without GRO",
+            ToGuest { guest: WITHOUT, ..mmap },
+        ),
+        ("8 flows, packet-mmap to guest, spread", OURS, spread),
+        (
+            "8 flows, packet-mmap to guest, spread",
+            "causeway, not spread",
+            ToGuest { uplink: "", ..spread },
+        ),
+    ];
+    ways.map(|(case, subject, way)| (case, subject, Way::ToGuest(way))).to_vec()
 }
 
 pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {

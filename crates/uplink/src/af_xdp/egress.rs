@@ -1,4 +1,15 @@
 //! Frames to the interface: written into the UMEM, sent with one call for a burst.
+//!
+//! ```text
+//!  picked ─► Coalescer: segments of a flow put together (if large frames can go)
+//!         ─► Adapter: what is left of the checksums
+//!         ─► UMEM, tx ring ──────────────────── one call a burst
+//!         └► large frames: a packet socket ──── one call each, after what stands in the ring
+//! ```
+//!
+//! `AF_XDP` takes nothing above the MTU. A veth pair would take a large TCP frame whole, which saves
+//! the kernel nearly all of its work; so there such frames go by a packet socket beside the ring, and
+//! segments are put together for it.
 
 use std::any::Any;
 use std::io;
@@ -6,12 +17,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use port::{
-    Adapter, Batch, DropReason, Egress, Frame, Notified, Offload, OffloadSet, QueueCounters,
-    QueueFault, Way,
+    Adapter, Batch, Coalescer, DropReason, Egress, Frame, Gso, Notified, Offload, OffloadSet,
+    QueueCounters, QueueFault, Way,
 };
 use virtq::mem::{MapError, SharedMap, SharedSlots};
 
+use crate::direct::{Direct, room};
 use crate::sys::xdp::{Consumer, Desc, Producer};
+use crate::vnet::{kernel_knows_uso, segment_bytes};
 use port::finish_checksum;
 
 use super::layout::{Area, CHUNK, PARTS_MAX, TX_FRAMES, TX_ROOM, TX_SKIP};
@@ -21,9 +34,6 @@ use super::socket::{METADATA, Poked, Socket};
 const CALLS_FOR_ROOM: u32 = 4;
 /// Calls to the kernel for one burst: it takes 32 frames in each before Linux 6.17.
 const CALLS_FOR_BURST: u32 = 64;
-/// Bytes before the payload that an MTU counts.
-const ETHERNET: u32 = 14;
-const TAG: u32 = 4;
 
 const METADATA_BYTES: usize = METADATA as usize;
 /// `XDP_TXMD_FLAGS_CHECKSUM`: the first word of the metadata.
@@ -41,6 +51,8 @@ pub(super) struct Outgoing {
     pub(super) metadata: bool,
     /// A frame can have several chunks.
     pub(super) spread: bool,
+    /// Takes large frames, if they can go.
+    pub(super) large: Option<Direct>,
 }
 
 /// Frames to the interface.
@@ -57,7 +69,10 @@ pub struct AfXdpEgress {
     down: bool,
     /// What a call without an answer met, to be told by the next one.
     fault: Option<QueueFault>,
+    /// What the kernel takes unfinished.
+    takes: OffloadSet,
     adapter: Adapter,
+    coalescer: Coalescer,
 }
 
 impl AfXdpEgress {
@@ -68,6 +83,10 @@ impl AfXdpEgress {
     ) -> Result<Self, MapError> {
         let area = Area::transmit(queue);
         let slots = SharedSlots::new(map, area.offset(), area.chunks(), CHUNK)?;
+        let takes = match parts.large {
+            Some(_) => OffloadSet { uso: kernel_knows_uso(), ..OffloadSet::ALL },
+            None => OffloadSet { csum: parts.metadata, ..OffloadSet::NONE },
+        };
         Ok(Self {
             parts,
             area,
@@ -76,8 +95,15 @@ impl AfXdpEgress {
             pending: false,
             down: false,
             fault: None,
+            takes,
             adapter: Adapter::default(),
+            coalescer: Coalescer::default(),
         })
+    }
+
+    /// What large frames go by.
+    pub(super) fn large(&self) -> Option<&Direct> {
+        self.parts.large.as_ref()
     }
 
     /// Takes back the chunks of frames that were sent.
@@ -155,9 +181,7 @@ impl AfXdpEgress {
         (mtu, calls): (u32, &mut u32),
     ) -> Result<Result<(), DropReason>, QueueFault> {
         let len = frame.len();
-        let room = mtu.saturating_add(ETHERNET);
-        let room = if frame.tag().is_some() { room.saturating_add(TAG) } else { room };
-        if len > room {
+        if segment_bytes(frame) > room(frame, mtu) {
             return Ok(Err(DropReason::Oversize));
         }
         let body = batch.body_piece(frame);
@@ -186,6 +210,9 @@ impl AfXdpEgress {
         frame: &Frame,
         calls: &mut u32,
     ) -> Result<Result<(), DropReason>, QueueFault> {
+        if frame.offload.gso != Gso::None {
+            return self.send_large(batch, frame);
+        }
         let parts = frame.len().div_ceil(TX_ROOM);
         if parts > if self.parts.spread { PARTS_MAX.saturating_sub(1) } else { 1 } {
             return Ok(Err(DropReason::Oversize));
@@ -204,6 +231,27 @@ impl AfXdpEgress {
         }
         self.write(batch, &finished, None);
         Ok(Ok(()))
+    }
+
+    /// Sends a large frame by the packet socket, behind all that stands in the ring.
+    fn send_large(
+        &mut self,
+        batch: &Batch<'_>,
+        frame: &Frame,
+    ) -> Result<Result<(), DropReason>, QueueFault> {
+        self.parts.tx.publish();
+        if self.parts.tx.waiting() > 0 {
+            self.kick(CALLS_FOR_BURST)?;
+            if self.down {
+                return Ok(Err(DropReason::UplinkError));
+            }
+            if self.parts.tx.waiting() > 0 {
+                // It would overtake them.
+                return Ok(Err(DropReason::UplinkBusy));
+            }
+        }
+        let Some(large) = &self.parts.large else { return Ok(Err(DropReason::BadOffload)) };
+        large.send(batch, frame).map_err(|error| self.fault(error.to_string()))
     }
 
     /// Whether the kernel can finish the frame's checksum: it must be within the first chunk.
@@ -313,16 +361,39 @@ impl AfXdpEgress {
     }
 }
 
-impl Egress for AfXdpEgress {
-    fn send(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
-        let takes = OffloadSet { csum: self.parts.metadata, ..OffloadSet::NONE };
+impl AfXdpEgress {
+    /// Sends frames, put together where large ones can go.
+    #[inline(never)]
+    fn coalesce(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
+        let mut coalescer = std::mem::take(&mut self.coalescer);
+        let counters = Arc::clone(&self.parts.counters);
+        // Who receives datagrams would have to take them apart again.
+        let takes = OffloadSet { uso: false, ..self.takes };
+        let way = (takes, &*counters.egress);
+        let sent = coalescer.send(batch, picked, way, |batch, picked| self.adapt(batch, picked));
+        self.coalescer = coalescer;
+        sent
+    }
+
+    /// Sends frames; what the kernel does not take is adapted.
+    fn adapt(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
         let mut adapter = std::mem::take(&mut self.adapter);
         let counters = Arc::clone(&self.parts.counters);
-        let way = Way { takes, lost: DropReason::UplinkError, counters: &counters.egress };
+        let way =
+            Way { takes: self.takes, lost: DropReason::UplinkError, counters: &counters.egress };
         let sent =
             adapter.send(batch, picked, &way, |batch, picked| self.send_fitting(batch, picked));
         self.adapter = adapter;
         sent
+    }
+}
+
+impl Egress for AfXdpEgress {
+    fn send(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
+        if self.parts.large.is_some() && self.coalescer.wants(batch, picked) {
+            return self.coalesce(batch, picked);
+        }
+        self.adapt(batch, picked)
     }
 
     fn notify(&mut self) -> Notified {
@@ -330,7 +401,8 @@ impl Egress for AfXdpEgress {
             return Notified::Nobody;
         }
         self.pending = false;
-        if self.parts.tx.needs_wakeup() {
+        // A large frame may have had them sent.
+        if self.parts.tx.needs_wakeup() && self.parts.tx.waiting() > 0 {
             self.fault = self.kick(CALLS_FOR_BURST).err();
             let stuck = !self.down && self.parts.tx.waiting() > 0;
             if stuck {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use port::{Ingress, QueueCounters};
 use serde::{Deserialize, Serialize};
 
+use crate::direct::{Direct, VnetHeader};
 use crate::interface::{Link, LinkParts};
 use crate::parts::{Collected, Parts, PartsError, Remaining, check_layout, check_queues};
 
@@ -31,6 +32,8 @@ struct State {
     macs: bool,
     mode: Obtained,
     can: Abilities,
+    /// Large frames go by a socket of their own, with this header.
+    large: Option<VnetHeader>,
     /// How the UMEM is divided.
     chunk: u32,
     rx_frames: u32,
@@ -54,10 +57,14 @@ pub fn parts<'a>(
     let attachment = control.attachment.parts(&mut fds)?;
     let macs = control.program.parts(&mut fds)?;
     fds.add(control.umem.as_ref())?;
-    let mut ours = Vec::new();
+    let (mut ours, mut large) = (Vec::new(), None);
     for ((ingress, egress), socket) in queues.into_iter().zip(&control.sockets) {
         ingress.release();
         fds.add(socket.as_ref())?;
+        if let Some(direct) = egress.large() {
+            fds.add(&direct.fd)?;
+            large = Some(direct.header);
+        }
         ours.push(Ours { taken: ingress.taken.clone(), free: egress.free.clone() });
     }
     fds.finish(&State {
@@ -67,6 +74,7 @@ pub fn parts<'a>(
         macs,
         mode: control.mode,
         can: control.can,
+        large,
         chunk: CHUNK,
         rx_frames: RX_FRAMES,
         tx_frames: TX_FRAMES,
@@ -99,7 +107,11 @@ pub fn from_parts(parts: Parts, counters: &[Arc<QueueCounters>]) -> Result<AfXdp
     for _ in counters {
         opened.push(Opened::anew(fds.next()?).map_err(failed)?);
     }
-    let queues = Queues { opened, can: state.can };
+    let large = match state.large {
+        Some(header) => Some(Direct { fd: fds.next()?, header }),
+        None => None,
+    };
+    let queues = Queues { opened, can: state.can, large };
     let sockets = queues.sockets().map(Arc::clone).collect();
     let (queues, left) = queues
         .into_halves(&umem, &link, (counters, state.queues))

@@ -30,7 +30,7 @@ const CONSUMER: u64 = 64;
 const FLAGS: u64 = 128;
 const ENTRIES: u64 = 256;
 /// Bytes of a ring in the file: more than the largest one takes.
-const RING_BYTES: u64 = 64 * 1024;
+const RING_BYTES: u64 = 128 * 1024;
 
 /// The rings, in the order in which they stand in the file.
 #[derive(Debug, Clone, Copy)]
@@ -105,8 +105,8 @@ impl Hostile {
             unfinished: true,
         };
         let mtu = Arc::new(AtomicU32::new(9000));
-        let outgoing =
-            Outgoing { socket, counters, mtu, tx, completion, metadata: true, spread: true };
+        let (metadata, spread, large) = (true, true, None);
+        let outgoing = Outgoing { socket, counters, mtu, tx, completion, metadata, spread, large };
         let ours = Ours::all();
         Self {
             ingress: AfXdpIngress::new(incoming, &umem, (0, ours.taken)).expect("an ingress"),

@@ -11,8 +11,10 @@ use crate::sys::xdp::Desc;
 
 /// Bytes of a chunk: room for a frame of 1500 bytes behind the kernel's 256.
 pub(super) const CHUNK: u32 = 2048;
-/// Chunks of a queue for frames that arrive, all in the fill ring when nothing is on its way.
-pub(super) const RX_FRAMES: u32 = 2048;
+/// Chunks of a queue for frames that arrive, all in the fill ring when nothing is on its way: more
+/// than what one TCP connection of a local sender has on its way (4 MiB, `tcp_wmem`), so that
+/// it loses nothing while the worker is kept from its CPU.
+pub(super) const RX_FRAMES: u32 = 4096;
 /// Chunks of a queue for frames to send.
 pub(super) const TX_FRAMES: u32 = 1024;
 /// Where a frame to send begins in its chunk: its metadata stands before it.

@@ -19,6 +19,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 use serde::{Deserialize, Serialize};
 use virtq::mem::{MapError, SharedMap};
 
+use crate::direct::{Direct, Refused};
 use crate::interface::Link;
 use crate::sys::map::map_fd;
 use crate::sys::xdp::{self, Consumer, Desc, Producer};
@@ -186,6 +187,8 @@ type Halves = (Vec<(AfXdpIngress, AfXdpEgress)>, Arc<AtomicBool>);
 pub(super) struct Queues {
     pub(super) opened: Vec<Opened>,
     pub(super) can: Abilities,
+    /// What the large frames of the only queue go by.
+    pub(super) large: Option<Direct>,
 }
 
 /// What the kernel and the device can do.
@@ -273,7 +276,8 @@ impl Queues {
         // A driver without metadata of its own would not look at it.
         let metadata = metadata && !zero_copy;
         let busy_poll = settings.busy_poll;
-        Ok(Self { opened, can: Abilities { metadata, spread, busy_poll, zero_copy } })
+        let can = Abilities { metadata, spread, busy_poll, zero_copy };
+        Ok(Self { opened, can, large: large(link, settings, zero_copy) })
     }
 
     /// The sockets, by queue.
@@ -293,6 +297,7 @@ impl Queues {
         let name: Arc<str> = link.name().into();
         let mut halves = Vec::with_capacity(self.opened.len());
         let can = self.can;
+        let mut large = self.large;
         let queues = self.opened.into_iter().zip(ours);
         for ((queue, (opened, ours)), counters) in (0u32..).zip(queues).zip(counters) {
             let Rings { fill, rx, mut tx, completion } = opened.rings;
@@ -318,6 +323,7 @@ impl Queues {
                 completion,
                 metadata: can.metadata,
                 spread: can.spread,
+                large: large.take(),
             };
             let ingress = AfXdpIngress::new(incoming, umem.map(), (queue, ours.taken))?;
             let egress = AfXdpEgress::new(outgoing, umem.map(), (queue, ours.free))?;
@@ -325,6 +331,20 @@ impl Queues {
         }
         Ok((halves, left))
     }
+}
+
+/// What large frames go by: a veth pair hands over at once whatever comes, so they leave in the
+/// order in which they were sent. A network card has queues in which they could overtake what is
+/// in the ring, or be overtaken. Without it they are cut here.
+fn large(link: &Link, settings: &AfXdpSettings, zero_copy: bool) -> Option<Direct> {
+    let (_, transmit) = link.queues();
+    if zero_copy || settings.queues > 1 || transmit > 1 || link.driver().0 != "veth" {
+        return None;
+    }
+    let said = |Refused { what, error }: &Refused| {
+        tracing::warn!(interface = link.name(), what, %error, "large frames are cut by us");
+    };
+    Direct::open(link.index()).inspect_err(said).ok()
 }
 
 /// Binds a socket. A queue whose last socket was closed a moment ago is not free yet: the kernel

@@ -9,7 +9,7 @@
 
 use std::any::Any;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -19,19 +19,15 @@ use port::{
 };
 use virtq::mem::Reader;
 
-use crate::sys::Pieces;
+use crate::direct::{Direct, TRIES, VnetHeader, room, vnet_header};
 use crate::sys::packet as socket;
-use crate::vnet::{self, HEADER, SHORT, kernel_knows_uso, segment_bytes};
+use crate::vnet::{HEADER, SHORT, kernel_knows_uso, segment_bytes};
 
 use super::ring::{Fate, TransmitRing};
-use super::socket::{Queue, VnetHeader};
+use super::socket::Queue;
 
-/// How often frames are offered to a kernel that has no room.
-const TRIES: u32 = 4;
 /// Slots filled at once after the kernel refused a frame: those behind it are filled again.
 const CAREFUL: usize = 4;
-const ETHERNET: u32 = 14;
-const TAG: u32 = 4;
 #[expect(clippy::cast_possible_truncation, reason = "12 fits")]
 const HEADER_BYTES: u32 = HEADER as u32;
 #[expect(clippy::cast_possible_truncation, reason = "10 fits")]
@@ -45,8 +41,7 @@ pub struct PacketMmapEgress {
     /// The slot that the kernel looks at next.
     pub(super) head: u32,
     /// Takes the frames that are larger than a slot.
-    pub(super) direct: OwnedFd,
-    pub(super) header: VnetHeader,
+    pub(super) direct: Direct,
     /// Of each filled slot, from `head` on: its place in what was picked, and its frame's length.
     filled: [(u16, u32); BURST_MAX],
     /// What the kernel takes unfinished.
@@ -86,14 +81,10 @@ enum Settled {
 }
 
 impl PacketMmapEgress {
-    pub(super) fn new(
-        queue: Queue,
-        ring: TransmitRing,
-        (direct, header): (OwnedFd, VnetHeader),
-    ) -> Self {
+    pub(super) fn new(queue: Queue, ring: TransmitRing, direct: Direct) -> Self {
         let adapter = Adapter::default();
         let takes = OffloadSet { uso: kernel_knows_uso(), ..OffloadSet::ALL };
-        Self { queue, ring, head: 0, direct, header, filled: [(0, 0); BURST_MAX], takes, adapter }
+        Self { queue, ring, head: 0, direct, filled: [(0, 0); BURST_MAX], takes, adapter }
     }
 
     /// Fills slots with the frames picked from place `from` on. The slots filled, the place of the
@@ -126,7 +117,7 @@ impl PacketMmapEgress {
                 return (count, place, Stop::Full);
             }
             *filled = (u16::try_from(place).unwrap_or(u16::MAX), len);
-            write(&mut self.ring, (slot, self.header), batch, frame);
+            write(&mut self.ring, (slot, self.direct.header), batch, frame);
             count = count.wrapping_add(1);
             slot = self.after(slot);
         }
@@ -206,48 +197,16 @@ impl PacketMmapEgress {
     /// Sends a frame that is larger than a slot straight from where it is.
     fn send_large(&self, batch: &Batch<'_>, frame: &Frame) -> Settled {
         let egress = &self.queue.counters.egress;
-        let header = header(frame, frame.head().len());
-        let header = header.get(..self.header.bytes()).unwrap_or_default();
-        let mut pieces: Pieces<'_> = Pieces::new();
-        let mut fits = pieces.private(header) && pieces.private(frame.head());
-        let mut body = batch.body(frame);
-        while let Some(piece) = body.next_piece(u32::MAX) {
-            fits &= pieces.guest(piece);
-        }
-        let mut tries = if fits { TRIES } else { 0 };
-        let mut reason = DropReason::UplinkError;
-        while tries > 0 {
-            let Err(error) = pieces.write(self.direct.as_fd()) else {
-                egress.sent(1, u64::from(frame.len()));
-                return Settled::All;
-            };
-            match error.raw_os_error() {
-                Some(libc::EINTR) => {}
-                Some(libc::EAGAIN | libc::ENOBUFS) => {
-                    reason = DropReason::UplinkBusy;
-                    tries = tries.wrapping_sub(1);
-                    std::hint::spin_loop();
-                }
-                Some(libc::ENXIO | libc::ENODEV) => {
-                    egress.dropped(DropReason::UplinkError, 1);
-                    return Settled::Gone(error);
-                }
-                _ => {
-                    reason = DropReason::UplinkError;
-                    break;
-                }
+        match self.direct.send(batch, frame) {
+            Ok(Ok(())) => egress.sent(1, u64::from(frame.len())),
+            Ok(Err(reason)) => egress.dropped(reason, 1),
+            Err(error) => {
+                egress.dropped(DropReason::UplinkError, 1);
+                return Settled::Gone(error);
             }
         }
-        egress.dropped(reason, 1);
         Settled::All
     }
-}
-
-/// The most bytes of a frame on the wire.
-#[inline(always)]
-fn room(frame: &Frame, mtu: u32) -> u32 {
-    let room = mtu.saturating_add(ETHERNET);
-    if frame.tag().is_some() { room.saturating_add(TAG) } else { room }
 }
 
 /// Frames from `at` on that were neither sent nor counted: those above the MTU that were looked at
@@ -261,17 +220,6 @@ fn left(batch: &Batch<'_>, picked: &[u16], at: &Place, mtu: u32) -> u64 {
     all.saturating_sub(seen.iter().filter_map(frame).filter(above).count()) as u64
 }
 
-/// The virtio-net header of a frame of which the kernel is to copy `linear` bytes into a buffer of
-/// its own. For the others it keeps pages of the ring; where they may not leave it (a veth peer),
-/// it copies page by page, which costs more. The header length that a guest wrote is a hint.
-#[inline(always)]
-fn header(frame: &Frame, linear: usize) -> [u8; HEADER] {
-    let mut header = vnet::encode(&frame.offload);
-    let [_, _, lo, hi, ..] = &mut header;
-    [*lo, *hi] = u16::try_from(linear).unwrap_or(u16::MAX).to_le_bytes();
-    header
-}
-
 /// Writes a frame into a free slot and hands that over.
 #[inline(always)]
 fn write(
@@ -281,7 +229,7 @@ fn write(
     frame: &Frame,
 ) {
     let len = frame.len();
-    let header = header(frame, len as usize);
+    let header = vnet_header(frame, len as usize);
     let body = batch.body_piece(frame);
     let simple = frame.body.len == 0 || body.is_some();
     let piece = if simple { ring.piece(slot) } else { None };
@@ -380,5 +328,42 @@ impl Egress for PacketMmapEgress {
 
     fn into_any(self: Box<Self>) -> Box<dyn Any + Send> {
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use port::{FrameBuf, Offload};
+    use virtq::mem::Pool;
+
+    use super::{Place, left};
+
+    /// Frames of these lengths, all in private heads but for those that are longer.
+    fn burst(lens: &[u32]) -> (Pool, FrameBuf) {
+        let pool = Pool::new(1, 4096).unwrap();
+        let mut frames = FrameBuf::default();
+        for len in lens {
+            let span = Pool::span(0, 0, *len);
+            let reader = pool.store().reader(span);
+            assert!(frames.slot().unwrap().fill(reader, span, Offload::default()));
+            frames.keep();
+        }
+        (pool, frames)
+    }
+
+    /// The kernel refuses the frame at place 1 and takes us back there, and the interface is gone
+    /// when the frames behind it are offered again.
+    #[test]
+    fn an_oversize_frame_before_a_fault_counts_once() {
+        let (pool, mut frames) = burst(&[60, 60, 2000, 60, 1514, 1515, 60, 2000]);
+        let batch = frames.batch(pool.store(), None);
+        let picked: Vec<u16> = (0..8).collect();
+        let lost = |from, seen| left(&batch, &picked, &Place { from, seen }, 1500);
+        // Frames 2 and 5 were looked at, and counted as oversize; 7 was not.
+        assert_eq!(lost(2, 6), 6 - 2);
+        assert_eq!(lost(3, 6), 5 - 1);
+        assert_eq!(lost(2, 2), 6, "nothing behind was looked at");
+        assert_eq!(lost(0, 8), 8 - 3);
+        assert_eq!((lost(8, 8), lost(9, 9)), (0, 0));
     }
 }

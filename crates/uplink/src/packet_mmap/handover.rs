@@ -8,13 +8,14 @@ use std::sync::Arc;
 use port::{Ingress, QueueCounters};
 use serde::{Deserialize, Serialize};
 
+use crate::direct::{Direct, VnetHeader};
 use crate::interface::{Link, LinkParts};
 use crate::parts::{Collected, Parts, PartsError, Remaining, check_queues};
 use crate::sys::packet::RingRequest;
 
 use super::egress::PacketMmapEgress;
 use super::ingress::{PacketMmapIngress, Position};
-use super::socket::{Queue, VnetHeader, map};
+use super::socket::{Queue, map};
 use super::{KernelWatch, PacketMmap};
 
 const KIND: &str = "packet-mmap";
@@ -61,7 +62,7 @@ pub fn parts<'a>(
     for ((ingress, egress), watch) in queues.into_iter().zip(kernel) {
         ingress.release();
         fds.add(watch.queue.fd.as_ref())?;
-        fds.add(&egress.direct)?;
+        fds.add(&egress.direct.fd)?;
         let (blocks, slots) = (&ingress.ring, &egress.ring);
         states.push(QueueState {
             block_size: blocks.block_bytes(),
@@ -69,7 +70,7 @@ pub fn parts<'a>(
             slot_size: slots.slot_bytes(),
             slots: slots.count(),
             receive: ingress.position(),
-            header: egress.header,
+            header: egress.direct.header,
             head: egress.head,
             freezes: watch.freezes,
             packets: watch.packets,
@@ -90,7 +91,7 @@ pub fn from_parts(parts: Parts, counters: &[Arc<QueueCounters>]) -> Result<Packe
     let name: Arc<str> = link.name().into();
     let (mut queues, mut kernel) = (Vec::new(), Vec::new());
     for (state, counters) in state.queues.into_iter().zip(counters) {
-        let (fd, direct) = (fds.next()?, fds.next()?);
+        let (fd, direct) = (fds.next()?, Direct { fd: fds.next()?, header: state.header });
         let (receive, transmit) = state.rings();
         let (receive, transmit) = map(&fd, &receive, &transmit)
             .map_err(|error| PartsError::Map { name: name.to_string(), error })?;
@@ -108,7 +109,7 @@ pub fn from_parts(parts: Parts, counters: &[Arc<QueueCounters>]) -> Result<Packe
         });
         let ingress = PacketMmapIngress::at(queue.clone(), receive, &state.receive)
             .map_err(PartsError::state)?;
-        let mut egress = PacketMmapEgress::new(queue, transmit, (direct, state.header));
+        let mut egress = PacketMmapEgress::new(queue, transmit, direct);
         egress.head = state.head.min(state.slots.saturating_sub(1));
         queues.push((ingress, egress));
     }

@@ -6,24 +6,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use port::{QueueCounters, QueueFault};
-use serde::{Deserialize, Serialize};
 use virtq::mem::{MapError, SharedSlots};
 
+use crate::direct::{self, Direct, Refused, VnetHeader};
 use crate::interface::Link;
 use crate::sys::map::map_fd;
 use crate::sys::packet::{self, RingRequest};
-use crate::vnet::{HEADER as VNET, SHORT};
 
 use super::ring::{ReceiveRing, TransmitRing};
 use super::{PacketMmapError, PacketMmapSettings, geometry};
 
 /// Every protocol.
 const ALL: u16 = 0x0003;
-/// Bytes of frames that may be on their way out of a socket.
-const SEND_BUFFER: i32 = 8 << 20;
 /// Options that libc does not name.
 const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
-const PACKET_VNET_HDR_SZ: libc::c_int = 24;
 const FANOUT_HASH: u32 = 0;
 /// Options of the group as a whole: without the second one the sockets' own wish is not heard.
 const FANOUT_UNIQUE_ID: u32 = 0x2000 << 16;
@@ -54,27 +50,7 @@ pub(super) struct Socket {
     pub(super) transmit: TransmitRing,
     /// A second socket, for frames that are too large for the ring: one that has a transmit ring
     /// sends nothing else.
-    pub(super) direct: OwnedFd,
-    pub(super) header: VnetHeader,
-}
-
-/// Which virtio-net header stands before frames.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum VnetHeader {
-    /// 10 bytes: all that kernels before 6.4 know.
-    Short,
-    /// 12 bytes.
-    Long,
-}
-
-impl VnetHeader {
-    pub(super) fn bytes(self) -> usize {
-        match self {
-            Self::Short => SHORT,
-            Self::Long => VNET,
-        }
-    }
+    pub(super) direct: Direct,
 }
 
 /// Opens the sockets of all queues.
@@ -148,7 +124,8 @@ fn open_one(settings: &PacketMmapSettings, link: &Link) -> Result<Socket, Packet
     check_ethernet(name, fd.as_fd())?;
     // An interface that is down says so at once; it is brought up later.
     let _ = rustix::net::sockopt::socket_error(&fd);
-    Ok(Socket { fd: Arc::new(fd), receive, transmit, direct, header })
+    let direct = Direct { fd: direct, header };
+    Ok(Socket { fd: Arc::new(fd), receive, transmit, direct })
 }
 
 /// What has to be set before the rings are made.
@@ -167,23 +144,8 @@ fn configure_direct(
     fd: BorrowedFd<'_>,
     settings: &PacketMmapSettings,
 ) -> Result<VnetHeader, PacketMmapError> {
-    set(fd, libc::PACKET_VNET_HDR, 1, "give virtio-net headers")?;
-    let bytes = i32::try_from(VNET).unwrap_or(12);
-    let long = if settings.short_header {
-        Err(io::Error::from_raw_os_error(libc::ENOPROTOOPT))
-    } else {
-        packet::set_number(fd, PACKET_VNET_HDR_SZ, bytes)
-    };
-    let header = match long {
-        Ok(()) => VnetHeader::Long,
-        // Before Linux 6.4 there is one size only.
-        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => VnetHeader::Short,
-        Err(error) => return Err(PacketMmapError::raw("give virtio-net headers", error)),
-    };
-    set(fd, libc::PACKET_QDISC_BYPASS, 1, "send past the queueing discipline")?;
-    // With less room, bursts end earlier.
-    let _ = packet::set_send_buffer(fd, SEND_BUFFER);
-    Ok(header)
+    direct::configure(fd, (settings.short_header, true))
+        .map_err(|Refused { what, error }| refused(what, error))
 }
 
 fn set(
@@ -192,10 +154,14 @@ fn set(
     value: i32,
     what: &'static str,
 ) -> Result<(), PacketMmapError> {
-    packet::set_number(fd, option, value).map_err(|error| match error.raw_os_error() {
+    packet::set_number(fd, option, value).map_err(|error| refused(what, error))
+}
+
+fn refused(what: &'static str, error: io::Error) -> PacketMmapError {
+    match error.raw_os_error() {
         Some(libc::ENOPROTOOPT | libc::EINVAL) => PacketMmapError::Kernel(what),
         _ => PacketMmapError::raw(what, error),
-    })
+    }
 }
 
 fn ring_error(settings: &PacketMmapSettings, error: io::Error) -> PacketMmapError {

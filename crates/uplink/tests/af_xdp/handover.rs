@@ -17,7 +17,7 @@ pub(crate) fn taken_apart(uplink: &mut AfXdp) -> Parts {
 }
 
 /// The same uplink, made of duplicates in another thread; the old one is let go.
-fn other_hands(uplink: AfXdp) -> AfXdp {
+pub(crate) fn other_hands(uplink: AfXdp) -> AfXdp {
     changed_hands(uplink, |_| {})
 }
 
@@ -149,9 +149,9 @@ fn parts_that_do_not_fit_are_refused() {
     assert!(matches!(of(&replace("{", "[")), Err(PartsError::State(_))));
     let error = of(&replace("\"chunk\":2048", "\"chunk\":4096")).unwrap_err().to_string();
     assert_eq!(error, "the uplink's bytes a chunk is 4096, this version knows 2048 only");
-    let wrong = of(&replace("\"taken\":[", "\"taken\":[2048,")).is_err();
+    let wrong = of(&replace("\"taken\":[", "\"taken\":[4096,")).is_err();
     // A list that was empty has no number behind the comma.
-    assert!(wrong || of(&replace("\"taken\":[]", "\"taken\":[2048]")).is_err());
+    assert!(wrong || of(&replace("\"taken\":[]", "\"taken\":[4096]")).is_err());
     for count in 0..taken_apart(&mut left).fds.len() {
         let mut parts = taken_apart(&mut left);
         parts.fds.truncate(count);

@@ -6,7 +6,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use conformance::environment::host::{hugepages, ip};
+use conformance::environment::host::{hugepages, install, ip};
 use conformance::process::{Process, output, tied_command};
 use conformance::{Environment, Guest, GuestSpec, Netns, OvsDpdk, Scratch, Side, Switch, switch};
 
@@ -24,8 +24,10 @@ const ADDRESSES: [&str; 2] = ["10.79.0.1", "10.79.0.2"];
 pub(super) enum Way {
     /// The switch with two uplinks of this kind.
     Uplinks(&'static str),
-    /// A bridge of the kernel.
-    Bridge,
+    /// A bridge of the kernel; between stacks that send frames above the MTU, or none.
+    Bridge { large: bool },
+    /// The switch between an uplink, whose stack sends, and a `causeway-guest`.
+    ToGuest(ToGuest),
     /// OVS' userspace datapath with two veth ends.
     OvsVeth,
     /// The switch between two `causeway-guest`s.
@@ -39,6 +41,18 @@ pub(super) enum Way {
     /// The switch between two `causeway-guest`s, one of which sends datagrams that are left to be
     /// cut.
     Datagrams { uso: bool },
+}
+
+/// An uplink and a guest.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ToGuest {
+    pub(super) kind: &'static str,
+    /// What the SPECs of both end with.
+    pub(super) uplink: &'static str,
+    pub(super) guest: &'static str,
+    /// The sender's stack sends frames above the MTU, if the uplink lets it.
+    pub(super) large: bool,
+    pub(super) streams: u16,
 }
 
 /// What a run has shown.
@@ -72,9 +86,13 @@ fn measure_in(env: &Environment, way: Way, seconds: u16, scratch: &Scratch) -> R
             let _switch = Switch::start(scratch.folder(), &[spec(0), spec(1)])?;
             between(env, &spaces, (seconds, 1), scratch)
         }
-        Way::Bridge => {
+        Way::ToGuest(way) => to_guest(env, way, seconds, scratch),
+        Way::Bridge { large } => {
             let (spaces, ends) = (spaces()?, Ends::new(true)?);
             ends.connect(&spaces)?;
+            if !large {
+                spaces.iter().try_for_each(nothing_large)?;
+            }
             let _ = ip(&["link", "add", &ends.bridge(), "type", "bridge"])?;
             let _ = ip(&["link", "set", &ends.bridge(), "up"])?;
             for end in &ends.names {
@@ -183,9 +201,34 @@ impl Drop for Ends {
     }
 }
 
+/// Lets a namespace's stack send nothing above the MTU.
+fn nothing_large(space: &Netns) -> Result<()> {
+    let mut ethtool = Command::new(install("ethtool", "ethtool")?);
+    let _ = ethtool.args(["-K", "eth0", "tso", "off", "gso", "off"]);
+    output(&mut space.command(&ethtool)?, PATIENCE).map(drop)
+}
+
+/// From the stack behind an uplink to that of a guest.
+fn to_guest(env: &Environment, way: ToGuest, seconds: u16, scratch: &Scratch) -> Result<f64> {
+    let ToGuest { kind, uplink, guest, large, streams } = way;
+    let (spaces, ends) = (spaces()?, Ends::new(true)?);
+    ends.connect(&spaces)?;
+    // The other end is the guest's.
+    let _ = spaces[1].ip(&["link", "del", "eth0"])?;
+    if !large {
+        nothing_large(&spaces[0])?;
+    }
+    let sockets = [scratch.path("v1")];
+    let guest = format!("vhost-user:name=g1,socket={}{guest}", sockets[0].display());
+    let ports = [format!("{}{uplink}", ends.spec(kind, 0, &spaces)), guest];
+    let _switch = Switch::start(scratch.folder(), &ports)?;
+    let _guests = guests(&spaces[1..], &sockets, "", scratch)?;
+    between(env, &spaces, (seconds, streams), scratch)
+}
+
 fn guests(
-    spaces: &[Netns; 2],
-    sockets: &[PathBuf; 2],
+    spaces: &[Netns],
+    sockets: &[PathBuf],
     options: &str,
     scratch: &Scratch,
 ) -> Result<Vec<Process>> {
