@@ -89,8 +89,15 @@ enum Look {
 
 impl Receiveq {
     /// Starts with kicks suppressed.
-    pub fn new(mut parts: ReceiveqParts) -> Self {
-        parts.queue.disable_kicks();
+    pub fn new(parts: ReceiveqParts) -> Self {
+        let mut this = Self::untouched(parts);
+        this.suppress_kicks();
+        this
+    }
+
+    /// As [`Self::new`], and nothing is written to the ring before [`Self::suppress_kicks`]: for
+    /// who must not touch the guest's memory, but hands the queue to somebody who may.
+    pub fn untouched(parts: ReceiveqParts) -> Self {
         let coalesces = coalesces(&parts.options);
         Self {
             parts,
@@ -106,6 +113,11 @@ impl Receiveq {
             coalescer: Coalescer::default(),
             coalesces,
         }
+    }
+
+    /// Tells the driver not to kick when it gives buffers.
+    pub fn suppress_kicks(&mut self) {
+        self.parts.queue.disable_kicks();
     }
 
     /// Sets what the driver wants to receive.

@@ -61,8 +61,15 @@ pub struct Transmitq {
 
 impl Transmitq {
     /// Starts with kicks suppressed.
-    pub fn new(mut parts: TransmitqParts) -> Self {
-        parts.queue.disable_kicks();
+    pub fn new(parts: TransmitqParts) -> Self {
+        let mut this = Self::untouched(parts);
+        this.parts.queue.disable_kicks();
+        this
+    }
+
+    /// As [`Self::new`], and nothing is written to the ring before [`Ingress::disarm`]: for who
+    /// must not touch the guest's memory, but hands the queue to somebody who may.
+    pub fn untouched(mut parts: TransmitqParts) -> Self {
         parts.queue.read_only();
         Self { parts, chains: ChainBuf::with_capacity(BURST_MAX), held: false, kept: None }
     }

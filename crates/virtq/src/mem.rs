@@ -28,6 +28,7 @@ mod record;
 mod rings;
 mod segs;
 mod shared;
+mod userfault;
 mod word;
 
 pub use blocks::{Block, Fold};
@@ -45,6 +46,7 @@ pub(crate) use rings::{PackedAreas, RawDesc, SplitAreas};
 pub(crate) use segs::RawSeg;
 pub use segs::{Readable, Reader, SegSpan, SegStore, Writable, Writer};
 pub use shared::{SharedMap, SharedSlots};
+pub use userfault::Userfault;
 pub(crate) use word::Word;
 #[cfg(test)]
 pub(crate) use word::crash;

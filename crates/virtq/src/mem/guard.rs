@@ -156,6 +156,19 @@ impl Watch {
         Self { place, _keep: keep }
     }
 
+    /// The mapping: where it starts, and its bytes.
+    pub fn range(&self) -> (usize, usize) {
+        // The owner's own look: the range changes only when it is made and dropped.
+        let start = self.place.start.load(Ordering::Relaxed);
+        (start, self.place.end.load(Ordering::Relaxed).wrapping_sub(start))
+    }
+
+    /// Replaces the whole mapping by private zero pages. Returns whether that was possible.
+    pub(super) fn blank(&self) -> bool {
+        let (start, len) = self.range();
+        map_zeros(start, len)
+    }
+
     /// Whether a page of the mapping was gone when somebody needed it. Its contents are zeros from
     /// there on, and what is written there reaches nobody.
     pub fn is_lost(&self) -> bool {
