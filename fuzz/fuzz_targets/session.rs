@@ -18,11 +18,12 @@ use vhost_user_net::codec::{
 };
 use vhost_user_net::memory::{FrontendAddr, RegionSpec};
 use vhost_user_net::session::{
-    FEATURES, PROTOCOL_FEATURES, RingIndex, RingStart, Rings, Session, SessionSettings, Stopped,
+    FEATURES, PAGEFAULT, PROTOCOL_FEATURES, RingIndex, RingStart, Rings, Session, SessionSettings,
+    SetUpError, Stopped,
 };
 use virtio_net::features::ACCESS_PLATFORM;
 use virtq::mem::GuestPhysAddr;
-use virtq::{ChainBuf, QueueError, Virtq};
+use virtq::{ChainBuf, Virtq};
 
 const RINGS: u16 = 8;
 /// `VIRTIO_F_RING_PACKED`
@@ -52,18 +53,25 @@ impl Input<'_> {
 
 /// Rings that only remember; a stopped one must have been running.
 #[derive(Default)]
-struct Shelf(BTreeMap<u16, Virtq>);
+struct Shelf(BTreeMap<u16, Shelved>);
+
+struct Shelved {
+    queue: Virtq,
+    /// Nobody serves its pages: it is not to be touched.
+    late: bool,
+}
 
 impl Rings for Shelf {
-    fn start(&mut self, ring: RingIndex, start: RingStart<'_>) -> Result<(), QueueError> {
+    fn start(&mut self, ring: RingIndex, start: RingStart<'_>) -> Result<(), SetUpError> {
         let queue = start.config.activate(start.memory)?;
-        assert!(self.0.insert(ring.0, queue).is_none(), "ring {} started twice", ring.0);
+        let shelved = Shelved { queue, late: start.late };
+        assert!(self.0.insert(ring.0, shelved).is_none(), "ring {} started twice", ring.0);
         Ok(())
     }
 
     fn stop(&mut self, ring: RingIndex) -> Option<Stopped> {
-        let queue = self.0.remove(&ring.0).expect("stopped, but not running");
-        Some(queue.into())
+        let shelved = self.0.remove(&ring.0).expect("stopped, but not running");
+        Some(shelved.queue.into())
     }
 
     fn quiesce(&mut self) {}
@@ -119,7 +127,7 @@ fn place(input: &mut Input<'_>) -> FrontendAddr {
 fn request(input: &mut Input<'_>) -> Request {
     let ring = u32::from(input.byte() % 16 % 9);
     let v = VringFd { ring, has_fd: input.byte() % 8 != 0 };
-    match input.below(30) {
+    match input.below(31) {
         0 => Request::GetFeatures,
         1 => Request::SetFeatures(match input.byte() {
             255 => input.u64(),
@@ -141,7 +149,10 @@ fn request(input: &mut Input<'_>) -> Request {
         12 => Request::SetVringCall(v),
         13 => Request::SetVringErr(v),
         14 => Request::GetProtocolFeatures,
-        15 => Request::SetProtocolFeatures(PROTOCOL_FEATURES & !u64::from(input.byte() / 32)),
+        15 => {
+            let offered = PROTOCOL_FEATURES | PAGEFAULT;
+            Request::SetProtocolFeatures(offered & !u64::from(input.byte() / 32))
+        }
         16 => Request::GetQueueNum,
         17 | 18 => Request::SetVringEnable { ring, enable: input.byte() % 4 != 0 },
         19 => Request::SendRarp([input.byte(), 0, 0, 0, 0, 1]),
@@ -157,6 +168,12 @@ fn request(input: &mut Input<'_>) -> Request {
             _ => StateDirection::Load,
         }),
         28 => Request::CheckDeviceState,
+        29 => match input.byte() % 4 {
+            0 => Request::PostcopyAdvise,
+            1 => Request::PostcopyListen,
+            2 => Request::MemoryHeard,
+            _ => Request::PostcopyEnd,
+        },
         _ => {
             let kind = FrontendReq::try_from(u32::from(input.byte() % 46));
             Request::NotOffered(kind.unwrap_or(FrontendReq::GET_STATUS))
@@ -260,7 +277,7 @@ fn check(session: &Session, shelf: &mut Shelf) {
         assert_eq!(session.is_running(RingIndex(ring)), shelf.0.contains_key(&ring));
     }
     let mut buf = ChainBuf::default();
-    for queue in shelf.0.values_mut() {
+    for Shelved { queue, .. } in shelf.0.values_mut().filter(|shelved| !shelved.late) {
         let _ = queue.pop(&mut buf, 4).len();
         let _ = queue.enable_kicks();
     }
@@ -281,6 +298,7 @@ fuzz_target!(|data: &[u8]| {
         mtu: 9000,
         ring_reset: false,
         offloads: port::OffloadSet::ALL,
+        postcopy: true,
     };
     let mut input = Input(data);
     let (mut session, mut shelf) = (Session::new(settings), Shelf::default());

@@ -21,6 +21,7 @@ pub(crate) use request::LOG_FLAG;
 pub use request::{InflightSpec, LogArea, Request, StateDirection, VringAddr, VringFd, VringState};
 pub use vhost::vhost_user::message::FrontendReq;
 
+use crate::memory::RegionSpec;
 use vhost::vhost_user::message::{MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE, VhostUserHeaderFlag};
 
 /// Bytes of a message's header.
@@ -97,7 +98,7 @@ impl Header {
 }
 
 /// What the back end answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
     /// A number: features, counts, and acknowledgements (0 is success).
     U64(u64),
@@ -105,6 +106,10 @@ pub enum Reply {
     Vring(VringState),
     /// In-flight regions; their file goes beside it.
     Inflight(InflightSpec),
+    /// Regions as they were sent, with the addresses where we have them (postcopy).
+    Table(Vec<RegionSpec>),
+    /// One of them.
+    Region(RegionSpec),
     /// Nothing: the answer to `SET_LOG_BASE`, and how `GET_CONFIG` says that it failed.
     Empty,
 }
@@ -116,6 +121,8 @@ impl Reply {
             Self::U64(value) => value.to_le_bytes().to_vec(),
             Self::Vring(state) => state.write().to_vec(),
             Self::Inflight(spec) => spec.write(),
+            Self::Table(regions) => request::write_table(regions),
+            Self::Region(region) => request::write_single(region),
             Self::Empty => Vec::new(),
         };
         let size = u32::try_from(payload.len()).unwrap_or(u32::MAX);

@@ -176,6 +176,26 @@ impl RegionTable {
         Ok(table.publish()?)
     }
 
+    /// The region as it was described, with the address where this process has it.
+    pub fn mapped(&self, spec: &RegionSpec) -> Option<RegionSpec> {
+        let slot = self.slots.iter().find(|slot| slot.region.spec.same_slot(spec))?;
+        let start = slot.region.mapping.as_ptr().addr() as u64;
+        Some(RegionSpec { user: FrontendAddr(start.wrapping_add(slot.region.skip)), ..*spec })
+    }
+
+    /// The mappings of regions that are not in `other`, too.
+    pub(crate) fn beyond<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a Watch> {
+        let is_new = |slot: &&Slot| {
+            !other.slots.iter().any(|known| Arc::ptr_eq(&known.region, &slot.region))
+        };
+        self.slots.iter().filter(is_new).map(|slot| &slot.region.watch)
+    }
+
+    /// All mappings.
+    pub(crate) fn watches(&self) -> impl Iterator<Item = &Watch> {
+        self.slots.iter().map(|slot| &slot.region.watch)
+    }
+
     /// The memory, if there is any.
     pub fn map(&self) -> Option<&GuestMap> {
         self.map.as_ref()

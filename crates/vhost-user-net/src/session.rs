@@ -18,7 +18,7 @@
 //! **Trust.** The front end is hostile. A refused message changes nothing; only a ring that its
 //! last parameter makes impossible is left as it is then, and stopped.
 //! **Limits.** See [`SessionSettings`] and [`crate::memory`].
-//! **Not supported.** Postcopy, configuration space, in-band notifications: not offered, and
+//! **Not supported.** Configuration space, in-band notifications: not offered, and
 //! refused.
 
 mod error;
@@ -26,6 +26,7 @@ mod handover;
 mod inflight;
 mod iotlb;
 mod log;
+mod postcopy;
 mod ring;
 mod state;
 
@@ -40,7 +41,7 @@ use virtio_net::features::{
     ACCESS_PLATFORM, DEVICE_FEATURES, OFFLOADS, RING_RESET, offload_features,
 };
 use virtq::mem::{GuestMap, InflightArea};
-use virtq::{ChainError, QueueConfig, QueueError, RingIotlb, RingLog, RingPosition, Virtq};
+use virtq::{ChainError, QueueConfig, RingIotlb, RingLog, RingPosition, Virtq};
 
 use crate::codec::{CodecError, Message, Reply, Request, VringFd, VringState};
 use crate::memory::{RegionTable, SLOTS_MAX};
@@ -49,6 +50,7 @@ pub use error::{Lost, SessionError, SetUpError, Unready};
 use inflight::InflightFile;
 use iotlb::Translation;
 use log::Logging;
+use postcopy::Postcopy;
 use ring::Ring;
 pub use state::StateAsk;
 
@@ -64,6 +66,9 @@ pub const PROTOCOL_FEATURES: u64 = VhostUserProtocolFeatures::MQ.bits()
     | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS.bits()
     | VhostUserProtocolFeatures::STATUS.bits()
     | VhostUserProtocolFeatures::DEVICE_STATE.bits();
+
+/// What is offered besides with [`SessionSettings::postcopy`].
+pub const PAGEFAULT: u64 = VhostUserProtocolFeatures::PAGEFAULT.bits();
 
 /// The feature bit that vhost-user adds to those of virtio.
 const F_PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
@@ -105,6 +110,9 @@ pub struct SessionSettings {
     pub ring_reset: bool,
     /// The offloads to offer, in both directions.
     pub offloads: OffloadSet,
+    /// Offer postcopy. It gives the front end a way to change all memory of this process: see
+    /// [`virtq::mem::Userfault`].
+    pub postcopy: bool,
 }
 
 /// What a ring starts with.
@@ -137,6 +145,8 @@ pub struct RingStart<'a> {
     pub log: Option<RingLog>,
     /// How its addresses are translated behind a vIOMMU.
     pub iotlb: Option<RingIotlb>,
+    /// Its memory is still arriving: whoever touches it may sleep for long, this thread too.
+    pub late: bool,
 }
 
 /// A ring that ran.
@@ -161,8 +171,8 @@ pub trait Rings {
     ///
     /// # Errors
     ///
-    /// [`QueueError`] if the driver set it up wrongly.
-    fn start(&mut self, ring: RingIndex, start: RingStart<'_>) -> Result<(), QueueError>;
+    /// [`SetUpError`] if the driver set it up wrongly.
+    fn start(&mut self, ring: RingIndex, start: RingStart<'_>) -> Result<(), SetUpError>;
 
     /// Stops a running ring and tells where. When this returns, nobody touches its memory.
     /// None if the ring is lost: its worker had a bug.
@@ -223,6 +233,7 @@ pub struct Session {
     backend_channel: Option<OwnedFd>,
     /// The front end's in-flight file.
     inflight: Option<InflightFile>,
+    postcopy: Postcopy,
 }
 
 impl Session {
@@ -241,6 +252,7 @@ impl Session {
             translation: Translation::default(),
             backend_channel: None,
             inflight: None,
+            postcopy: Postcopy::Off,
         }
     }
 
@@ -248,6 +260,11 @@ impl Session {
     pub fn offered(&self) -> u64 {
         let ring_reset = if self.settings.ring_reset { RING_RESET } else { 0 };
         FEATURES & !OFFLOADS | offload_features(self.settings.offloads) | ring_reset
+    }
+
+    /// The protocol features that the session offers.
+    pub fn protocol_offered(&self) -> u64 {
+        PROTOCOL_FEATURES | if self.settings.postcopy { PAGEFAULT } else { 0 }
     }
 
     /// Handles one message.
@@ -280,6 +297,7 @@ impl Session {
                 let handed = match &reply {
                     Reply::Vring(state) => self.handed(state.ring),
                     Reply::U64(_) | Reply::Empty | Reply::Inflight(_) => None,
+                    Reply::Table(_) | Reply::Region(_) => None,
                 };
                 Ok(Outcome { reply: write(reply), handed, ..Outcome::default() })
             }
@@ -305,8 +323,13 @@ impl Session {
 
     /// Stops all rings: the front end is gone.
     pub fn close(&mut self, rings: &mut dyn Rings) {
+        let abandoned = self.abandon();
         for index in self.indexes() {
             let _ = self.stop_ring(index, rings);
+            if abandoned {
+                // What was written last reached nobody.
+                rings.forget(index);
+            }
         }
     }
 
@@ -404,28 +427,20 @@ impl Session {
             Request::SetFeatures(bits) => self.set_features(bits, rings)?,
             // Nothing depends on the owner, and back ends are advised to ignore the second one.
             Request::SetOwner | Request::ResetOwner => {}
-            Request::GetProtocolFeatures => return number(PROTOCOL_FEATURES),
+            Request::GetProtocolFeatures => return number(self.protocol_offered()),
             Request::SetProtocolFeatures(bits) => self.set_protocol_features(bits)?,
             Request::GetQueueNum => return number(u64::from(self.settings.queues.max(2))),
             Request::GetMaxMemSlots => {
                 self.needs(P::CONFIGURE_MEM_SLOTS, FrontendReq::GET_MAX_MEM_SLOTS)?;
                 return number(u64::try_from(SLOTS_MAX).unwrap_or(0));
             }
-            Request::SetMemTable(specs) => {
-                let table = RegionTable::new(&specs, fds)?;
-                self.swap_memory(table, rings);
-            }
-            Request::AddMemReg(spec) => {
-                self.needs(P::CONFIGURE_MEM_SLOTS, FrontendReq::ADD_MEM_REG)?;
-                let fd = fds.pop().ok_or(CodecError::TooManyFds)?;
-                let table = self.memory.with(spec, fd)?;
-                self.swap_memory(table, rings);
-            }
-            Request::RemMemReg(spec) => {
-                self.needs(P::CONFIGURE_MEM_SLOTS, FrontendReq::REM_MEM_REG)?;
-                let table = self.memory.without(&spec)?;
-                self.swap_memory(table, rings);
-            }
+            Request::SetMemTable(specs) => return self.set_mem_table(&specs, fds, rings),
+            Request::AddMemReg(spec) => return self.add_mem_reg(spec, fds, rings),
+            Request::RemMemReg(spec) => return self.remove_mem_reg(&spec, rings),
+            Request::MemoryHeard => self.memory_heard(rings)?,
+            Request::PostcopyAdvise => return self.postcopy_advise(),
+            Request::PostcopyListen => self.postcopy_listen()?,
+            Request::PostcopyEnd => return self.postcopy_end(rings),
             Request::SetLogBase(area) => {
                 self.needs(P::LOG_SHMFD, FrontendReq::SET_LOG_BASE)?;
                 let fd = fds.pop().ok_or(CodecError::TooManyFds)?;
@@ -491,7 +506,7 @@ impl Session {
     }
 
     fn set_protocol_features(&mut self, bits: u64) -> Result<(), SessionError> {
-        let unknown = bits & !PROTOCOL_FEATURES;
+        let unknown = bits & !self.protocol_offered();
         if unknown != 0 {
             return Err(SessionError::ProtocolFeatures(unknown));
         }
@@ -520,7 +535,9 @@ impl Session {
 
     fn reset(&mut self, rings: &mut dyn Rings) -> Result<(), SessionError> {
         self.needs(VhostUserProtocolFeatures::RESET_DEVICE, FrontendReq::RESET_DEVICE)?;
-        self.close(rings);
+        for index in self.indexes() {
+            let _ = self.stop_ring(index, rings);
+        }
         for (index, ring) in &mut self.rings {
             ring.reset();
             rings.forget(*index);
@@ -567,6 +584,7 @@ fn has_own_reply(request: u32) -> bool {
             | FrontendReq::GET_SHMEM_CONFIG
             | FrontendReq::CREATE_CRYPTO_SESSION
             | FrontendReq::POSTCOPY_ADVISE
+            | FrontendReq::POSTCOPY_END
             | FrontendReq::SET_DEVICE_STATE_FD
             | FrontendReq::CHECK_DEVICE_STATE
     )

@@ -15,6 +15,7 @@
 mod closer;
 mod connection;
 mod handover;
+mod late;
 mod link;
 mod listener;
 mod misses;
@@ -36,9 +37,9 @@ use virtq::mem::guard;
 use crate::session::{RingIndex, Session, SessionSettings, Unready};
 use closer::Closer;
 use connection::{Connection, Disconnect};
+use link::Link;
 use listener::Listener;
 pub use listener::OpenError;
-use misses::Questions;
 use reconnect::Reconnect;
 use rings::FabricRings;
 use timer::Timer;
@@ -93,6 +94,8 @@ pub struct PortSettings {
     pub offloads: OffloadSet,
     /// Make segments of one flow into large frames for guests that take these.
     pub coalesce: bool,
+    /// Offer postcopy migration to here: see [`SessionSettings::postcopy`].
+    pub postcopy: bool,
     /// Where ring positions are kept for a successor of this process: see
     /// [`crate::record::prepare_state_dir`]. Without it they are kept for later connections only.
     pub state_dir: Option<PathBuf>,
@@ -114,6 +117,7 @@ impl PortSettings {
             ring_reset: false,
             offloads: OffloadSet::ALL,
             coalesce: true,
+            postcopy: false,
             state_dir: None,
         }
     }
@@ -126,6 +130,7 @@ impl PortSettings {
             mtu: self.mtu,
             ring_reset: self.ring_reset,
             offloads: self.offloads,
+            postcopy: self.postcopy && late::is_possible(&self.name),
         }
     }
 }
@@ -173,8 +178,8 @@ pub struct VhostUserPort {
     changes: u64,
     /// The record of another process that this port goes on without: it ends with that.
     stale: Option<OwnedFd>,
-    /// Written when a ring met an address that the front end has to translate, and when a
-    /// transfer of state has ended.
+    /// Written by other threads: a ring met an address that the front end has to translate, a
+    /// transfer of state has ended, or nobody sleeps any more in memory that is late.
     missed: Arc<OwnedFd>,
     /// What the back channel did not take is sent then.
     ask_again: Option<Instant>,
@@ -185,20 +190,6 @@ pub struct VhostUserPort {
 enum Way {
     Listen(Listener),
     Connect(Reconnect),
-}
-
-/// A connection and what was agreed on it.
-#[derive(Debug)]
-struct Link {
-    connection: Connection,
-    session: Session,
-    /// What the event manager is asked for at present.
-    interest: EventSet,
-    refusals: u32,
-    /// Others that came meanwhile.
-    sent_away: u32,
-    /// What is still to be asked for on the back channel.
-    questions: Questions,
 }
 
 impl VhostUserPort {
@@ -215,10 +206,10 @@ impl VhostUserPort {
             SocketMode::Server => Way::Listen(Listener::open(&settings)?),
             SocketMode::Client => Way::Connect(Reconnect::new().map_err(no_timer)?),
         };
-        let (status, mut rings) = (links.status.clone(), FabricRings::new(links, &settings));
         let losses = guard::notice().map_err(no_timer)?;
         let missed = Arc::new(misses::eventfd().map_err(no_timer)?);
-        rings.transfers = Transfers::new(&missed);
+        let status = links.status.clone();
+        let rings = FabricRings::new(links, &settings, &missed);
         let port = Self {
             settings,
             status,
@@ -244,6 +235,14 @@ impl VhostUserPort {
     /// the ring that runs now is sound.
     pub fn ring_fault(&mut self, ring: RingIndex, fault: &QueueFault) {
         self.changes = self.changes.wrapping_add(1);
+        if !self.rings.late.rest() {
+            return self.rings.late.remember(ring, fault);
+        }
+        self.take_fault(ring, fault);
+        self.rings.late.go_on();
+    }
+
+    fn take_fault(&mut self, ring: RingIndex, fault: &QueueFault) {
         let Some(link) = &mut self.link else { return self.show() };
         if !link.session.ring_fault(ring, &mut self.rings) {
             // Late: the ring is another one now, or this is the same fault met by another worker.
@@ -369,9 +368,7 @@ impl VhostUserPort {
         let mut session = Session::new(self.settings.session());
         session.set_waker(Arc::clone(&self.missed));
         let connection = Connection::new(stream, self.closer.clone());
-        let questions = Questions::default();
-        self.link =
-            Some(Link { connection, session, interest, refusals: 0, sent_away: 0, questions });
+        self.link = Some(Link::new(connection, session, interest));
         tracing::info!(port = %self.settings.name, "front end connected");
         self.show();
     }
@@ -395,11 +392,7 @@ impl VhostUserPort {
     /// Asks for what the connection waits for.
     fn watch_link(&mut self, ops: &mut EventOps<'_>) -> Result<(), Disconnect> {
         let Some(link) = &mut self.link else { return Ok(()) };
-        let interest = match link.connection.has_output() {
-            true => EventSet::OUT,
-            false if self.rings.transfers.is_asked() => EventSet::empty(),
-            false => EventSet::IN,
-        };
+        let interest = link.wanted(&self.rings);
         if interest != link.interest {
             link.interest = interest;
             let events = Events::new(&link.connection.as_fd(), interest);
@@ -448,6 +441,7 @@ impl VhostUserPort {
         let Some(mut link) = self.link.take() else { return };
         link.session.close(&mut self.rings);
         self.rings.transfers.end();
+        self.rings.end_late();
         if let Err(error) = ops.remove(Events::empty(&link.connection.as_fd())) {
             tracing::warn!(port = %self.settings.name, %error, "cannot forget the connection");
         }
@@ -525,8 +519,9 @@ impl MutEventSubscriber for VhostUserPort {
         let fd = events.fd();
         let of_link = |link: &Link| link.connection.as_fd().as_raw_fd() == fd;
         if self.link.as_ref().is_some_and(of_link) {
-            let gone = events.event_set().contains(EventSet::HANG_UP);
-            match gone && self.rings.transfers.is_asked() {
+            let gone = events.event_set().intersects(EventSet::HANG_UP | EventSet::ERROR);
+            let waits = self.link.as_ref().is_some_and(|link| link.waits(&self.rings));
+            match gone && waits {
                 true => self.unlink(&Disconnect::Left, ops),
                 false => self.serve(ops),
             }
@@ -537,6 +532,7 @@ impl MutEventSubscriber for VhostUserPort {
             self.ask();
             self.answer_state(ops);
             self.arm_timer();
+            self.look_again(ops);
             return;
         }
         if self.losses.as_raw_fd() == fd {
@@ -559,6 +555,7 @@ impl Drop for VhostUserPort {
     fn drop(&mut self) {
         if let Some(link) = &mut self.link {
             link.session.close(&mut self.rings);
+            self.rings.end_late();
         }
     }
 }

@@ -187,6 +187,7 @@ impl App {
             queue_size: spec.queue_size,
             mtu: spec.mtu.unwrap_or(u16::MAX),
             ring_reset: spec.ring_reset,
+            postcopy: spec.postcopy,
             offloads: spec.offloads.set,
             coalesce: spec.offloads.gro,
             retries: self.retries,

@@ -32,6 +32,8 @@ pub struct VhostUserSpec {
     pub socket_group: Option<String>,
     /// Offer `VIRTIO_F_RING_RESET`: for front ends that forward it, which QEMU does not.
     pub ring_reset: bool,
+    /// Offer postcopy migration to here: only for front ends that are trusted with this process.
+    pub postcopy: bool,
     /// Offloads to offer, in both directions.
     pub offloads: Offloads,
 }
@@ -50,6 +52,7 @@ impl Default for VhostUserSpec {
             socket_mode: SocketMode::default(),
             socket_group: None,
             ring_reset: false,
+            postcopy: false,
             offloads: Offloads::default(),
         }
     }

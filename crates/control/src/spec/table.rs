@@ -154,6 +154,15 @@ pub(super) const VHOST_USER: &[Key<VhostUserSpec>] = &[
         show: |port| port.ring_reset.then(|| "on".to_owned()),
     },
     Key {
+        name: "postcopy",
+        allowed: "on or off",
+        set: |port, text| {
+            port.postcopy = values::switch(text)?;
+            Some(())
+        },
+        show: |port| port.postcopy.then(|| "on".to_owned()),
+    },
+    Key {
         name: "offloads",
         allowed: Offloads::ALLOWED,
         set: |port, text| {

@@ -49,7 +49,7 @@ fn wrong_keys_and_values_say_what_is_right() {
         error("vhost-user:name=a,zzz=t0"),
         "unknown key \"zzz\"; vhost-user has name, vlan, trunk, wait, cpus, \
          rate-mbps, burst-kb, rate-kpps, burst-frames, storm-kpps, socket, mode, queues, \
-         queue-size, mtu, mac, socket-mode, socket-group, ring-reset, offloads, \
+         queue-size, mtu, mac, socket-mode, socket-group, ring-reset, postcopy, offloads, \
          antispoof, ip"
     );
     assert_eq!(error("tap:name=a"), "tap needs ifname=INTERFACE");

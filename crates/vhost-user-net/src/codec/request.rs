@@ -141,6 +141,13 @@ pub enum Request {
     GetStatus,
     SetDeviceStateFd(StateDirection),
     CheckDeviceState,
+    PostcopyAdvise,
+    PostcopyListen,
+    PostcopyEnd,
+    /// That the addresses in the replies to `ADD_MEM_REG` were heard, in postcopy: the number of
+    /// the last request about memory, which says nothing, and zero instead of a region. An empty
+    /// `SET_MEM_TABLE` looks the same.
+    MemoryHeard,
     /// One that belongs to a feature that is not offered; its payload is not looked at.
     NotOffered(FrontendReq),
 }
@@ -153,6 +160,10 @@ impl Request {
     /// [`CodecError`] if request, size, a value or the number of fds is wrong.
     pub fn parse(message: &Message) -> Result<Self, CodecError> {
         let code = message.header.request;
+        if code == 0 && message.payload == [0; 8] && message.fds.is_empty() {
+            // QEMU's, when the regions are those of before.
+            return Ok(Self::MemoryHeard);
+        }
         let kind = FrontendReq::try_from(code).map_err(|_| CodecError::Unknown(code))?;
         let fields = Fields { request: code, bytes: &message.payload };
         let request = Self::parse_payload(kind, &fields)?;
@@ -196,10 +207,14 @@ impl Request {
             K::SET_BACKEND_REQ_FD => fields.none(Self::SetBackendReqFd)?,
             K::RESET_DEVICE => fields.none(Self::ResetDevice)?,
             K::GET_MAX_MEM_SLOTS => fields.none(Self::GetMaxMemSlots)?,
+            K::ADD_MEM_REG | K::REM_MEM_REG if fields.bytes == [0; 8] => Self::MemoryHeard,
             K::ADD_MEM_REG => Self::AddMemReg(fields.single_region()?),
             K::REM_MEM_REG => Self::RemMemReg(fields.single_region()?),
             K::SET_STATUS => Self::SetStatus(fields.status()?),
             K::GET_STATUS => fields.none(Self::GetStatus)?,
+            K::POSTCOPY_ADVISE => fields.none(Self::PostcopyAdvise)?,
+            K::POSTCOPY_LISTEN => fields.none(Self::PostcopyListen)?,
+            K::POSTCOPY_END => fields.none(Self::PostcopyEnd)?,
             K::SET_LOG_BASE => Self::SetLogBase(fields.log_area()?),
             K::SET_DEVICE_STATE_FD => fields.direction()?,
             K::CHECK_DEVICE_STATE => fields.none(Self::CheckDeviceState)?,
@@ -209,9 +224,6 @@ impl Request {
             | K::SET_CONFIG
             | K::CREATE_CRYPTO_SESSION
             | K::CLOSE_CRYPTO_SESSION
-            | K::POSTCOPY_ADVISE
-            | K::POSTCOPY_LISTEN
-            | K::POSTCOPY_END
             | K::GPU_SET_SOCKET
             | K::VRING_KICK
             | K::GET_SHARED_OBJECT
@@ -254,6 +266,10 @@ impl Request {
             | Self::SetStatus(_)
             | Self::GetStatus
             | Self::CheckDeviceState
+            | Self::PostcopyAdvise
+            | Self::PostcopyListen
+            | Self::PostcopyEnd
+            | Self::MemoryHeard
             | Self::NotOffered(_) => 0,
         }
     }
@@ -315,6 +331,10 @@ impl Request {
                 (K::SET_DEVICE_STATE_FD, number(direction))
             }
             Self::CheckDeviceState => (K::CHECK_DEVICE_STATE, Vec::new()),
+            Self::PostcopyAdvise => (K::POSTCOPY_ADVISE, Vec::new()),
+            Self::PostcopyListen => (K::POSTCOPY_LISTEN, Vec::new()),
+            Self::PostcopyEnd => (K::POSTCOPY_END, Vec::new()),
+            Self::MemoryHeard => (K::ADD_MEM_REG, number(0)),
             Self::NotOffered(kind) => (*kind, Vec::new()),
         }
     }
@@ -336,11 +356,11 @@ fn write_region(region: &RegionSpec) -> impl Iterator<Item = u8> {
         .flat_map(u64::to_le_bytes)
 }
 
-fn write_single(region: &RegionSpec) -> Vec<u8> {
+pub(super) fn write_single(region: &RegionSpec) -> Vec<u8> {
     [0; 8].into_iter().chain(write_region(region)).collect()
 }
 
-fn write_table(regions: &[RegionSpec]) -> Vec<u8> {
+pub(super) fn write_table(regions: &[RegionSpec]) -> Vec<u8> {
     let count = u64::try_from(regions.len()).unwrap_or(u64::MAX);
     count.to_le_bytes().into_iter().chain(regions.iter().flat_map(write_region)).collect()
 }

@@ -35,6 +35,17 @@ pub enum SessionError {
         /// What is wrong, or what the kernel says.
         error: String,
     },
+    /// A message about postcopy that does not follow what was agreed.
+    #[error("{0}")]
+    PostcopyOrder(&'static str),
+    /// The kernel does not do what postcopy needs.
+    #[error("postcopy: {what}: {error}")]
+    Postcopy {
+        /// What was tried.
+        what: &'static str,
+        /// The kernel's answer.
+        error: std::io::Error,
+    },
     /// The message is wrong by itself.
     #[error(transparent)]
     Codec(#[from] CodecError),
@@ -150,6 +161,9 @@ pub enum SetUpError {
     /// A rule for rings is broken.
     #[error(transparent)]
     Queue(#[from] QueueError),
+    /// Memory that is still arriving needs a thread, and there is none left.
+    #[error("no thread is left to serve a ring whose memory is still arriving")]
+    NoThread,
 }
 
 /// Why a connected port carries no frames.

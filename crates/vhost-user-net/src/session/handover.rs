@@ -4,7 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::ring::Ring;
-use super::{PROTOCOL_FEATURES, RegionTable, RingIndex, Rings, Session, SessionSettings};
+use super::{RegionTable, RingIndex, Rings, Session, SessionSettings};
 use crate::codec::VringAddr;
 use crate::handover::{AdoptError, Incoming, Outgoing, RingBase, RingHandover, SessionHandover};
 use crate::memory::FrontendAddr;
@@ -49,7 +49,7 @@ impl Session {
         if unknown != 0 {
             return Err(AdoptError::Features(unknown));
         }
-        let unknown = state.protocol_features.unwrap_or(0) & !PROTOCOL_FEATURES;
+        let unknown = state.protocol_features.unwrap_or(0) & !session.protocol_offered();
         if unknown != 0 {
             return Err(AdoptError::ProtocolFeatures(unknown));
         }

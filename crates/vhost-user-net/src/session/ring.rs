@@ -292,11 +292,13 @@ impl Session {
             features,
             mtu: self.mtu,
             resumed: ring.resumed,
-            known: ring.known,
+            // A guest brings its positions along; no record of ours is about it.
+            known: ring.known || self.is_late(),
             identity: self.identity(ring, &config),
             inflight: self.ring_inflight(index, &config),
             log: self.ring_log(ring),
             iotlb: self.ring_iotlb(index),
+            late: self.is_late(),
         };
         rings.start(index, start)?;
         let ring = self.ring_mut(index);

@@ -8,6 +8,7 @@ mod iotlb;
 mod log;
 mod memory;
 mod order;
+mod postcopy;
 mod refusals;
 mod scripts;
 mod state;

@@ -11,10 +11,9 @@ use virtq::mem::guard;
 use super::closer::Closer;
 use super::connection::Connection;
 use super::listener::Listener;
-use super::misses::{self, Questions};
+use super::misses;
 use super::reconnect::Reconnect;
 use super::timer::Timer;
-use super::transfer::Transfers;
 use super::{FabricRings, Link, PortLinks, PortSettings, SocketMode, VhostUserPort, Way};
 use crate::codec::FrontendReq;
 use crate::handover::{
@@ -53,7 +52,8 @@ impl VhostUserPort {
             state.link.map(|link| Link::adopt(&settings, link, fds, &closer)).transpose()?;
         let status = links.status.clone();
         let without = PortSettings { state_dir: None, ..settings.clone() };
-        let mut rings = FabricRings::new(links, &without);
+        let missed = Arc::new(misses::eventfd().map_err(no_timer)?);
+        let mut rings = FabricRings::new(links, &without, &missed);
         let record = state.record.map(|fd| fds.take(fd)).transpose()?;
         let (socket, queues) = (&settings.socket, settings.queues);
         let stale = match (record, &settings.state_dir) {
@@ -68,8 +68,6 @@ impl VhostUserPort {
             (stale, None) => stale,
         };
         let losses = guard::notice().map_err(no_timer)?;
-        let missed = Arc::new(misses::eventfd().map_err(no_timer)?);
-        rings.transfers = Transfers::new(&missed);
         if let Some(link) = &mut link {
             link.session.set_waker(Arc::clone(&missed));
         }
@@ -95,8 +93,14 @@ impl VhostUserPort {
     ///
     /// # Errors
     ///
-    /// The process has no fd left.
+    /// The process has no fd left, or the guest's memory is still arriving: what serves its pages
+    /// knows this process.
     pub fn export(&self, fds: &mut Outgoing) -> io::Result<PortHandover> {
+        if self.is_late() {
+            let port = &self.settings.name;
+            let why = format!("port {port}: the guest's memory is still arriving (postcopy)");
+            return Err(io::Error::other(why));
+        }
         let listener = match &self.way {
             Way::Listen(listener) => {
                 let (device, inode) = listener.file();
@@ -122,7 +126,8 @@ impl VhostUserPort {
     /// Stops the rings of one direction; the session goes on with [`Self::resume`], here or in
     /// another process. Stop the transmitqs of all ports first: nothing is on its way then.
     pub fn pause(&mut self, transmitqs: bool) {
-        if let Some(link) = &mut self.link {
+        // Rings of one whose memory is late are not stopped: see [`Self::export`].
+        if let Some(link) = self.link.as_mut().filter(|link| !link.session.is_late()) {
             link.session.pause(transmitqs, &mut self.rings);
         }
     }
@@ -203,7 +208,6 @@ impl Link {
         let session = Session::adopt(settings.session(), &state.session, fds, Instant::now())?;
         let interest = if connection.has_output() { EventSet::OUT } else { EventSet::IN };
         let (refusals, sent_away) = (state.refusals, state.sent_away);
-        let questions = Questions::default();
-        Ok(Self { connection, session, interest, refusals, sent_away, questions })
+        Ok(Self { refusals, sent_away, ..Self::new(connection, session, interest) })
     }
 }

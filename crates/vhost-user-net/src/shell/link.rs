@@ -1,15 +1,48 @@
-//! What a connection says, handled and answered.
+//! A connection to a front end, and what was agreed on it.
 
 use std::fmt::Display;
 use std::time::Instant;
 
+use event_manager::EventSet;
 use port::StatusCell;
 
-use super::connection::Disconnect;
-use super::{FabricRings, LOGGED_REFUSALS, Link, TURN_MESSAGES, TURN_TIME};
-use crate::session::Rings;
+use super::connection::{Connection, Disconnect};
+use super::misses::Questions;
+use super::rings::FabricRings;
+use super::{LOGGED_REFUSALS, TURN_MESSAGES, TURN_TIME};
+use crate::session::{Rings, Session};
+
+/// A connection and what was agreed on it.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) connection: Connection,
+    pub(super) session: Session,
+    /// What the event manager is asked for at present.
+    pub(super) interest: EventSet,
+    pub(super) refusals: u32,
+    /// Others that came meanwhile.
+    pub(super) sent_away: u32,
+    /// What is still to be asked for on the back channel.
+    pub(super) questions: Questions,
+    /// A message waits until nobody sleeps in the guest's memory.
+    pub(super) waits: bool,
+}
 
 impl Link {
+    /// A connection that has just begun.
+    pub(super) fn new(connection: Connection, session: Session, interest: EventSet) -> Self {
+        Self {
+            connection,
+            session,
+            interest,
+            refusals: 0,
+            sent_away: 0,
+            questions: Questions::default(),
+            waits: false,
+        }
+    }
+
+    /// Handles what has arrived.
     pub(super) fn turn(
         &mut self,
         rings: &mut FabricRings,
@@ -17,6 +50,22 @@ impl Link {
         status: &StatusCell,
     ) -> Result<(), Disconnect> {
         self.connection.flush()?;
+        // What changes a ring whose memory is late would wait for that memory.
+        self.waits = !rings.late.rest();
+        if self.waits {
+            return Ok(());
+        }
+        let result = self.handle_messages(rings, name, status);
+        rings.late.go_on();
+        result
+    }
+
+    fn handle_messages(
+        &mut self,
+        rings: &mut FabricRings,
+        name: &str,
+        status: &StatusCell,
+    ) -> Result<(), Disconnect> {
         let began = Instant::now();
         for _ in 0..TURN_MESSAGES {
             // A front end that does not read its replies is not listened to, nor one that is to
@@ -49,6 +98,21 @@ impl Link {
     pub(super) fn complain_of_rings(&mut self, name: &str, status: &StatusCell) {
         for error in self.session.take_complaints() {
             self.complain("not started", &error, (name, status));
+        }
+    }
+
+    /// Whether the front end is not listened to: a message waits, or it is to be answered first.
+    pub(super) fn waits(&self, rings: &FabricRings) -> bool {
+        self.waits || rings.transfers.is_asked()
+    }
+
+    /// What the connection waits for.
+    pub(super) fn wanted(&self, rings: &FabricRings) -> EventSet {
+        match (self.connection.has_output(), self.waits(rings)) {
+            (true, _) => EventSet::OUT,
+            // Its end is told all the same.
+            (false, true) => EventSet::empty(),
+            (false, false) => EventSet::IN,
         }
     }
 

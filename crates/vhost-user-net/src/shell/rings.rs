@@ -1,19 +1,20 @@
 //! Rings on the switch: a session's rings become the two halves of queue pairs and come back.
 
-use std::any::Any;
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use port::{Fabric, PortId, PortSnapshot, QueueCounters, QueueId, Restored};
+use port::{Egress, Fabric, Ingress, PortId, PortSnapshot, QueueCounters, QueueId, Restored};
 use virtio_net::features::queue_options;
 use virtio_net::{QueueOptions, Receiveq, ReceiveqParts, Transmitq, TransmitqParts, notify};
 use virtq::mem::RecordPage;
 use virtq::{Inflight, QueueConfig, QueueError, Recovery, RingPosition};
 
+use super::late::{Late, Rest};
 use super::{CountersOf, PortLinks, PortSettings, Transfers};
 use crate::rarp;
 use crate::record::{Identity, Records};
-use crate::session::{RingIndex, RingStart, Rings, Stopped};
+use crate::session::{RingIndex, RingStart, Rings, SetUpError, Stopped};
 
 /// The switch, as a session uses it.
 pub(super) struct FabricRings {
@@ -26,13 +27,15 @@ pub(super) struct FabricRings {
     /// Where rings are, for who comes after this session or this process.
     pub(super) records: Records,
     /// The port's name in the log.
-    name: String,
+    pub(super) name: String,
+    /// Rings whose memory is still arriving.
+    pub(super) late: Late,
     /// The device's state on its way.
     pub(super) transfers: Transfers,
 }
 
 impl FabricRings {
-    pub(super) fn new(links: PortLinks, settings: &PortSettings) -> Self {
+    pub(super) fn new(links: PortLinks, settings: &PortSettings, notice: &Arc<OwnedFd>) -> Self {
         let dir = settings.state_dir.as_deref();
         Self {
             id: links.id,
@@ -42,7 +45,8 @@ impl FabricRings {
             coalesce: settings.coalesce,
             records: Records::new(dir, &settings.socket, settings.queues),
             name: settings.name.clone(),
-            transfers: Transfers::default(),
+            transfers: Transfers::new(notice),
+            late: Late::new(Arc::clone(notice)),
         }
     }
 
@@ -102,13 +106,37 @@ impl FabricRings {
         }
     }
 
+    fn make_ingress(
+        &mut self,
+        ring: RingIndex,
+        parts: TransmitqParts,
+        late: bool,
+    ) -> Result<Box<dyn Ingress>, SetUpError> {
+        if late {
+            return self.late.ingress(ring, &self.name, parts);
+        }
+        Ok(self.late.behind_ingress(ring, Transmitq::new(parts)))
+    }
+
+    fn make_egress(
+        &mut self,
+        ring: RingIndex,
+        parts: ReceiveqParts,
+        late: bool,
+    ) -> Result<Box<dyn Egress>, SetUpError> {
+        if late {
+            return self.late.egress(ring, &self.name, parts);
+        }
+        Ok(self.late.behind_egress(ring, Receiveq::new(parts)))
+    }
+
     fn at(&self, ring: RingIndex) -> QueueId {
         QueueId { port: self.id, pair: ring.pair() }
     }
 }
 
 impl Rings for FabricRings {
-    fn start(&mut self, ring: RingIndex, start: RingStart<'_>) -> Result<(), QueueError> {
+    fn start(&mut self, ring: RingIndex, start: RingStart<'_>) -> Result<(), SetUpError> {
         let page = self.records.page(ring);
         let known = page.as_ref().zip(start.identity.as_ref());
         let mut inflight = self.inflight(ring, &start);
@@ -148,10 +176,12 @@ impl Rings for FabricRings {
         let lost = call.clone().filter(|_| start.resumed || recorded.is_some() || !begins);
         if ring.is_transmitq() {
             let parts = TransmitqParts { queue, kick, call, counters, options };
-            self.fabric.attach_ingress(self.at(ring), Box::new(Transmitq::new(parts)));
+            let ingress = self.make_ingress(ring, parts, start.late)?;
+            self.fabric.attach_ingress(self.at(ring), ingress);
         } else {
             let parts = ReceiveqParts { queue, kick, call, counters, options };
-            self.fabric.attach_egress(self.at(ring), Box::new(Receiveq::new(parts)));
+            let egress = self.make_egress(ring, parts, start.late)?;
+            self.fabric.attach_egress(self.at(ring), egress);
         }
         // A call to the previous eventfd, or of a predecessor, may have come after the driver
         // looked at that one last: one call too many is harmless, one too few is not.
@@ -200,20 +230,26 @@ impl FabricRings {
     }
 
     /// Takes a ring back from the switch.
-    fn take(&self, ring: RingIndex) -> Option<Stopped> {
+    fn take(&mut self, ring: RingIndex) -> Option<Stopped> {
         let queue = if ring.is_transmitq() {
             let ingress = self.fabric.detach_ingress(self.at(ring))?;
-            downcast::<Transmitq>(ingress.into_any())?.into_parts().queue
+            self.late.take_ingress(ring, ingress)?.into_parts().queue
         } else {
             let egress = self.fabric.detach_egress(self.at(ring))?;
-            downcast::<Receiveq>(egress.into_any())?.into_parts().queue
+            self.late.take_egress(ring, egress)?.into_parts().queue
         };
         Some(queue.into())
     }
-}
 
-fn downcast<T: 'static>(any: Box<dyn Any + Send>) -> Option<T> {
-    any.downcast().ok().map(|concrete| *concrete)
+    /// Counts what still waits for rings whose memory was late: they do not start again.
+    pub(super) fn end_late(&mut self) {
+        for (ring, rest) in self.late.take_rests() {
+            match rest {
+                Rest::Ingress(rest) => rest.discard(),
+                Rest::Egress(rest) => rest.discard(&(self.counters)(ring.pair())),
+            }
+        }
+    }
 }
 
 impl fmt::Debug for FabricRings {

@@ -17,8 +17,8 @@ use crate::guest::{GUEST, Guest, USER, front_end};
 use crate::harness::{Bench, wait_for};
 
 const PROTOCOL: u64 = 1 << 30;
-const SPLIT: u64 = VERSION_1 | PROTOCOL;
-const PACKED: u64 = SPLIT | RING_PACKED;
+pub(crate) const SPLIT: u64 = VERSION_1 | PROTOCOL;
+pub(crate) const PACKED: u64 = SPLIT | RING_PACKED;
 const VARIANTS: [u64; 6] = [
     SPLIT,
     PACKED,
@@ -28,7 +28,7 @@ const VARIANTS: [u64; 6] = [
     PACKED | IN_ORDER,
 ];
 
-fn frame(number: u32) -> Vec<u8> {
+pub(crate) fn frame(number: u32) -> Vec<u8> {
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5];
     frame.extend(number.to_be_bytes());
     let len = 60 + usize::try_from(number * 37 % 1400).unwrap();
@@ -49,7 +49,7 @@ fn pair(bench: &Bench, features: u64) -> (Guest, Guest) {
 }
 
 /// Sends frames `numbers` and checks that all of them arrive whole and in order.
-fn exchange(from: &mut Guest, to: &mut Guest, numbers: std::ops::Range<u32>) {
+pub(crate) fn exchange(from: &mut Guest, to: &mut Guest, numbers: std::ops::Range<u32>) {
     let mut next = numbers.start;
     for number in numbers.clone() {
         wait_for("room to send", || from.send(&frame(number)));

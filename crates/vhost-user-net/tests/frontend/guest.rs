@@ -56,6 +56,19 @@ fn nobody() -> Frontend {
 impl Guest {
     /// Negotiates, shares memory and fills the receiveq; rings are not started.
     pub(crate) fn new(stream: UnixStream, features: u64) -> Self {
+        let mut guest = Self::alone(features);
+        guest.join(stream);
+        guest
+    }
+
+    /// As [`Self::new`], and the memory is not shared.
+    pub(crate) fn arriving(stream: UnixStream, features: u64) -> Self {
+        let mut guest = Self::alone(features);
+        guest.negotiate(stream);
+        guest
+    }
+
+    fn alone(features: u64) -> Self {
         let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).unwrap());
         ftruncate(&file, u64::try_from(MEMORY).unwrap()).unwrap();
         let offset = FileOffset::new(file.try_clone().unwrap(), 0);
@@ -63,9 +76,11 @@ impl Guest {
         let memory = GuestMemoryMmap::<()>::from_ranges_with_files(ranges).unwrap();
         let map = GuestMap::new(Arc::new(memory)).unwrap();
         let queues = (0..2u64).map(|ring| make_queue(&map, features, ring, QUEUE)).collect();
-        let mut guest = Self { front: nobody(), queues, file, features, map };
-        guest.join(stream);
-        guest
+        Self { front: nobody(), queues, file, features, map }
+    }
+
+    pub(crate) fn map(&self) -> &GuestMap {
+        &self.map
     }
 
     /// Closes the connection; rings and memory stay.
@@ -75,12 +90,16 @@ impl Guest {
 
     /// Negotiates on a new connection and shares the memory.
     pub(crate) fn join(&mut self, stream: UnixStream) {
+        self.negotiate(stream);
+        self.share();
+    }
+
+    fn negotiate(&mut self, stream: UnixStream) {
         self.front = front_end(stream);
         let offered = self.front.get_protocol_features().unwrap();
         self.front.set_protocol_features(offered).unwrap();
         self.front.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         self.front.set_features(self.features).unwrap();
-        self.share();
     }
 
     pub(crate) fn region(&self) -> VhostUserMemoryRegionInfo {
@@ -159,12 +178,19 @@ impl Guest {
         queue.driver.publish();
     }
 
-    /// Puts a frame into the ring. False if there is no room.
-    pub(crate) fn send(&mut self, frame: &[u8]) -> bool {
+    /// Takes back what was sent. Returns whether that is all.
+    pub(crate) fn reclaim(&mut self) -> bool {
         let queue = &mut self.queues[1];
         while let Some(used) = queue.driver.poll_used().unwrap() {
             queue.pool.give(u32::try_from(used.cookie).unwrap());
         }
+        queue.driver.free() == queue.size
+    }
+
+    /// Puts a frame into the ring. False if there is no room.
+    pub(crate) fn send(&mut self, frame: &[u8]) -> bool {
+        let _ = self.reclaim();
+        let queue = &mut self.queues[1];
         let Some(index) = queue.pool.take() else { return false };
         let len = HEADER + u32::try_from(frame.len()).unwrap();
         let _ = queue.pool.write(index, 0, &[0; 12]);

@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
-use port::{PortId, PortState, QueueCounters, StatusCell};
+use port::{PortId, PortState, QueueCounters, QueueTotals, StatusCell};
 use tempfile::TempDir;
 use vhost_user_net::{PortLinks, PortSettings, RingIndex, SocketMode, VhostUserPort};
 
@@ -66,6 +66,18 @@ impl Bench {
         });
     }
 
+    /// What a port counted.
+    pub(crate) fn totals(&self, number: usize) -> QueueTotals {
+        let mut totals = self.counters[number].read_ends();
+        self.counters[number].read_rx(&mut totals);
+        totals
+    }
+
+    /// What both ports dropped.
+    pub(crate) fn drops(&self) -> u64 {
+        self.totals(0).dropped() + self.totals(1).dropped()
+    }
+
     pub(crate) fn wait_error(&self, number: usize, text: &str) {
         wait_for(text, || {
             self.status[number].read().last_error.is_some_and(|(error, _)| error.contains(text))
@@ -95,8 +107,9 @@ fn control_thread(
     })
 }
 
-impl Drop for Bench {
-    fn drop(&mut self) {
+impl Bench {
+    /// Closes both ports and ends the threads.
+    pub(crate) fn finish(&mut self) {
         // ORDERING: Relaxed: see above.
         self.stop.store(true, Ordering::Relaxed);
         self.wire.stop();
@@ -104,6 +117,12 @@ impl Drop for Bench {
             let result = thread.join();
             assert!(result.is_ok() || thread::panicking());
         }
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.finish();
     }
 }
 

@@ -10,6 +10,8 @@ mod guest;
 #[cfg(test)]
 mod harness;
 #[cfg(test)]
+mod late;
+#[cfg(test)]
 mod peer;
 #[cfg(test)]
 mod sockets;

@@ -9,14 +9,14 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use virtio_net::OffloadSet;
 use virtio_net::features::{RING_PACKED, VERSION_1};
 use virtq::mem::{GuestPhysAddr, InflightArea};
-use virtq::{ChainBuf, QueueError, RingPosition, Virtq};
+use virtq::{ChainBuf, RingPosition, Virtq};
 
 use crate::codec::{Decoder, Request, VringAddr, VringFd, VringState};
 use crate::memory::{FrontendAddr, RegionSpec};
 use crate::record::Identity;
 use crate::session::{
     F_PROTOCOL_FEATURES, Outcome, PROTOCOL_FEATURES, RingIndex, RingStart, Rings, Session,
-    SessionError, SessionSettings, Stopped,
+    SessionError, SessionSettings, SetUpError, Stopped,
 };
 
 pub(super) const REGION_BYTES: u64 = 1 << 20;
@@ -52,10 +52,11 @@ pub(super) struct Running {
     pub(super) known: bool,
     pub(super) identity: Option<Identity>,
     pub(super) inflight: Option<InflightArea>,
+    pub(super) late: bool,
 }
 
 impl Rings for Recorder {
-    fn start(&mut self, ring: RingIndex, start: RingStart<'_>) -> Result<(), QueueError> {
+    fn start(&mut self, ring: RingIndex, start: RingStart<'_>) -> Result<(), SetUpError> {
         let mut queue = start.config.activate(start.memory)?;
         queue.set_log(start.log);
         queue.set_iotlb(start.iotlb);
@@ -71,6 +72,7 @@ impl Rings for Recorder {
             known: start.known,
             identity: start.identity,
             inflight: start.inflight,
+            late: start.late,
         };
         assert!(self.queues.insert(ring.0, running).is_none(), "started twice");
         Ok(())
@@ -136,13 +138,19 @@ pub(super) struct Front {
 
 impl Front {
     pub(super) fn new() -> Self {
-        let settings = SessionSettings {
+        Self::with(|_| ())
+    }
+
+    pub(super) fn with(change: impl Fn(&mut SessionSettings)) -> Self {
+        let mut settings = SessionSettings {
             queues: 4,
             queue_size: 1024,
             mtu: 9000,
             ring_reset: false,
             offloads: OffloadSet::ALL,
+            postcopy: false,
         };
+        change(&mut settings);
         let shared = memory(REGION_BYTES);
         Self { session: Session::new(settings), rings: Recorder::default(), shared }
     }

@@ -16,6 +16,7 @@ const SETTINGS: SessionSettings = SessionSettings {
     mtu: 9000,
     ring_reset: false,
     offloads: OffloadSet::ALL,
+    postcopy: false,
 };
 
 /// What the front end has, with the session of another process, to which the state went as text.

@@ -42,7 +42,6 @@ fn requests_of_features_that_are_not_offered_are_refused() {
     for kind in [
         FrontendReq::SET_VRING_ENDIAN,
         FrontendReq::SET_CONFIG,
-        FrontendReq::POSTCOPY_ADVISE,
         FrontendReq::VRING_KICK,
         FrontendReq::GET_SHARED_OBJECT,
     ] {

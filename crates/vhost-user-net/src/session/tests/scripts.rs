@@ -232,8 +232,14 @@ fn ring_reset_is_offered_where_the_front_end_forwards_it() {
 
     for (ring_reset, offered) in [(false, FEATURES), (true, FEATURES | RING_RESET)] {
         let offloads = OffloadSet::ALL;
-        let settings =
-            SessionSettings { queues: 1, queue_size: 256, mtu: 1500, ring_reset, offloads };
+        let settings = SessionSettings {
+            queues: 1,
+            queue_size: 256,
+            mtu: 1500,
+            ring_reset,
+            offloads,
+            postcopy: false,
+        };
         assert_eq!(Session::new(settings).offered(), offered);
     }
     assert_eq!(FEATURES & RING_RESET, 0);
@@ -258,8 +264,14 @@ fn offloads_are_offered_as_the_port_says() {
             CSUM | GUEST_CSUM | HOST_USO | GUEST_USO4 | GUEST_USO6,
         ),
     ] {
-        let settings =
-            SessionSettings { queues: 1, queue_size: 256, mtu: 1500, ring_reset: false, offloads };
+        let settings = SessionSettings {
+            queues: 1,
+            queue_size: 256,
+            mtu: 1500,
+            ring_reset: false,
+            offloads,
+            postcopy: false,
+        };
         assert_eq!(Session::new(settings).offered() & OFFLOADS, bits, "{offloads:?}");
     }
 }
