@@ -5,6 +5,8 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::ensure;
+
 use crate::clock::now_ns;
 use crate::frame::{STAMP, Sender, Stamp, hash_of_pattern, port_of};
 use crate::mac::station;
@@ -43,8 +45,9 @@ pub(crate) struct Generator {
 }
 
 impl Generator {
-    /// Prepares the frames in the slots of `port`.
-    pub(crate) fn new(port: &GuestPort, sender: Sender, load: Load) -> Self {
+    /// Prepares the frames in the slots of `port`, of which the back end may have none: it would
+    /// send on what is written here as it comes.
+    pub(crate) fn new(port: &GuestPort, sender: Sender, load: Load) -> anyhow::Result<Self> {
         let mut this = Self {
             sender,
             load,
@@ -59,9 +62,11 @@ impl Generator {
             station: 0,
         };
         for pair in &port.pairs {
+            let outstanding = pair.tx.outstanding();
+            ensure!(outstanding == 0, "the back end still has {outstanding} of the buffers");
             this.prepare(&pair.tx);
         }
-        this
+        Ok(this)
     }
 
     /// Lets the frames go in turn from each of so many stations behind the sender to one behind

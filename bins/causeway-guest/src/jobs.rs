@@ -30,13 +30,15 @@ fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
     }
 }
 
-/// Lets a learning switch know all ports, and waits until it had the time to learn.
+/// Lets a learning switch know all ports, and waits until it has read that and had the time to
+/// learn. The buffers are free again then, and may be written anew.
 fn announce(cli: &Cli, ports: &mut [GuestPort]) -> anyhow::Result<()> {
     for port in ports.iter_mut() {
         for number in 0..cli.stations.unwrap_or(1) {
             port.announce(mac::station(port.mac, number), cli.vlan)?;
         }
     }
+    ports.iter_mut().try_for_each(GuestPort::settle)?;
     std::thread::sleep(Duration::from_millis(20));
     Ok(())
 }

@@ -30,8 +30,9 @@ const MERGEABLE_LARGE_BYTES: u32 = 16 * 1024;
 const LARGE_BYTES: u32 = 1026 * 64;
 const _: () = assert!(LARGE_BYTES > 65_535 + 14 + 8 + NET_HEADER);
 
-/// How long a back end may take to read a frame that announces an address.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a back end may take to read a frame that announces an address, on a busy machine and
+/// where it is restarted meanwhile.
+const PATIENCE: Duration = Duration::from_secs(20);
 const TICK: Duration = Duration::from_micros(50);
 
 /// A queue pair.
@@ -167,6 +168,27 @@ impl GuestPort {
             pair.tx.flush();
         }
         Ok(())
+    }
+
+    /// Waits until the back end has read everything that was sent: until then the frames are its
+    /// own, and whoever writes into their buffers changes what is on its way.
+    pub(crate) fn settle(&mut self) -> anyhow::Result<()> {
+        let begin = Instant::now();
+        loop {
+            let mut unread = 0u16;
+            for pair in &mut self.pairs {
+                let _ = pair.tx.reclaim()?;
+                unread = unread.saturating_add(pair.tx.outstanding());
+            }
+            if unread == 0 {
+                return Ok(());
+            }
+            if begin.elapsed() > PATIENCE {
+                bail!("the back end leaves {unread} of the first frames unread");
+            }
+            self.check()?;
+            std::thread::sleep(TICK);
+        }
     }
 
     /// If the back end went away, goes on with the next one, or fails.

@@ -41,7 +41,7 @@ pub(crate) fn run(
         count: cli.count,
     };
     let sender = first.sender(dst, cli.vlan, run_number());
-    let generator = Generator::new(first, sender, load);
+    let generator = Generator::new(first, sender, load)?;
     let mut job = Job {
         generator: match cli.stations {
             Some(count) => generator.with_stations(count),
