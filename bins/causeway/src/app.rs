@@ -39,6 +39,7 @@ use switch::{Switch, SwitchEvent};
 use vhost_user_net::VhostUserPort;
 
 use crate::sandbox::Sandbox;
+use crate::service::ServiceManager;
 use crate::signals::Signals;
 use capture::Captures;
 use handing::Handing;
@@ -73,6 +74,7 @@ pub(crate) struct App {
     source: Option<Source>,
     /// What the process may still do.
     sandbox: Sandbox,
+    service: ServiceManager,
     /// How often a full receiveq is tried again.
     retries: u32,
     /// Where ring positions are kept for a successor.
@@ -159,6 +161,7 @@ impl App {
             handing,
             source: None,
             sandbox: Sandbox::default(),
+            service: ServiceManager::default(),
             retries: virtio_net::DEFAULT_RETRIES,
             state_dir: None,
             rebalance_s: 0,
@@ -183,6 +186,11 @@ impl App {
     /// Says how often pairs may move to other workers, in seconds; 0: never.
     pub(crate) fn set_rebalance(&mut self, seconds: u32) {
         self.rebalance_s = seconds;
+    }
+
+    /// Says who is told that this process serves.
+    pub(crate) fn set_service(&mut self, service: ServiceManager) {
+        self.service = service;
     }
 
     /// Looks at loads, and moves a pair if its time has come.
@@ -210,6 +218,7 @@ impl App {
     /// Serves until a signal ends it.
     pub(crate) fn serve(&mut self) -> Result<(), String> {
         self.serving = true;
+        self.service.ready();
         while !self.stopping {
             let ran = self.manager.run();
             let _ = ran.map_err(|error| format!("the event loop failed: {error}"))?;
@@ -218,6 +227,7 @@ impl App {
             }
         }
         tracing::info!("stopping");
+        self.service.stopping();
         while let Some(port) = self.ports.pop() {
             drop(self.remove(port));
         }

@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use control::{PortSpec, StaticEntry};
 use port::{PortState, PortStatus, QueueRecord};
 use serde::{Deserialize, Serialize};
-use switch::SwitchRecord;
+use switch::{PortDebt, SwitchRecord};
 use vhost_user_net::handover::{PortHandover, RingBase};
 
 pub(crate) use counts::QueueCount;
@@ -36,6 +36,8 @@ pub(crate) use counts::QueueCount;
 pub(crate) struct Offer {
     pub(crate) control: ControlOffer,
     pub(crate) metrics: Option<MetricsOffer>,
+    /// The way to the service manager.
+    pub(crate) service: Option<u32>,
     pub(crate) ports: Vec<PortOffer>,
     /// Learned stations.
     pub(crate) stations: Vec<Station>,
@@ -116,12 +118,35 @@ pub(crate) struct PortStop {
     pub(crate) counts: Vec<QueueCount>,
     /// What was counted where the guest was before: frames and bytes from it, to it, drops.
     pub(crate) elsewhere: [u64; 5],
+    /// What it had used up of its limits.
+    pub(crate) debt: Debt,
     /// The guest's side, if it changed since the offer.
     pub(crate) guest: Option<PortHandover>,
     /// Where the guest's rings stopped, if it did not.
     pub(crate) rings: Vec<RingBase>,
     /// What an open uplink is made of.
     pub(crate) uplink: Option<UplinkStop>,
+}
+
+/// What a port had used up of its limits: nanoseconds in which it would not have sent.
+#[derive(Debug, Default, Clone, Copy, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Debt {
+    bytes_ns: u64,
+    frames_ns: u64,
+    storm_ns: u64,
+}
+
+impl Debt {
+    pub(crate) fn of(debt: PortDebt) -> Self {
+        let PortDebt { bytes_ns, frames_ns, storm_ns } = debt;
+        Self { bytes_ns, frames_ns, storm_ns }
+    }
+
+    pub(crate) fn debt(self) -> PortDebt {
+        let Self { bytes_ns, frames_ns, storm_ns } = self;
+        PortDebt { bytes_ns, frames_ns, storm_ns }
+    }
 }
 
 /// An uplink's parts.
@@ -200,8 +225,23 @@ impl SwitchCount {
     }
 }
 
-/// Keys whose change does not concern the front end: its connection stays.
-const OF_THE_SWITCH: [&str; 5] = ["vlan", "trunk", "wait", "mac", "cpus"];
+/// Keys whose change does not concern the front end: its connection stays. `offloads` is for those
+/// that connect anew, and what is put together for a guest (`gro`) changes at once.
+const OF_THE_SWITCH: [&str; 13] = [
+    "vlan",
+    "trunk",
+    "wait",
+    "mac",
+    "cpus",
+    "offloads",
+    "antispoof",
+    "ip",
+    "rate-mbps",
+    "burst-kb",
+    "rate-kpps",
+    "burst-frames",
+    "storm-kpps",
+];
 
 impl PortOffer {
     /// A port as it was asked for.

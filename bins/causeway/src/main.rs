@@ -7,6 +7,7 @@ mod demo;
 mod handover;
 mod run;
 mod sandbox;
+mod service;
 mod signals;
 
 use std::io::Write;

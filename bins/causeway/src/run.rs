@@ -17,6 +17,7 @@ use crate::app::{App, Origin, Source, Taken, pinned};
 use crate::cli::{LogLevel, RunArgs, Switched};
 use crate::ctl::default_socket;
 use crate::sandbox::{Asked, Sandbox};
+use crate::service::ServiceManager;
 use crate::signals::Signals;
 
 pub(crate) fn run(arguments: &RunArgs) -> Result<(), Failure> {
@@ -126,11 +127,14 @@ impl Start<'_> {
         .map_err(Failure::Runtime)?;
         switch_config.at_start = sandbox.at_start();
         let switch = Switch::start(&switch_config).map_err(failed("start the workers"))?;
+        let mut service = ServiceManager::of_environment();
+        service.or(|| taken.as_mut().and_then(Taken::service));
         let mut app = App::new(switch, server, signals).map_err(Failure::Runtime)?;
         if let Some(retries) = settings.retries {
             app.set_retries(retries);
         }
         app.set_state_dir(state_dir);
+        app.set_service(service);
         app.set_rebalance(settings.rebalance_s.unwrap_or(0));
         serve_metrics(&mut app, settings.metrics, taken.as_mut())?;
         let count = ports.len();

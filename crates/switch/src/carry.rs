@@ -4,6 +4,7 @@ use std::sync::PoisonError;
 
 use port::{PortId, PortStatus, QueueCounters, QueueRecord, QueueTotals};
 
+use crate::guard::PortDebt;
 use crate::stats::add_totals;
 use crate::table::{record, record_mut};
 use crate::{FdbEntry, Switch};
@@ -66,6 +67,24 @@ impl Switch {
             record.pairs_seen = record.pairs_seen.max(u16::try_from(seen).unwrap_or(0));
         });
         self.shared.wake_all();
+    }
+
+    /// How much of its limits a port has used up; exact when nobody serves its queues.
+    pub fn port_debt(&self, id: PortId) -> PortDebt {
+        let now_ns = self.shared.now_ns();
+        self.shared.tables.read(|records| {
+            let guard = record(records, id).and_then(|record| record.guard.as_ref());
+            guard.map(|guard| guard.debt(now_ns)).unwrap_or_default()
+        })
+    }
+
+    /// Goes on with what a port has used up of its limits elsewhere.
+    pub fn carry_debt(&self, id: PortId, debt: &PortDebt) {
+        let now_ns = self.shared.now_ns();
+        self.shared.tables.read(|records| {
+            let guard = record(records, id).and_then(|record| record.guard.as_ref());
+            guard.into_iter().for_each(|guard| guard.owe(now_ns, debt));
+        });
     }
 
     /// Adds what a queue had counted of a port that does not exist here.

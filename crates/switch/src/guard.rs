@@ -87,6 +87,18 @@ impl Bucket {
         self.over_ns = self.over_ns.max(now_ns).saturating_add(self.time(units));
     }
 
+    /// What was sent beyond the rate and is not over yet, as time.
+    fn debt_ns(&self, now_ns: u64) -> u64 {
+        self.over_ns.saturating_sub(now_ns)
+    }
+
+    /// Goes on with what another bucket had sent. At another rate that is as long, but not more
+    /// than what empties this one.
+    fn owe(&mut self, now_ns: u64, debt_ns: u64) {
+        let most = self.tolerance_ns.saturating_add(REST_NS);
+        self.over_ns = self.over_ns.max(now_ns.saturating_add(debt_ns.min(most)));
+    }
+
     /// When there is credit again, and a little more.
     fn ready_ns(&self) -> u64 {
         let unit = self.time(1).saturating_add(1);
@@ -100,6 +112,18 @@ impl Bucket {
 struct Pace {
     bytes: Option<Bucket>,
     frames: Option<Bucket>,
+}
+
+/// How much of its limits a port has used up, as time in which it would not have sent: for another
+/// switch that goes on with the port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PortDebt {
+    /// In bytes.
+    pub bytes_ns: u64,
+    /// In frames.
+    pub frames_ns: u64,
+    /// In floods.
+    pub storm_ns: u64,
 }
 
 /// The limits of a port in use.
@@ -124,6 +148,34 @@ impl Guard {
             storm: bucket(limits.storm).map(ShortLock::new),
             sources: limits.sources.clone(),
         })
+    }
+
+    /// What is used up.
+    pub(crate) fn debt(&self, now_ns: u64) -> PortDebt {
+        let of = |bucket: &Bucket| bucket.debt_ns(now_ns);
+        let pace = self.pace.as_ref().map(|pace| {
+            let pace = pace.lock();
+            [&pace.bytes, &pace.frames].map(|bucket| bucket.as_ref().map_or(0, of))
+        });
+        let [bytes_ns, frames_ns] = pace.unwrap_or_default();
+        let storm_ns = self.storm.as_ref().map_or(0, |storm| of(&storm.lock()));
+        PortDebt { bytes_ns, frames_ns, storm_ns }
+    }
+
+    /// Goes on with what was used up elsewhere.
+    pub(crate) fn owe(&self, now_ns: u64, debt: &PortDebt) {
+        if let Some(pace) = &self.pace {
+            let mut pace = pace.lock();
+            if let Some(bucket) = &mut pace.bytes {
+                bucket.owe(now_ns, debt.bytes_ns);
+            }
+            if let Some(bucket) = &mut pace.frames {
+                bucket.owe(now_ns, debt.frames_ns);
+            }
+        }
+        if let Some(storm) = &self.storm {
+            storm.lock().owe(now_ns, debt.storm_ns);
+        }
     }
 
     /// How many frames a queue may take now.

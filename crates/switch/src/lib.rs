@@ -31,7 +31,7 @@ pub use config::{AtStart, PollMode, PortConfig, SwitchConfig, Workers};
 pub use event::{Events, SwitchEvent, Way};
 pub use fabric::{Moved, PAIRS_MAX, Placement, PortError, PortHandle, Switch};
 pub use fdb::{FdbEntry, FdbLimits, STATIC_MAX};
-pub use guard::{PortLimits, Rate, Sources};
+pub use guard::{PortDebt, PortLimits, Rate, Sources};
 pub use receive_table::{ReceiveTable, TableError};
 pub use shared::BATCH_SIZES;
 pub use stats::{PortStats, SwitchStats, WorkerStats};

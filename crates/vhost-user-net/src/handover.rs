@@ -132,6 +132,8 @@ pub struct LinkHandover {
 pub struct SessionHandover {
     /// The device features, if they were negotiated.
     pub features: Option<u64>,
+    /// The offloads that were offered, as feature bits; an older program does not say.
+    pub offloads: Option<u64>,
     /// The protocol features, if they were negotiated.
     pub protocol_features: Option<u64>,
     /// The MTU in force.

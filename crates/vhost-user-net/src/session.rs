@@ -219,6 +219,9 @@ enum Answer {
 #[derive(Debug)]
 pub struct Session {
     settings: SessionSettings,
+    /// The offloads that this front end is offered, as feature bits: those of the settings, or of
+    /// the settings of the process that its connection was taken over from.
+    offloads: u64,
     features: Option<u64>,
     protocol_features: Option<u64>,
     mtu: u16,
@@ -241,6 +244,7 @@ impl Session {
     pub fn new(settings: SessionSettings) -> Self {
         Self {
             settings,
+            offloads: offload_features(settings.offloads),
             features: None,
             protocol_features: None,
             mtu: settings.mtu,
@@ -259,7 +263,7 @@ impl Session {
     /// The device features that the session offers.
     pub fn offered(&self) -> u64 {
         let ring_reset = if self.settings.ring_reset { RING_RESET } else { 0 };
-        FEATURES & !OFFLOADS | offload_features(self.settings.offloads) | ring_reset
+        FEATURES & !OFFLOADS | self.offloads | ring_reset
     }
 
     /// The protocol features that the session offers.

@@ -35,9 +35,10 @@ use super::ports::{Origin, Port, Side};
 use super::uplink::UplinkSide;
 use super::{App, Subscriber};
 use crate::handover::{
-    ControlOffer, MetricsOffer, Offer, PortOffer, PortStop, Prepared, QueueCount, State, Station,
-    Status, SwitchCount, UplinkStop,
+    ControlOffer, Debt, MetricsOffer, Offer, PortOffer, PortStop, Prepared, QueueCount, State,
+    Station, Status, SwitchCount, UplinkStop,
 };
+use crate::service::ServiceManager;
 
 /// How long the new process may prepare.
 const PREPARE_TIME: Duration = Duration::from_secs(60);
@@ -212,6 +213,9 @@ impl App {
                 Side::Uplink(uplink) => uplink.leave(),
             }
         }
+        // Before this process ends: a service manager takes the end of another one for no failure.
+        self.service.succeeded_by(pid);
+        self.service = ServiceManager::default();
         self.server.leave();
         self.switch.end_captures(&format!("process {pid} took over"));
         self.stopping = true;
@@ -239,6 +243,7 @@ impl App {
                 }
                 _ => None,
             },
+            service: self.service.socket().map(|socket| fds.add(socket)).transpose()?,
             stations: self.stations(),
         })
     }
@@ -314,6 +319,7 @@ impl App {
             status: Status::of(port.handle.status.read()),
             counts: counts.iter().map(QueueCount::of).collect(),
             elsewhere: self.switch.elsewhere(port.handle.id).to_array(),
+            debt: Debt::of(self.switch.port_debt(port.handle.id)),
             ..PortStop::default()
         };
         match &mut port.side {

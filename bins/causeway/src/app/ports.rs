@@ -90,13 +90,7 @@ impl App {
         origin: Origin,
     ) -> Result<Option<String>, String> {
         let in_port = |error: String| format!("port {}: {error}", spec.name);
-        let workers = pinned(&spec.cpus, &self.switch.worker_cpus()).map_err(in_port)?;
-        let config = config(spec, &statics).map_err(in_port)?;
-        let spread = spec.kind.interface().is_some_and(|interface| interface.spread);
-        if spread && self.switch.worker_cpus().len() == 1 {
-            tracing::warn!(port = spec.name, "spread=on, but there is one worker only");
-        }
-        let config = PortConfig { workers, spread, ..config };
+        let config = self.port_config(spec, &statics).map_err(in_port)?;
         let handle = self.switch.add_port(&config).map_err(|e| in_port(e.to_string()))?;
         let side = Side::Absent;
         let mut port = Port { spec: spec.clone(), statics, origin, handle, side };
@@ -115,6 +109,21 @@ impl App {
         self.ports.push(port);
         self.steer();
         Ok(reason)
+    }
+
+    /// The switch's side of a port, with its workers.
+    pub(super) fn port_config(
+        &self,
+        spec: &PortSpec,
+        statics: &[StaticEntry],
+    ) -> Result<PortConfig, String> {
+        let workers = pinned(&spec.cpus, &self.switch.worker_cpus())?;
+        let config = config(spec, statics)?;
+        let spread = spec.kind.interface().is_some_and(|interface| interface.spread);
+        if spread && self.switch.worker_cpus().len() == 1 {
+            tracing::warn!(port = spec.name, "spread=on, but there is one worker only");
+        }
+        Ok(PortConfig { workers, spread, ..config })
     }
 
     /// Takes a port that is no more in the list apart, and returns what it was.
@@ -335,7 +344,7 @@ impl App {
 }
 
 /// The switch's side of a port.
-pub(super) fn config(spec: &PortSpec, statics: &[StaticEntry]) -> Result<PortConfig, String> {
+fn config(spec: &PortSpec, statics: &[StaticEntry]) -> Result<PortConfig, String> {
     let trunk: Vec<u16> = spec.trunk.iter().map(|vlan| vlan.number()).collect();
     let access = spec.vlan.map(|vlan| vlan.number());
     let rule = VlanRule::from_keys(access, &trunk).map_err(|error| error.to_string())?;

@@ -11,6 +11,7 @@
 //! whatever goes wrong before, this process gives up and the old one goes on.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -27,7 +28,7 @@ use vhost_user_net::VhostUserPort;
 use vhost_user_net::handover::Incoming;
 
 use super::App;
-use super::ports::{Origin, Port, Side, config};
+use super::ports::{Origin, Port, Side};
 use super::uplink::UplinkSide;
 use crate::handover::{Offer, PortOffer, PortStop, Prepared, State, Station};
 
@@ -121,6 +122,11 @@ impl Taken {
         self.channel.abort(reason);
     }
 
+    /// The old process's way to the service manager.
+    pub(crate) fn service(&mut self) -> Option<OwnedFd> {
+        self.fds.take(self.offer.service?).ok()
+    }
+
     fn plan(&self, spec: &PortSpec) -> Plan {
         let resource = spec.resource();
         let mut ports = self.offer.ports.iter();
@@ -150,7 +156,7 @@ impl App {
             Plan::Later => None,
             Plan::Adopt(offer) => Some(offer),
         };
-        let config = config(spec, &statics).map_err(in_port)?;
+        let config = self.port_config(spec, &statics).map_err(in_port)?;
         let handle = self.switch.add_port(&config).map_err(|e| in_port(e.to_string()))?;
         let (id, side) = (handle.id, Side::Absent);
         let mut port = Port { spec: spec.clone(), statics, origin, handle, side };
@@ -266,6 +272,7 @@ impl App {
         };
         self.switch.carry_port(port.handle.id, &counts);
         self.switch.carry_elsewhere(port.handle.id, PortTotals::from_array(stop.elsewhere));
+        self.switch.carry_debt(port.handle.id, &stop.debt.debt());
         let status = stop.status.clone().restore();
         port.handle.status.restore(status.clone());
         if status.state == PortState::Quarantined {

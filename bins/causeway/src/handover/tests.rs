@@ -28,6 +28,13 @@ fn what_the_switch_alone_knows_may_change() {
     for (text, goes_on) in [
         ("vhost-user:name=g0,vlan=7,socket=/run/g0.sock", true),
         ("vhost-user:name=g0,trunk=1+2,socket=/run/g0.sock,mac=02:00:00:00:00:01", true),
+        ("vhost-user:name=g0,socket=/run/g0.sock,offloads=off", true),
+        ("vhost-user:name=g0,socket=/run/g0.sock,rate-mbps=1,burst-kb=9,storm-kpps=1", true),
+        ("vhost-user:name=g0,socket=/run/g0.sock,rate-kpps=1,burst-frames=9", true),
+        (
+            "vhost-user:name=g0,socket=/run/g0.sock,mac=02:00:00:00:00:01,antispoof=on,ip=10.0.0.1",
+            true,
+        ),
         ("vhost-user:name=g0,socket=/run/g0.sock,queues=2", false),
         ("vhost-user:name=g0,socket=/run/g0.sock,mode=client", false),
         ("vhost-user:name=g0,socket=/run/g1.sock", false),

@@ -15,11 +15,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct Bed {
     pub(crate) folder: TempDir,
     child: Option<Child>,
+    /// The first process's environment has this, too; its successors' has not.
+    pub(crate) environment: Vec<(String, String)>,
 }
 
 impl Bed {
     pub(crate) fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap(), child: None }
+        Self { folder: tempfile::tempdir().unwrap(), child: None, environment: Vec::new() }
     }
 
     /// Starts a switch and waits until it listens.
@@ -39,6 +41,7 @@ impl Bed {
             .args(arguments)
             // Which threads share a heap is chance otherwise, and mappings are counted.
             .env("MALLOC_ARENA_MAX", "1")
+            .envs(self.environment.clone())
             .current_dir(self.folder.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())

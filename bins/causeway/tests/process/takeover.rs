@@ -10,6 +10,7 @@ use testkit::FrontEnd;
 
 use crate::bed::{Bed, causeway, eventually, ledger};
 use crate::driver::{Driver, PACKED, SPLIT, Stream};
+use crate::guest::Guest;
 
 const PORTS: [&str; 4] =
     ["--port", "vhost-user:name=g0,socket=g0.sock", "--port", "vhost-user:name=g1,socket=g1.sock"];
@@ -304,4 +305,86 @@ fn metrics_and_their_address_go_on() {
     scrape();
     bed.take_over(&[&PORTS[..], &["--metrics", &address]].concat());
     scrape();
+}
+
+/// The service manager, of which only the first process was told, hears who goes on before that
+/// process ends, as `NotifyAccess=main` needs it.
+#[test]
+fn the_service_manager_hears_who_goes_on() {
+    let mut bed = Bed::new();
+    let manager = std::os::unix::net::UnixDatagram::bind(bed.path("notify")).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let said = || {
+        let mut bytes = [0; 100];
+        let count = manager.recv(&mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes[..count]).into_owned()
+    };
+    let path = bed.path("notify").to_str().unwrap().to_owned();
+    bed.environment = vec![("NOTIFY_SOCKET".to_owned(), path)];
+    bed.start(&PORTS);
+    assert_eq!(said(), format!("READY=1\nMAINPID={}", bed.id()));
+    for _ in 0..2 {
+        bed.take_over(&PORTS);
+        assert_eq!(said(), format!("MAINPID={}", bed.id()));
+        assert_eq!(said(), format!("READY=1\nMAINPID={}", bed.id()));
+    }
+    assert_eq!(bed.end(Signal::TERM).code(), Some(0));
+    assert_eq!(said(), "STOPPING=1");
+    // A manager that is gone, or none, is no reason not to serve.
+    drop(manager);
+    bed.start(&PORTS);
+    assert!(bed.log().contains("cannot reach NOTIFY_SOCKET"), "{}", bed.log());
+}
+
+/// Keys that are the switch's own change without a word to the front end.
+#[test]
+fn limits_and_offloads_change_while_guests_stay() {
+    let mut bed = Bed::started(&PORTS);
+    let stream = stream(&bed, SPLIT);
+    let with = |keys: &str| {
+        let first = format!("vhost-user:name=g0,socket=g0.sock{keys}");
+        ["--port".to_owned(), first, PORTS[2].to_owned(), PORTS[3].to_owned()]
+    };
+    let mut take_over = |keys: &str| {
+        let ports = with(keys);
+        bed.take_over(&ports.each_ref().map(String::as_str));
+        let spec = bed.port("g0")["spec"].as_str().unwrap().to_owned();
+        assert!(spec.ends_with(keys), "{spec}");
+        // A port that is opened anew would wait for its front end.
+        assert_eq!(bed.port("g0")["state"], "up");
+    };
+    take_over(",rate-mbps=900,burst-kb=512,storm-kpps=1");
+    stream.goes_on("frames at a high rate");
+    take_over(",offloads=off");
+    stream.goes_on("frames of a guest that was offered more");
+    let _ = stream.finish();
+    settles(&bed);
+    let connected = bed.log().matches("front end connected").count();
+    assert_eq!(connected, 2, "nobody was sent away: {}", bed.log());
+}
+
+#[test]
+fn a_guest_may_not_say_any_more_what_its_port_forbids_now() {
+    let mut bed = Bed::started(&PORTS);
+    let (mut g0, _g1) = (Guest::join(&bed, "g0.sock", 1), Guest::join(&bed, "g1.sock", 2));
+    let _ = (bed.wait_state("g0", "up"), bed.wait_state("g1", "up"));
+    let spoofed = |bed: &Bed| {
+        let stats = bed.json(&["stats"]);
+        let ports = stats["ports"].as_array().unwrap();
+        let port = ports.iter().find(|port| port["name"] == "g0").unwrap();
+        port["queues"][0]["drops"]["spoofed"].as_u64().unwrap()
+    };
+    g0.send(5);
+    assert_eq!(spoofed(&bed), 0);
+    let strict = "vhost-user:name=g0,socket=g0.sock,antispoof=on,mac=02:00:00:00:00:77";
+    bed.take_over(&["--port", strict, PORTS[2], PORTS[3]]);
+    assert_eq!(bed.port("g0")["state"], "up");
+    g0.send(3);
+    assert_eq!(spoofed(&bed), 3);
+    bed.take_over(&PORTS);
+    g0.send(3);
+    assert_eq!(spoofed(&bed), 3);
+    let connected = bed.log().matches("front end connected").count();
+    assert_eq!(connected, 2, "nobody was sent away: {}", bed.log());
+    settles(&bed);
 }

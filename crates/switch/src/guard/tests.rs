@@ -26,6 +26,34 @@ fn a_bucket_gives_its_burst_and_then_its_rate() {
 }
 
 #[test]
+fn another_guard_goes_on_with_what_was_used_up() {
+    let rate = |per_second, burst| Some(Rate { per_second, burst });
+    let limits = PortLimits {
+        bytes: rate(1_000_000, 10_000),
+        frames: rate(1000, 64),
+        storm: rate(10, 16),
+        sources: None,
+    };
+    let old = Guard::new(&limits).unwrap();
+    let now_ns = 500 * MS;
+    old.spend(now_ns, 64, 4000);
+    (0..16).for_each(|_| assert!(old.may_flood(now_ns)));
+    let debt = old.debt(now_ns);
+    // Its clock begins anew, the debt does not.
+    let new = Guard::new(&limits).unwrap();
+    new.owe(3 * MS, &debt);
+    assert_eq!(new.debt(3 * MS), debt);
+    assert!(new.admit(3 * MS).is_err() && !new.may_flood(3 * MS));
+    assert_eq!(new.admit(13 * MS), Ok(10));
+    // What was owed at a low rate does not stop a port with a high one for longer than a burst.
+    let fast = Guard::new(&PortLimits { frames: rate(1_000_000, 1000), ..limits.clone() }).unwrap();
+    fast.owe(0, &debt);
+    assert!(fast.admit(2 * MS).is_ok());
+    // Who has used up nothing, and who has no limits, owes nothing.
+    assert_eq!(Guard::new(&limits).unwrap().debt(0), super::PortDebt::default());
+}
+
+#[test]
 fn over_a_long_time_the_rate_is_exact() {
     let per_second = 12_345_678;
     let mut bucket = Bucket::new(Rate { per_second, burst: 65_536 });

@@ -3,6 +3,8 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use virtio_net::features::OFFLOADS;
+
 use super::ring::Ring;
 use super::{RegionTable, RingIndex, Rings, Session, SessionSettings};
 use crate::codec::VringAddr;
@@ -19,6 +21,7 @@ impl Session {
         let rings = self.rings.iter().map(|(index, ring)| ring.export(*index, fds, now));
         Ok(SessionHandover {
             features: self.features,
+            offloads: Some(self.offloads),
             protocol_features: self.protocol_features,
             mtu: self.mtu,
             status: self.status,
@@ -45,6 +48,10 @@ impl Session {
         now: Instant,
     ) -> Result<Self, AdoptError> {
         let mut session = Self::new(settings);
+        // A front end may use at any time what it was offered, so the offer stays that of its
+        // connection; the next one hears of `settings`.
+        let in_use = || session.offloads | state.features.unwrap_or(0);
+        session.offloads = state.offloads.unwrap_or_else(in_use) & OFFLOADS;
         let unknown = state.features.unwrap_or(0) & !session.offered();
         if unknown != 0 {
             return Err(AdoptError::Features(unknown));

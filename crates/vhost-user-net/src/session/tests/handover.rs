@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use port::OffloadSet;
+use virtio_net::features::{OFFLOADS, offload_features};
 use virtq::RingPosition;
 
 use super::front::{Event, Front, PACKED, PLAIN, REGION_BYTES, event, memory, region};
@@ -124,6 +125,37 @@ fn a_broken_ring_stays_broken_and_a_held_one_held() {
     assert!(front.session.hold_rings(later).is_some_and(|end| end < later));
     front.session.release_held_rings(later, &mut front.rings);
     assert_eq!(front.running(), [1]);
+}
+
+/// What a front end was offered it may use as long as its connection lasts, whatever the successor
+/// offers to others.
+#[test]
+fn the_offer_is_that_of_the_connection() {
+    let none = SessionSettings { offloads: OffloadSet::NONE, ..SETTINGS };
+    let tso = PLAIN | offload_features(OffloadSet::ALL);
+    let mut front = Front::new();
+    front.up(tso, 1);
+    let offered = front.session.offered();
+    assert_eq!(offered & OFFLOADS, OFFLOADS);
+    let mut state = hand_over(&mut front, none).unwrap();
+    assert_eq!((front.session.offered(), front.session.features()), (offered, Some(tso)));
+    assert_eq!(front.running(), [0, 1]);
+    // Not even a driver that negotiates anew is refused.
+    front.say(Request::SetFeatures(tso));
+    assert_eq!(front.session.features(), Some(tso));
+    assert_eq!(hand_over(&mut front, none).unwrap().offloads, Some(OFFLOADS));
+    assert_eq!(Session::new(none).offered() & OFFLOADS, 0);
+    // An older program does not say what it offered: what is in use was.
+    let adopted = |state: &SessionHandover| {
+        let mut fds = Outgoing::default();
+        let _ = front.session.export(&mut fds, Instant::now()).unwrap();
+        let mut fds = Incoming::from(fds.into_fds());
+        Session::adopt(none, state, &mut fds, Instant::now()).unwrap().offered() & OFFLOADS
+    };
+    state.offloads = None;
+    assert_eq!(adopted(&state), OFFLOADS);
+    state.features = Some(PLAIN);
+    assert_eq!(adopted(&state), 0);
 }
 
 #[test]
