@@ -14,6 +14,7 @@ mod addresses;
 mod back_end;
 mod case;
 mod chart;
+mod crash_record;
 mod hostile;
 mod idle;
 mod instructions;
@@ -93,6 +94,11 @@ pub(crate) enum Kind {
     /// The switch, OVS-DPDK with and without userspace TSO, OVS' userspace datapath and the
     /// kernel's bridge take turns. Writes tcp.json. Needs root, for hugepages and namespaces.
     Tcp(tcp::Options),
+    /// What it costs to be ready for a crash: frames per second with the record of ring positions,
+    /// with the front end's in-flight file, and with neither
+    ///
+    /// Writes crash-record.json. Needs root, for hugepages.
+    CrashRecord(crash_record::Options),
     /// How long guests wait when another process takes the switch over
     ///
     /// Writes take-over.json.
@@ -114,6 +120,7 @@ pub(crate) fn run(steps: &mut Steps, kind: &Kind) -> Result<()> {
         Kind::Sweep(options) => sweep::run(steps, options),
         Kind::Uplinks(options) => uplinks::run(steps, options),
         Kind::Tcp(options) => tcp::run(steps, options),
+        Kind::CrashRecord(options) => crash_record::run(steps, options),
         Kind::TakeOver(options) => takeover::run(steps, options),
         Kind::Readme(options) => readme::run(steps, options),
     }

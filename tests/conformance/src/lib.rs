@@ -8,6 +8,7 @@
 //!       ├──► Forwarder    dpdk-testpmd as the back end, which decides nothing
 //!       ├──► OvsDpdk      the switch that is built on the same library
 //!       ├──► Netns        a network namespace with veth pairs, as a container has one
+//!       ├──► Looped       two uplinks of the switch, wired to each other
 //!       └──► Switch       `causeway run`, asked through `causeway ctl --json`
 //! ```
 //!
@@ -18,6 +19,7 @@
 pub mod environment;
 pub mod forwarder;
 pub mod guest;
+pub mod looped;
 pub mod netns;
 pub mod ovs;
 pub mod pairwise;
@@ -32,6 +34,7 @@ pub mod virtio_user;
 pub use environment::{Environment, QemuVersion};
 pub use forwarder::Forwarder;
 pub use guest::{Guest, GuestSpec, Side};
+pub use looped::Looped;
 pub use netns::Netns;
 pub use ovs::OvsDpdk;
 pub use process::Process;

@@ -22,11 +22,23 @@ impl Scratch {
     /// # Errors
     /// The folder cannot be made.
     pub fn new(name: &str) -> Result<Self> {
+        Self::below(&std::env::temp_dir(), name)
+    }
+
+    /// The same on tmpfs, where writing costs no more than memory does.
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub fn in_memory(name: &str) -> Result<Self> {
+        Self::below(Path::new("/dev/shm"), name)
+    }
+
+    fn below(root: &Path, name: &str) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         // ORDERING: relaxed, a counter that only has to give each caller another number.
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("cw-{name}-{}-{count}", std::process::id());
-        let folder = std::env::temp_dir().join(name);
+        let folder = root.join(name);
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         Ok(Self { folder, keep: false })
     }

@@ -24,6 +24,8 @@ pub struct Switch {
     folder: PathBuf,
     /// Processes that took over.
     successors: u32,
+    /// What the process before this one has logged.
+    predecessor: String,
 }
 
 /// What `ctl --json stats` says, as far as the tests look at it.
@@ -212,8 +214,14 @@ impl Switch {
         }
         let log = folder.join("causeway.log");
         let process = Process::spawn("causeway", &mut command, &log)?;
-        let mut switch =
-            Self { program, process, control, folder: folder.to_owned(), successors: 0 };
+        let mut switch = Self {
+            program,
+            process,
+            control,
+            folder: folder.to_owned(),
+            successors: 0,
+            predecessor: String::new(),
+        };
         let start = Instant::now();
         loop {
             match switch.stats() {
@@ -266,6 +274,7 @@ impl Switch {
         let log = self.process.output_from(0)?;
         ensure!(!log.contains("panicked"), "the old process panicked\n{}", self.process.tail());
         self.process = new;
+        self.predecessor = log;
         Ok(())
     }
 
@@ -369,6 +378,12 @@ impl Switch {
     /// The log cannot be read.
     pub fn log(&self) -> Result<String> {
         self.process.output_from(0)
+    }
+
+    /// What the process has logged that this one took over from.
+    #[must_use]
+    pub fn predecessors_log(&self) -> &str {
+        &self.predecessor
     }
 
     /// Ends the switch with SIGTERM and expects a clean exit.

@@ -40,13 +40,52 @@ pub(crate) struct Load {
     pub(crate) addresses: u32,
     /// Those of them that frames come from or go to.
     pub(crate) in_use: u32,
+    pub(crate) kept: Kept,
 }
+
+/// What is kept for the case that the switch dies.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Kept {
+    Nothing,
+    /// The switch's record of ring positions.
+    Record,
+    /// The front end's file of what is in flight.
+    Inflight,
+}
+
+/// Where the record is, while a switch runs.
+#[derive(Debug)]
+pub(crate) struct StateDir(Option<Scratch>);
 
 /// What `causeway-guest --json --generate` says, as far as it matters here.
 #[derive(Debug, Deserialize)]
 struct Said {
     rx_pps: f64,
     lost: Option<u64>,
+}
+
+impl Kept {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::Record => "record",
+            Self::Inflight => "in-flight file",
+        }
+    }
+
+    /// A directory on tmpfs, if there is a record.
+    pub(crate) fn state_dir(self) -> Result<StateDir> {
+        let kept = (self == Self::Record).then(|| Scratch::in_memory("state"));
+        Ok(StateDir(kept.transpose()?))
+    }
+}
+
+impl StateDir {
+    /// What the switch is told.
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        let place = self.0.as_ref().map(|kept| kept.folder().display().to_string());
+        vec!["--state-dir".to_owned(), place.unwrap_or_else(|| "off".to_owned())]
+    }
 }
 
 impl Load {
@@ -84,7 +123,8 @@ pub(crate) fn measure(load: Load, subject: &str) -> Result<Run> {
 }
 
 fn measure_in(load: Load, scratch: &Scratch) -> Result<Run> {
-    let switch = start(load, scratch)?;
+    let state = load.kept.state_dir()?;
+    let switch = start(load, &state, scratch)?;
     let others = announce_others(load, &switch, scratch)?;
     let mut back_end = BackEnd::of_switch(switch);
     let before_ns = round_trip_ns()?;
@@ -130,7 +170,7 @@ fn measure_in(load: Load, scratch: &Scratch) -> Result<Run> {
     })
 }
 
-fn start(load: Load, scratch: &Scratch) -> Result<Switch> {
+fn start(load: Load, state: &StateDir, scratch: &Scratch) -> Result<Switch> {
     let mut ports: Vec<(String, PathBuf)> =
         ["g0", "g1"].into_iter().map(str::to_owned).zip(sockets(scratch)).collect();
     ports.extend(others(load, scratch).map(|(name, socket, _)| (name, socket)));
@@ -140,6 +180,8 @@ fn start(load: Load, scratch: &Scratch) -> Result<Switch> {
     let specs: Vec<String> = specs.collect();
     let mut arguments = vec!["--workers", "0"];
     arguments.extend(specs.iter().flat_map(|spec| ["--port", spec]));
+    let state = state.arguments();
+    arguments.extend(state.iter().map(String::as_str));
     Switch::start_with(scratch.folder(), &arguments)
 }
 
@@ -176,6 +218,9 @@ fn generator(load: Load, scratch: &Scratch) -> Result<Command> {
         .args(["--seconds", &SLACK.as_secs().to_string()]);
     if load.ring == Ring::Packed {
         let _ = command.arg("--packed");
+    }
+    if load.kept == Kept::Inflight {
+        let _ = command.arg("--inflight");
     }
     for socket in sockets(scratch) {
         let _ = command.arg("--socket").arg(socket);
@@ -225,7 +270,8 @@ mod tests {
 
     #[test]
     fn all_addresses_have_a_place() {
-        let load = |addresses, in_use| Load { ring: Ring::Split, addresses, in_use };
+        let load =
+            |addresses, in_use| Load { ring: Ring::Split, addresses, in_use, kept: Kept::Record };
         let large = load(100_000, 10_000);
         let others = large.others();
         assert_eq!(others.iter().sum::<u32>() + 2 * large.stations(), 100_000);

@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::report::{Report, saved_folder};
 use super::round::Run;
 use super::summary::{Row, Spread};
-use super::uplinks;
+use super::{crash_record, takeover, uplinks};
 use crate::steps::Steps;
 
 /// Options of `cargo xtask bench readme`.
@@ -34,7 +34,8 @@ struct IdleRun {
 }
 
 /// The tables of the README.
-const SECTIONS: [&str; 6] = ["pvp", "latency", "scale", "idle", "uplinks", "tcp"];
+const SECTIONS: [&str; 8] =
+    ["pvp", "latency", "scale", "idle", "uplinks", "tcp", takeover::NAME, crash_record::NAME];
 
 pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
     let path = repository().join("README.md");
@@ -105,6 +106,13 @@ fn section(name: &str) -> Result<String> {
                 "Gbit/s of payload; the ratio is that of causeway to it:\n\n{table}\n{}",
                 origin(&report)
             )
+        }),
+        takeover::NAME => load::<Value, Vec<takeover::Summary>>(name)?
+            .map(|report| format!("{}\n{}", takeover::table(&report.summary), origin(&report))),
+        crash_record::NAME => load::<Value, Vec<Row>>(name)?.map(|report| {
+            let table = with_and_without(&report.summary);
+            let what = "Million frames per second with what is kept and with nothing";
+            format!("{what}:\n\n{table}\n{}", origin(&report))
         }),
         "idle" => load::<IdleRun, Option<Spread>>(name)?.and_then(|report| idle(&report)),
         other => bail!("there are no results called {other}"),

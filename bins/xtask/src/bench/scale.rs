@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use conformance::Environment;
 
-use super::addresses::{self, Load};
+use super::addresses::{self, Kept, Load};
 use super::back_end::{Setup, Subject};
 use super::case::{Case, Ring};
 use super::machine::Versions;
@@ -110,8 +110,9 @@ fn among_addresses(
     (options, (ring, number)): (&Options, (Ring, u16)),
     done: &mut Vec<Run>,
 ) {
-    let many = Load { ring, addresses: options.addresses, in_use: options.in_use };
-    let few = Load { ring, addresses: 2, in_use: 2 };
+    let kept = Kept::Record;
+    let many = Load { ring, addresses: options.addresses, in_use: options.in_use, kept };
+    let few = Load { ring, addresses: 2, in_use: 2, kept };
     for load in [many, few] {
         let subject = among(load.addresses);
         let what = format!("{}, {subject}, run {number}", load.case());

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use conformance::process::tied_command;
-use conformance::{Environment, Guest, GuestSpec, Netns, Process, Scratch, Switch};
+use conformance::{Environment, Guest, GuestSpec, Looped, Process, Scratch, Switch};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
@@ -80,16 +80,11 @@ fn qemu(env: &Environment, scratch: &Scratch) -> Result<()> {
 /// `causeway-guest` sends numbered frames out through an uplink and in through another one, so each
 /// frame crosses both: none is lost, repeated or changed.
 fn through(_: &Environment, scratch: &Scratch, kind: &str) -> Result<()> {
-    let (place, peer) = (Netns::new()?, Netns::new()?);
-    let uplinks = wired(kind, &place, &peer)?;
+    let uplinks = Looped::new(kind)?;
     let guest = |name: &str, vlan: u16| format!("{},vlan={vlan}", guest_port(name, scratch));
     // Out by u0 of one VLAN, back by u1 of another: there is no other way.
-    let ports = [
-        guest("g1", 10),
-        guest("g2", 20),
-        format!("{},vlan=10", uplinks[0]),
-        format!("{},vlan=20", uplinks[1]),
-    ];
+    let [u0, u1] = uplinks.ports();
+    let ports = [guest("g1", 10), guest("g2", 20), u0, u1];
     let mut switch = Switch::start(scratch.folder(), &ports)?;
     let program = conformance::switch::guest_program()?;
     let spawn = |name: &str, arguments: &[&str]| {
@@ -118,29 +113,6 @@ fn through(_: &Environment, scratch: &Scratch, kind: &str) -> Result<()> {
     ensure!(got == sent && sent > 100, "{got} of {sent} frames came; {}", switch.counters());
     let _ = switch.check_ledger()?;
     switch.stop()
-}
-
-/// Two uplinks of `kind`, wired to each other.
-fn wired(kind: &str, place: &Netns, peer: &Netns) -> Result<[String; 2]> {
-    let spec = |name: &str, netns: &Netns| {
-        format!("{kind}:name={name},ifname={name},netns={}", netns.name())
-    };
-    if kind == "tap" {
-        // A bridge of the host joins the two taps.
-        let _ = place.ip(&["link", "add", "br0", "type", "bridge"])?;
-        let _ = place.ip(&["link", "set", "br0", "up"])?;
-        for tap in ["u0", "u1"] {
-            let _ = place.ip(&["tuntap", "add", tap, "mode", "tap"])?;
-            let _ = place.ip(&["link", "set", tap, "master", "br0"])?;
-            let _ = place.ip(&["link", "set", tap, "up"])?;
-        }
-        return Ok([spec("u0", place), spec("u1", place)]);
-    }
-    let ends = ["link", "add", "u0", "type", "veth", "peer", "name", "u1", "netns", peer.name()];
-    let _ = place.ip(&ends)?;
-    let _ = place.ip(&["link", "set", "u0", "up"])?;
-    let _ = peer.ip(&["link", "set", "u1", "up"])?;
-    Ok([spec("u0", place), spec("u1", peer)])
 }
 
 /// What a guest printed at its end.
