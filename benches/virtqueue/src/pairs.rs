@@ -12,7 +12,10 @@ use std::sync::Arc;
 
 use port::{BURST_MAX, Fabric, PortId, QueueCounters, QueueId};
 use rustix::event::{EventfdFlags, eventfd};
-use switch::{FdbLimits, PollMode, PortConfig, Switch, SwitchConfig, Turn, VlanRule, Workers};
+use switch::{
+    FdbLimits, PollMode, PortConfig, PortLimits, Rate, Switch, SwitchConfig, Turn, VlanRule,
+    Workers,
+};
 use virtio_net::features::{MRG_RXBUF, VERSION_1, queue_options};
 use virtio_net::{QueueOptions, Receiveq, ReceiveqParts, Transmitq, TransmitqParts};
 use virtq::Layout;
@@ -49,6 +52,8 @@ pub enum Traffic {
     Mixed,
     /// As [`Self::Plain`], between ports with two queue pairs each.
     Multiqueue,
+    /// As [`Self::Plain`], with limits of both ports that are never hit.
+    Limits,
     /// As [`Self::Mixed`], and the sender's flows are spread over two workers.
     Spread,
 }
@@ -196,16 +201,29 @@ pub fn pairs(layout: Layout, traffic: Traffic, count: usize) -> anyhow::Result<V
         Traffic::Vlan => {
             (VlanRule::from_keys(Some(VLAN), &[])?, VlanRule::from_keys(None, &[VLAN, 6])?)
         }
-        Traffic::Plain | Traffic::Mixed | Traffic::Multiqueue | Traffic::Spread => {
-            (VlanRule::Any, VlanRule::Any)
-        }
+        Traffic::Plain
+        | Traffic::Limits
+        | Traffic::Mixed
+        | Traffic::Multiqueue
+        | Traffic::Spread => (VlanRule::Any, VlanRule::Any),
     };
     // In this order each worker gets one pair.
     let pairs = if traffic == Traffic::Multiqueue { 2 } else { 1 };
     let port = |rule| PortConfig { vlan: rule, pairs, ..PortConfig::new("") };
     let spread = traffic == Traffic::Spread;
     let workers = if spread { vec![0] } else { Vec::new() };
-    let port = |rule| PortConfig { workers: workers.clone(), spread, ..port(rule) };
+    let far = Some(Rate { per_second: 100_000_000_000, burst: 1_000_000_000 });
+    let limits = if traffic == Traffic::Limits {
+        PortLimits { bytes: far, frames: far, storm: far, ..PortLimits::default() }
+    } else {
+        PortLimits::default()
+    };
+    let port = |rule| PortConfig {
+        workers: workers.clone(),
+        spread,
+        limits: limits.clone(),
+        ..port(rule)
+    };
     let senders = join_all(&switch, layout, ("sender", &port(access)), count)?;
     let receivers = join_all(&switch, layout, ("receiver", &port(trunk)), count)?;
     let mut joined = Vec::new();

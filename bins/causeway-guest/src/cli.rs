@@ -18,7 +18,7 @@ const FRAMES: std::ops::RangeInclusive<i64> = FRAME_MIN as i64..=FRAME_MAX as i6
 ///
 /// It connects to the back end behind each SOCKET (or waits for it with `--mode server`) with
 /// memory and rings of its own, as a VMM and the driver in its guest would together.
-#[derive(Debug, Parser)]
+#[derive(Clone, Debug, Parser)]
 #[command(name = "causeway-guest", version)]
 #[command(group = ArgGroup::new("job").required(true).args(
     ["tap", "generate", "receive", "latency"]))]
@@ -88,6 +88,14 @@ pub(crate) struct Cli {
     /// Seconds of round trips before those that are measured [default: 0]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(crate) warm_up: Option<u64>,
+    /// Meanwhile let frames go between the ports behind two more sockets, given one after the
+    /// other, as fast as the back end takes them
+    #[arg(long, value_name = "PATH")]
+    pub(crate) neighbour: Vec<PathBuf>,
+    /// Bytes of the neighbour's frames [default: --size]
+    #[arg(long, value_name = "N", requires = "neighbour",
+          value_parser = clap::value_parser!(u32).range(FRAMES))]
+    pub(crate) neighbour_size: Option<u32>,
     /// Most frames that are made available at once [default: 32]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) burst: Option<u16>,
@@ -261,8 +269,12 @@ impl Cli {
         if self.echo && self.verify {
             return Err("--echo: does not check frames, --verify has no effect".into());
         }
-        for (index, path) in self.socket.iter().enumerate() {
-            if self.socket.iter().take(index).any(|other| other == path) {
+        if !matches!(self.neighbour.len(), 0 | 2) {
+            return Err(format!("--neighbour: given {} times, not twice", self.neighbour.len()));
+        }
+        let sockets: Vec<_> = self.socket.iter().chain(&self.neighbour).collect();
+        for (index, path) in sockets.iter().enumerate() {
+            if sockets.iter().take(index).any(|other| other == path) {
                 return Err(format!("--socket {}: given twice", path.display()));
             }
         }
@@ -277,6 +289,7 @@ impl Cli {
             ("--netns", self.netns.is_some(), tap, "--tap"),
             ("--offloads", self.offloads.is_some(), tap, "--tap"),
             ("--warm-up", self.warm_up.is_some(), latency, "--latency"),
+            ("--neighbour", !self.neighbour.is_empty(), latency, "--latency"),
             ("--echo", self.echo, receive, "--receive"),
             ("--inject", self.inject.is_some(), receive, "--receive"),
             ("--window", self.window.is_some(), generate, "--generate"),
@@ -378,6 +391,7 @@ mod tests {
             ("--latency --dst 02:00:00:00:00:01", "--flows 2"),
             ("--receive", "--rate-pps 5"),
             ("--receive", "--warm-up 1"),
+            ("--receive", "--neighbour b --neighbour c"),
             ("--tap t", "--stations 5"),
             ("--tap t", "--verify"),
             ("--tap t", "--count 5"),
@@ -399,6 +413,11 @@ mod tests {
             parse("--socket a --socket b --generate --stations 5 --dst 02:00:00:00:00:01").is_err()
         );
         assert!(parse("--socket a --latency").is_err());
+        let latency = "--socket a --socket b --latency";
+        assert!(parse(&format!("{latency} --neighbour c --neighbour d")).is_ok());
+        assert!(parse(&format!("{latency} --neighbour c")).unwrap_err().contains("not twice"));
+        assert!(parse(&format!("{latency} --neighbour c --neighbour b")).is_err());
+        assert!(parse(&format!("{latency} --neighbour-size 64")).is_err());
         assert!(parse("--socket a --generate --dst 02:00").is_err());
     }
 }

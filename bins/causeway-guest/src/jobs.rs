@@ -3,6 +3,7 @@
 pub(crate) mod generate;
 pub(crate) mod inject;
 pub(crate) mod latency;
+mod neighbour;
 pub(crate) mod receive;
 pub(crate) mod tap;
 

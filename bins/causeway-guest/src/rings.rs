@@ -327,9 +327,20 @@ impl RxRing {
     #[inline]
     pub(crate) fn receive(
         &mut self,
+        sink: impl FnMut(Received<'_>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<usize> {
+        self.receive_most(BURST, sink)
+    }
+
+    /// As [`Self::receive`], of so many buffers at most.
+    #[inline]
+    pub(crate) fn receive_most(
+        &mut self,
+        most: usize,
         mut sink: impl FnMut(Received<'_>) -> anyhow::Result<()>,
     ) -> anyhow::Result<usize> {
-        let count = self.ring.queue.poll_burst(&mut self.ring.used)?;
+        let used = self.ring.used.get_mut(..most.min(BURST)).unwrap_or_default();
+        let count = self.ring.queue.poll_burst(used)?;
         if count == 0 {
             return Ok(0);
         }

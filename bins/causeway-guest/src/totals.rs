@@ -53,6 +53,8 @@ pub(crate) struct Totals {
     pub(crate) kicks: u64,
     pub(crate) calls: u64,
     pub(crate) latency: Option<Latency>,
+    /// Frames per second that arrived at the neighbour's second port.
+    pub(crate) neighbour_pps: Option<f64>,
     pub(crate) features: Agreed,
     pub(crate) ports: Vec<PortTotals>,
 }
@@ -146,6 +148,7 @@ impl Meter {
             kicks: pairs.map(|p| p.rx.kicks().wrapping_add(p.tx.kicks())).sum(),
             calls,
             latency: None,
+            neighbour_pps: None,
             features: ports.first()?.features,
             ports: self.ports,
         })
@@ -273,6 +276,7 @@ mod tests {
             kicks: 0,
             calls: 0,
             latency: None,
+            neighbour_pps: None,
             features: off,
             ports: Vec::new(),
         }

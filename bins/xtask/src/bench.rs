@@ -14,7 +14,9 @@ mod addresses;
 mod back_end;
 mod case;
 mod chart;
+mod costs;
 mod crash_record;
+mod fairness;
 mod hostile;
 mod idle;
 mod instructions;
@@ -64,6 +66,16 @@ pub(crate) enum Kind {
     ///
     /// Writes latency.json. Needs root, for hugepages.
     Latency(latency::Options),
+    /// Round trips of a slow guest beside one at full rate on the same worker, and alone
+    ///
+    /// Its p99 is to stay below twice of alone, and it must not lose a frame. Writes fairness.json.
+    /// Needs root, for hugepages.
+    Fairness(fairness::Options),
+    /// What the sandbox and limits that are never hit cost
+    ///
+    /// Frames per second with both and without, as in `pvp`. Writes costs.json. Needs root, for
+    /// hugepages.
+    Costs(costs::Options),
     /// What a hostile guest costs a good one that shares a worker with it
     ///
     /// Frames per second of the good guest beside each of the hostile one's acts, and without; it
@@ -114,6 +126,8 @@ pub(crate) fn run(steps: &mut Steps, kind: &Kind) -> Result<()> {
         Kind::TwoWorkers => lines::run(steps),
         Kind::Pvp(options) => pvp::run(steps, options),
         Kind::Latency(options) => latency::run(steps, options),
+        Kind::Fairness(options) => fairness::run(steps, options),
+        Kind::Costs(options) => costs::run(steps, options),
         Kind::Hostile(options) => hostile::run(steps, options),
         Kind::Idle(options) => idle::run(steps, options),
         Kind::Scale(options) => scale::run(steps, options),

@@ -50,10 +50,15 @@ pub struct PortLimits {
     pub sources: Option<Sources>,
 }
 
+/// Bits of [`Bucket::unit`] behind the point.
+const POINT: u32 = 32;
+
 /// A rate in use: when all that was sent so far would be over at that rate.
 #[derive(Debug, Clone, Copy)]
 struct Bucket {
     per_second: u64,
+    /// Nanoseconds of a unit, a fixed-point number: nothing is divided on the way of frames.
+    unit: u64,
     /// The burst as time.
     tolerance_ns: u64,
     over_ns: u64,
@@ -61,7 +66,10 @@ struct Bucket {
 
 impl Bucket {
     fn new(rate: Rate) -> Self {
-        let mut bucket = Self { per_second: rate.per_second.max(1), tolerance_ns: 0, over_ns: 0 };
+        let per_second = rate.per_second.max(1);
+        // At least one a second: it fits in.
+        let unit = (SECOND_NS << POINT).div_euclid(per_second);
+        let mut bucket = Self { per_second, unit, tolerance_ns: 0, over_ns: 0 };
         // Rounded up, so that the burst fits in.
         bucket.tolerance_ns = bucket.time(rate.burst).saturating_add(1);
         bucket
@@ -69,16 +77,23 @@ impl Bucket {
 
     /// How long so many units take.
     fn time(&self, units: u64) -> u64 {
-        let product = u128::from(units).saturating_mul(u128::from(SECOND_NS));
-        let time = product.checked_div(u128::from(self.per_second)).unwrap_or(u128::MAX);
-        u64::try_from(time).unwrap_or(u64::MAX)
+        let product = u128::from(units).saturating_mul(u128::from(self.unit));
+        u64::try_from(product >> POINT).unwrap_or(u64::MAX)
+    }
+
+    /// For how long frames may come at once now.
+    fn left_ns(&self, now_ns: u64) -> u64 {
+        now_ns.saturating_add(self.tolerance_ns).saturating_sub(self.over_ns.max(now_ns))
+    }
+
+    /// Whether more than so many units may come now: quicker to tell than how many.
+    fn has_more_than(&self, units: u64, now_ns: u64) -> bool {
+        self.left_ns(now_ns) > self.time(units)
     }
 
     /// Units that may come now.
     fn credit(&self, now_ns: u64) -> u64 {
-        let until = now_ns.saturating_add(self.tolerance_ns);
-        let time = until.saturating_sub(self.over_ns.max(now_ns));
-        let product = u128::from(time).saturating_mul(u128::from(self.per_second));
+        let product = u128::from(self.left_ns(now_ns)).saturating_mul(u128::from(self.per_second));
         u64::try_from(product.div_euclid(u128::from(SECOND_NS))).unwrap_or(u64::MAX)
     }
 
@@ -178,11 +193,22 @@ impl Guard {
         }
     }
 
+    /// Whether a queue may take a whole burst now. The time may be past, as a worker's clock is:
+    /// then there is less credit than there would be.
+    #[inline]
+    pub(crate) fn admits_all(&self, now_ns: u64) -> bool {
+        let Some(pace) = &self.pace else { return true };
+        let pace = pace.lock();
+        pace.frames.is_none_or(|frames| frames.has_more_than(BURST_MAX as u64, now_ns))
+            && pace.bytes.is_none_or(|bytes| bytes.has_more_than(1, now_ns))
+    }
+
     /// How many frames a queue may take now.
     ///
     /// # Errors
     ///
     /// None: when it may be asked again.
+    #[cold]
     pub(crate) fn admit(&self, now_ns: u64) -> Result<usize, u64> {
         let Some(pace) = &self.pace else { return Ok(BURST_MAX) };
         let pace = pace.lock();
@@ -196,6 +222,7 @@ impl Guard {
     }
 
     /// Notes what was taken.
+    #[inline]
     pub(crate) fn spend(&self, now_ns: u64, frames: u64, bytes: u64) {
         let Some(pace) = &self.pace else { return };
         let mut pace = pace.lock();

@@ -17,6 +17,7 @@
 mod by_hand;
 mod cold;
 mod queue;
+mod share;
 mod turn;
 
 use std::sync::Arc;
@@ -34,6 +35,7 @@ pub(crate) use by_hand::ByHand;
 pub use by_hand::Turn;
 use cold::Waiter;
 use queue::{Queue, State};
+use share::Shares;
 
 /// A worker as control holds it.
 #[derive(Debug)]
@@ -140,6 +142,7 @@ struct Worker {
     /// Numbers of the queues that had work in this turn.
     worked: Vec<usize>,
     clock: Clock,
+    shares: Shares,
     /// Whether it waits for work when there is none.
     sleeps: bool,
     stopping: bool,
@@ -150,8 +153,10 @@ struct Worker {
 struct Clock {
     now_ns: u64,
     now_secs: u32,
-    /// Turns with work since the clock was read.
-    busy_turns: u32,
+    /// How often it was read.
+    looks: u64,
+    /// Bursts since it was read.
+    bursts: usize,
     /// When a queue had work last.
     worked_ns: u64,
     /// When cold queues were asked after last.
@@ -183,6 +188,7 @@ impl Worker {
             cold: 0,
             worked: Vec::new(),
             clock: Clock::default(),
+            shares: Shares::default(),
             sleeps: true,
             stopping: false,
         }
@@ -352,7 +358,7 @@ impl Worker {
     fn make_hot(&mut self, number: usize) {
         if let Some(queue) = self.queues.get_mut(number).and_then(Option::as_mut) {
             queue.state = State::Hot;
-            queue.idle_since_ns = None;
+            queue.idle = None;
             self.hot.push(number);
         }
     }
@@ -360,7 +366,8 @@ impl Worker {
     fn read_clock(&mut self) {
         self.clock.now_ns = self.shared.now_ns();
         self.clock.now_secs = self.shared.secs(self.clock.now_ns);
-        self.clock.busy_turns = 0;
+        self.clock.looks = self.clock.looks.wrapping_add(1);
+        self.clock.bursts = 0;
     }
 }
 

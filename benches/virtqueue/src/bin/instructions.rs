@@ -30,7 +30,7 @@ const KINDS: &str = "split, packed, split-indirect, packed-indirect, split-in-or
                      packed-in-order, path-split, path-packed, switch-split, switch-packed, \
                      switch-split-vlan, switch-packed-vlan, switch-split-mixed, \
                      switch-packed-mixed, switch-split-multiqueue, \
-                     switch-split-spread, two-workers-split, two-workers-packed, virtio-queue, \
+                     switch-split-limits, switch-packed-limits, switch-split-spread, two-workers-split, two-workers-packed, virtio-queue, \
                      virtio-queue-indirect";
 
 fn main() -> ExitCode {
@@ -75,6 +75,7 @@ fn run(kind: &str, batch: usize) -> anyhow::Result<u64> {
     } else if kind.starts_with("switch-") || kind.starts_with("two-workers-") {
         let traffic = match kind.rsplit('-').next() {
             Some("vlan") => Traffic::Vlan,
+            Some("limits") => Traffic::Limits,
             Some("mixed") => Traffic::Mixed,
             Some("spread") => Traffic::Spread,
             Some("multiqueue") => Traffic::Multiqueue,

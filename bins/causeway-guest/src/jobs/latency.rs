@@ -4,11 +4,14 @@
 //!  two ports   first ──► switch ──► second, which sends it back ──► switch ──► first
 //!  one port    first ──► switch ──► a `--receive --echo` elsewhere ──► switch ──► first
 //! ```
+//!
+//! With `--neighbour`, two other ports load the switch meanwhile.
 
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
+use super::neighbour::Neighbour;
 use super::{announce, deadline, is_over, run_number};
 use crate::cli::Cli;
 use crate::clock::now_ns;
@@ -31,7 +34,8 @@ pub(crate) fn run(
     stop: &Stop,
 ) -> anyhow::Result<Option<Totals>> {
     announce(cli, ports)?;
-    let Some(mut job) = Job::new(cli, ports)? else { return Ok(None) };
+    let neighbour = Neighbour::open(cli, stop)?;
+    let Some(mut job) = Job::new(cli, ports, neighbour)? else { return Ok(None) };
     // A back end that has just been connected still has other things to do.
     let warm = Instant::now().checked_add(Duration::from_secs(cli.warm_up.unwrap_or(0)));
     while !is_over(warm, Instant::now()) && !stop.asked() {
@@ -39,7 +43,9 @@ pub(crate) fn run(
         let _ = job.round_trip(ports, stop)?;
         job.pause(cli, ports, begin)?;
     }
-    let end = deadline(cli, Instant::now());
+    let start = Instant::now();
+    let arrived = job.neighbour.as_ref().map_or(0, |neighbour| neighbour.arrived);
+    let end = deadline(cli, start);
     let count = cli.count.or_else(|| end.is_none().then_some(DEFAULT_COUNT));
     let mut lost = 0u64;
     let mut tries = 0u64;
@@ -56,7 +62,14 @@ pub(crate) fn run(
         }
         job.pause(cli, ports, begin)?;
     }
+    let seconds = start.elapsed().as_secs_f64();
+    let neighbour_pps = job.neighbour.as_ref().map(|neighbour| {
+        let frames = u32::try_from(neighbour.arrived.wrapping_sub(arrived)).unwrap_or(u32::MAX);
+        (f64::from(frames) / seconds).round()
+    });
+    job.neighbour.as_mut().map_or(Ok(()), Neighbour::stop)?;
     let Some(mut totals) = job.meter.totals(ports, job.idle.calls()) else { return Ok(None) };
+    totals.neighbour_pps = neighbour_pps;
     totals.lost = Some(lost);
     totals.latency = Latency::from_histogram(&job.times);
     Ok(Some(totals))
@@ -71,10 +84,15 @@ struct Job {
     times: Histogram<u64>,
     meter: Meter,
     idle: Idle,
+    neighbour: Option<Neighbour>,
 }
 
 impl Job {
-    fn new(cli: &Cli, ports: &[GuestPort]) -> anyhow::Result<Option<Self>> {
+    fn new(
+        cli: &Cli,
+        ports: &[GuestPort],
+        neighbour: Option<Neighbour>,
+    ) -> anyhow::Result<Option<Self>> {
         let run = run_number();
         let legs = match (ports, cli.dst) {
             ([a, b], _) => {
@@ -90,7 +108,9 @@ impl Job {
             frame: Vec::new(),
             times: Histogram::new_with_max(10_000_000_000, 3)?,
             meter: Meter::new(ports, &cli.socket),
-            idle: Idle::new(cli.busy, ports, None)?,
+            // It has always something to do.
+            idle: Idle::new(cli.busy || neighbour.is_some(), ports, None)?,
+            neighbour,
         }))
     }
 
@@ -167,7 +187,7 @@ impl Job {
             if stop.asked() || is_over(until, now) {
                 return Ok(false);
             }
-            self.idle.turn(worked, ports, until)?;
+            self.wait_a_little(worked, ports, until)?;
         }
     }
 
@@ -178,8 +198,20 @@ impl Job {
         };
         let due = begin.checked_add(Duration::from_nanos(nanos));
         while !is_over(due, Instant::now()) {
-            self.idle.turn(false, ports, due)?;
+            self.wait_a_little(false, ports, due)?;
         }
         Ok(())
+    }
+
+    fn wait_a_little(
+        &mut self,
+        worked: bool,
+        ports: &mut [GuestPort],
+        until: Option<Instant>,
+    ) -> anyhow::Result<()> {
+        if let Some(neighbour) = &mut self.neighbour {
+            neighbour.step()?;
+        }
+        self.idle.turn(worked, ports, until)
     }
 }

@@ -48,6 +48,10 @@ pub(crate) struct Setup {
     pub(crate) quiet_guests: u16,
     /// More arguments of `causeway run`.
     pub(crate) arguments: Vec<String>,
+    /// Names of more ports of the switch, whose sockets are called like them.
+    pub(crate) more_ports: Vec<String>,
+    /// What is added to the SPEC of each port of the switch, from a comma on.
+    pub(crate) port_keys: String,
 }
 
 /// A running back end.
@@ -157,7 +161,15 @@ pub(crate) fn available(
 impl Setup {
     /// The usual build with its two ports only.
     pub(crate) fn new(subject: Subject, frame_bytes: u32) -> Self {
-        Self { subject, frame_bytes, program: None, quiet_guests: 0, arguments: Vec::new() }
+        Self {
+            subject,
+            frame_bytes,
+            program: None,
+            quiet_guests: 0,
+            arguments: Vec::new(),
+            more_ports: Vec::new(),
+            port_keys: String::new(),
+        }
     }
 }
 
@@ -292,12 +304,13 @@ impl BackEnd {
 fn start_switch(setup: &Setup, sockets: &[PathBuf; 2], scratch: &Scratch) -> Result<BackEnd> {
     let [a, b] = sockets;
     let mut ports = vec![("g0".to_owned(), a.clone()), ("g1".to_owned(), b.clone())];
+    ports.extend(setup.more_ports.iter().map(|name| (name.clone(), scratch.path(name))));
     let quiet = Quiet::ports(setup.quiet_guests, scratch);
     ports.extend(quiet.iter().cloned());
-    let specs = ports
-        .iter()
-        .map(|(name, socket)| format!("vhost-user:name={name},socket={}", socket.display()));
-    let specs: Vec<String> = specs.collect();
+    let spec = |(name, socket): &(String, PathBuf)| {
+        format!("vhost-user:name={name},socket={}{}", socket.display(), setup.port_keys)
+    };
+    let specs: Vec<String> = ports.iter().map(spec).collect();
     let mut arguments = vec!["--workers", "0", "--poll", setup.subject.poll()];
     arguments.extend(specs.iter().flat_map(|spec| ["--port", spec]));
     arguments.extend(setup.arguments.iter().map(String::as_str));

@@ -62,13 +62,21 @@ pub(crate) struct Trips {
     /// Round trips per second [default: each begins when the one before has ended]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) rate_pps: Option<u32>,
+    /// Bytes of the frames that another guest sends meanwhile, as fast as it can, between the ports
+    /// [`NEIGHBOURS`].
+    #[arg(skip)]
+    pub(crate) beside: Option<u32>,
 }
+
+/// The ports of the other guest.
+pub(crate) const NEIGHBOURS: [&str; 2] = ["n0", "n1"];
 
 /// What `causeway-guest --json --latency` says, as far as it matters here.
 #[derive(Debug, Deserialize)]
 struct Said {
     lost: Option<u64>,
     latency: Option<Times>,
+    neighbour_pps: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
@@ -96,7 +104,10 @@ pub(crate) struct Run {
     stolen: f64,
     /// The share of a CPU that the back end took.
     pub(crate) cpu: f64,
-    lost: u64,
+    pub(crate) lost: u64,
+    /// Frames per second of the other guest, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    neighbour_pps: Option<f64>,
     #[serde(flatten)]
     pub(crate) times: Times,
 }
@@ -172,6 +183,7 @@ fn measure_in(
         stolen: disturbance.stolen,
         cpu,
         lost: said.lost.unwrap_or_default(),
+        neighbour_pps: said.neighbour_pps,
         times: said.latency.with_context(|| format!("no frame came back\n{}", guest.tail()))?,
     })
 }
@@ -189,6 +201,12 @@ fn guest(subject: Subject, trips: Trips, scratch: &Scratch) -> Result<Command> {
     }
     if let Some(rate) = trips.rate_pps {
         let _ = command.args(["--rate-pps", &rate.to_string()]);
+    }
+    if let Some(size) = trips.beside {
+        let _ = command.args(["--neighbour-size", &size.to_string()]);
+        for name in NEIGHBOURS {
+            let _ = command.arg("--neighbour").arg(scratch.path(name));
+        }
     }
     if subject.guest_listens() {
         let _ = command.args(["--mode", "server"]);
@@ -222,9 +240,11 @@ impl Measured for Run {
     fn line(&self) -> String {
         let us = |ns: u32| f64::from(ns) / MICRO;
         let times = self.times;
+        let mpps = |pps: f64| format!(", beside {:.2} Mpps", pps / 1e6);
+        let beside = self.neighbour_pps.map(mpps).unwrap_or_default();
         format!(
             "p50 {:.2} us, p99 {:.2} us, p99.9 {:.2} us, {} ({:.0}/{:.0} ns, waited {:.1} %, \
-             stolen {:.1} %), {:.1} % of a CPU, {} lost",
+             stolen {:.1} %), {:.1} % of a CPU, {} lost{beside}",
             us(times.p50_ns),
             us(times.p99_ns),
             us(times.p99_9_ns),
@@ -240,7 +260,7 @@ impl Measured for Run {
 }
 
 impl Run {
-    fn samples(&self) -> [Sample; 3] {
+    pub(crate) fn samples(&self) -> [Sample; 3] {
         let times = self.times;
         [("p50", times.p50_ns), ("p99", times.p99_ns), ("p99.9", times.p99_9_ns)].map(
             |(name, nanos)| Sample {

@@ -106,7 +106,7 @@ pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
             }
         }
         let rate_pps = Some(options.rate_pps);
-        let trips = Trips { seconds: 3, packed: false, rate_pps };
+        let trips = Trips { seconds: 3, packed: false, rate_pps, beside: None };
         for variant in &spins {
             let what = format!("round trips, {}, run {number}", variant.name);
             turn::take(steps, &what, &mut done, || {

@@ -84,6 +84,30 @@ fn extremes_overflow_nothing() {
 }
 
 #[test]
+fn a_whole_burst_is_admitted_only_if_there_is_credit_for_it() {
+    for per_second in [1000, 12_345_678, 1_000_000_000] {
+        let rate = Rate { per_second, burst: 100 };
+        let limits = PortLimits { frames: Some(rate), ..PortLimits::default() };
+        let guard = Guard::new(&limits).unwrap();
+        assert!(guard.admits_all(0));
+        guard.spend(0, 35, 0);
+        assert!(guard.admits_all(0), "65 are left");
+        guard.spend(0, 2, 0);
+        assert!(!guard.admits_all(0), "63 are left");
+        assert!((62..=64).contains(&guard.admit(0).unwrap()));
+        // A clock that is late never gives more than one that is right.
+        guard.spend(MS, 10, 0);
+        assert!(!guard.admits_all(0) || guard.admits_all(MS));
+    }
+    let bytes = Some(Rate { per_second: 1000, burst: 1000 });
+    let guard = Guard::new(&PortLimits { bytes, ..PortLimits::default() }).unwrap();
+    guard.spend(0, 1, 990);
+    assert!(guard.admits_all(0));
+    guard.spend(0, 1, 100);
+    assert!(!guard.admits_all(0) && guard.admit(0).is_err());
+}
+
+#[test]
 fn bytes_and_frames_are_both_kept() {
     let rate = |per_second| Some(Rate { per_second, burst: 10 });
     let limits = PortLimits { bytes: rate(1000), frames: rate(1000), ..PortLimits::default() };

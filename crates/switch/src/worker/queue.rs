@@ -6,6 +6,7 @@ use std::sync::Arc;
 use port::capture::IngressTap;
 use port::{BURST_MAX, FrameBuf, Ingress, QueueId};
 
+use super::share::Carried;
 use crate::guard::Guard;
 use crate::lane::Spread;
 use crate::panics::drop_quietly;
@@ -30,6 +31,30 @@ pub(super) enum State {
     Broken,
 }
 
+/// Since when a queue has no work. Between two looks at the clock a busy worker knows only that it
+/// is later than the last one, so time counts from the next one on.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Idle {
+    /// Since this look at the clock, or later.
+    After(u64),
+    /// Since then, in nanoseconds.
+    Since(u64),
+}
+
+impl Idle {
+    /// For how long a queue that has no work now has had none.
+    #[inline]
+    pub(super) fn ns(idle: &mut Option<Self>, looks: u64, now_ns: u64) -> u64 {
+        match *idle {
+            Some(Self::Since(since_ns)) => return now_ns.wrapping_sub(since_ns),
+            Some(Self::After(look)) if look != looks => *idle = Some(Self::Since(now_ns)),
+            Some(Self::After(_)) => {}
+            None => *idle = Some(Self::After(looks)),
+        }
+        0
+    }
+}
+
 /// A burst that began at a port with limits.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Admitted {
@@ -46,13 +71,22 @@ pub(super) struct Queue {
     pub(super) origin: Origin,
     pub(super) state: State,
     /// Since when it had no work; none while it has.
-    pub(super) idle_since_ns: Option<u64>,
+    pub(super) idle: Option<Idle>,
     /// Whether its fd is in the worker's epoll: else it can only be polled.
     pub(super) wakes: bool,
     /// What its port may send; none if that is everything.
     pub(super) guard: Option<Arc<Guard>>,
-    /// How many frames its next burst may have.
+    /// How many frames its next burst may have: its floods make others wait.
     pub(super) most: usize,
+    /// The same: its frames make others wait.
+    pub(super) share: usize,
+    /// What it carried until the last look at all queues; what that since the one before cost, and
+    /// what each of those frames did.
+    pub(super) carried: Carried,
+    pub(super) cost: u64,
+    pub(super) each: u64,
+    /// Whether it is looked at after each other queue.
+    pub(super) light: bool,
     /// Whether the ingress was armed and not disarmed since.
     armed: bool,
     /// Whether a tap is around the ingress.
@@ -70,10 +104,15 @@ impl Queue {
             ingress,
             origin,
             state,
-            idle_since_ns: None,
+            idle: None,
             wakes: false,
             guard: None,
             most: BURST_MAX,
+            share: BURST_MAX,
+            carried: Carried::default(),
+            cost: 0,
+            each: 0,
+            light: false,
             armed: false,
             has_tap: false,
             spread: None,
@@ -106,16 +145,22 @@ impl Queue {
     #[inline(always)]
     pub(super) fn admit(
         &self,
-        shared: &Shared,
+        (shared, clock_ns): (&Shared, u64),
         frames: &mut FrameBuf,
     ) -> Result<Option<Admitted>, u64> {
         let Some(guard) = &self.guard else {
-            frames.limit(self.most);
+            frames.limit(self.most.min(self.share));
             return Ok(None);
         };
-        // A rate is kept more exactly than the worker's clock is.
-        let now_ns = shared.now_ns();
-        frames.limit(guard.admit(now_ns)?.min(self.most));
+        let (now_ns, most) = match guard.admits_all(clock_ns) {
+            true => (clock_ns, BURST_MAX),
+            // A rate is kept more exactly than the worker's clock is.
+            false => {
+                let now_ns = shared.now_ns();
+                (now_ns, guard.admit(now_ns)?)
+            }
+        };
+        frames.limit(most.min(self.most).min(self.share));
         Ok(Some(Admitted { now_ns, bytes: self.origin.counters.ingress.arrived_bytes() }))
     }
 
@@ -175,5 +220,22 @@ impl Queue {
         let lost = self.origin.count_panicked();
         drop_quietly(self.ingress);
         lost
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Idle;
+
+    #[test]
+    fn time_that_a_busy_worker_did_not_see_pass_is_no_idleness() {
+        let mut idle = None;
+        // It looked at the clock at 100, and now it is much later, which it does not know.
+        assert_eq!(Idle::ns(&mut idle, 1, 100), 0);
+        assert_eq!(Idle::ns(&mut idle, 1, 100), 0);
+        // The next look: the queue may have had work just before.
+        assert_eq!(Idle::ns(&mut idle, 2, 200_000), 0);
+        assert_eq!(Idle::ns(&mut idle, 2, 200_000), 0);
+        assert_eq!(Idle::ns(&mut idle, 3, 200_040), 40);
     }
 }

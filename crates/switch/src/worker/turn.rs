@@ -5,7 +5,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use port::QueueFault;
 
-use super::queue::{Queue, State};
+use super::queue::{Idle, Queue, State};
 use super::{Clock, Worker};
 use crate::PollMode;
 use crate::event::Way;
@@ -14,8 +14,8 @@ use crate::pipeline::{Env, Trouble};
 use crate::room;
 use crate::steering::ticks;
 
-/// Turns with work between two looks at the clock.
-const BUSY_TURNS: u32 = 32;
+/// Bursts between two looks at the clock: by one of the largest frames each they take 100 us.
+const BUSY_BURSTS: usize = 8;
 /// Nanoseconds between two looks at the cold queues while others are hot.
 const LOOK_NS: u64 = 20_000;
 /// A busy worker lets a queue grow cold only if it was idle for so long, and others were not.
@@ -30,6 +30,9 @@ impl Worker {
             // A queue that leaves the list is replaced by its successor.
             if self.serve(number) {
                 at = at.wrapping_add(1);
+            }
+            if !self.all_alike() {
+                self.serve_light(number);
             }
         }
         let worked = !self.worked.is_empty();
@@ -55,7 +58,7 @@ impl Worker {
             now_ns: self.clock.now_ns,
             flood_copies: &self.mailbox.counters.flood_copies,
         };
-        let admitted = match queue.admit(&self.shared, &mut self.frames) {
+        let admitted = match queue.admit((&self.shared, env.now_ns), &mut self.frames) {
             Ok(admitted) => admitted,
             Err(until_ns) => return self.let_rest(number, until_ns),
         };
@@ -103,8 +106,11 @@ impl Worker {
         match (outcome, fault) {
             (Ok(taken), None) => {
                 if taken > 0 {
-                    queue.idle_since_ns = None;
-                    self.worked.push(number);
+                    queue.idle = None;
+                    // One that carries little may have been served in this turn already.
+                    if !(queue.light && self.worked.contains(&number)) {
+                        self.worked.push(number);
+                    }
                     self.mailbox.counters.took(taken);
                     return true;
                 }
@@ -185,7 +191,7 @@ impl Worker {
                 true
             }
             Ok(false) => {
-                queue.idle_since_ns = None;
+                queue.idle = None;
                 false
             }
             Err(panic) => {
@@ -227,6 +233,7 @@ impl Worker {
                 }
             }
         }
+        self.clock.bursts = self.clock.bursts.wrapping_add(self.worked.len());
         self.worked.clear();
         let calls = &self.mailbox.counters.calls;
         self.pipeline.notify(&self.table, |notified| calls.count(notified));
@@ -243,14 +250,11 @@ impl Worker {
     /// Keeps the time, looks after the cold queues, and sleeps if nothing is hot.
     #[inline]
     pub(super) fn rest(&mut self, worked: bool) {
-        if worked {
-            self.clock.busy_turns = self.clock.busy_turns.wrapping_add(1);
-            if self.clock.busy_turns < BUSY_TURNS {
-                return;
-            }
+        if worked && self.clock.bursts < BUSY_BURSTS {
+            return;
         }
         let before = self.clock.now_ns;
-        let busy = self.clock.busy_turns > 0;
+        let busy = self.clock.bursts > 0;
         // What is no work comes before a look at the clock, so that only the first idle turn
         // after a busy one counts as busy.
         if !busy {
@@ -261,6 +265,7 @@ impl Worker {
             let spent = self.clock.now_ns.wrapping_sub(before);
             self.mailbox.counters.busy_ns.add(spent);
         }
+        self.look_at_shares();
         let quiet = self.is_quiet();
         let due = self.clock.now_ns.wrapping_sub(self.clock.looked_ns) >= LOOK_NS;
         if quiet || (self.cold > 0 && (due || self.hot.is_empty())) {
@@ -303,7 +308,7 @@ impl Worker {
                 && queue.state == State::Cold
             {
                 queue.state = State::Hot;
-                queue.idle_since_ns = None;
+                queue.idle = None;
                 queue.origin.counters.ingress.kicked();
                 mailbox.counters.kicks.add(1);
                 *cold = cold.wrapping_sub(1);
@@ -319,8 +324,7 @@ impl Worker {
 /// Whether a queue without work was idle for long enough to be armed.
 #[inline]
 fn cools(queue: &mut Queue, clock: &Clock, poll: PollMode, poll_ns: u64) -> bool {
-    let since = *queue.idle_since_ns.get_or_insert(clock.now_ns);
-    let idle_ns = clock.now_ns.wrapping_sub(since);
+    let idle_ns = Idle::ns(&mut queue.idle, clock.looks, clock.now_ns);
     queue.wakes
         && match poll {
             PollMode::Interrupt => true,
