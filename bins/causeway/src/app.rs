@@ -394,3 +394,6 @@ fn ticking() -> std::io::Result<OwnedFd> {
     let _ = timerfd_settime(&timer, TimerfdTimerFlags::empty(), &time)?;
     Ok(timer)
 }
+
+#[cfg(test)]
+mod tests;

@@ -31,18 +31,21 @@ pub(crate) struct Signals(&'static OwnedFd);
 impl Signals {
     /// Takes SIGTERM, SIGINT and SIGHUP over.
     pub(crate) fn take_over() -> io::Result<Self> {
-        let fd = match WAKE.get() {
-            Some(fd) => fd,
-            None => {
-                let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-                WAKE.get_or_init(|| fd)
-            }
-        };
+        let signals = Self::none()?;
         for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
             register_signal_handler(signal, on_signal)
                 .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
         }
-        Ok(Self(fd))
+        Ok(signals)
+    }
+
+    /// None that come: the process keeps its own.
+    pub(crate) fn none() -> io::Result<Self> {
+        if let Some(fd) = WAKE.get() {
+            return Ok(Self(fd));
+        }
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self(WAKE.get_or_init(|| fd)))
     }
 
     /// What was asked for; forgets it.

@@ -4,6 +4,8 @@ mod addresses;
 mod chains;
 mod fds;
 mod frames;
+mod load;
+mod mappings;
 mod memory;
 mod messages;
 mod states;
@@ -14,7 +16,7 @@ use crate::world::{Case, run};
 /// The least number of cases; each runs with split and with packed rings.
 const PROMISED: usize = 200;
 
-fn all() -> [Vec<Case>; 8] {
+fn all() -> [Vec<Case>; 10] {
     [
         messages::cases(),
         memory::cases(),
@@ -24,6 +26,8 @@ fn all() -> [Vec<Case>; 8] {
         fds::cases(),
         states::cases(),
         transfers::cases(),
+        load::cases(),
+        mappings::cases(),
     ]
 }
 
@@ -76,4 +80,14 @@ fn departures() {
 #[test]
 fn transfers() {
     run(&transfers::cases());
+}
+
+#[test]
+fn floods() {
+    run(&load::cases());
+}
+
+#[test]
+fn other_mappings() {
+    run(&mappings::cases());
 }

@@ -62,6 +62,8 @@ pub(crate) struct Evil {
     pub(crate) layout: Layout,
     /// Features beside those that each has.
     pub(crate) features: u64,
+    /// Protocol features.
+    pub(crate) protocol: u64,
     /// Kick and call of each ring.
     pub(crate) fds: Vec<[OwnedFd; 2]>,
     /// Chains offered on each ring.
@@ -105,6 +107,7 @@ impl Evil {
             file,
             layout: stage.layout,
             features: INDIRECT_DESC,
+            protocol: PROTOCOL_FEATURES,
             fds: (0..2).map(|_| [event(), event()]).collect(),
             offered: [0; 2],
         }
@@ -150,7 +153,7 @@ impl Evil {
     }
 
     pub(crate) fn negotiate(&mut self) {
-        let protocol = PROTOCOL_FEATURES.to_le_bytes();
+        let protocol = self.protocol.to_le_bytes();
         self.front.send(SET_OWNER, &[], &[]).unwrap();
         self.front.send(SET_PROTOCOL_FEATURES, &protocol, &[]).unwrap();
         let packed = if self.layout == Layout::Packed { PACKED } else { 0 };
@@ -180,6 +183,24 @@ impl Evil {
         assert!(self.set_addr(ring, areas(ring)));
         assert!(self.set_fds(ring));
         assert!(self.ack(SET_VRING_ENABLE, &words(&[ring, 1]), &[]));
+    }
+
+    /// The same without a look at what the other side says: it may go away meanwhile.
+    pub(crate) fn set_ring_blindly(&mut self, ring: u32) {
+        let addresses = [words(&[ring, 0]), longs(&areas(ring)), longs(&[0])].concat();
+        let (base, [kick, call]) = (self.fresh(), &self.fds[ring as usize]);
+        let messages: [(u32, Vec<u8>, Option<&OwnedFd>); 6] = [
+            (SET_VRING_NUM, words(&[ring, SIZE.into()]), None),
+            (SET_VRING_BASE, words(&[ring, base]), None),
+            (SET_VRING_ADDR, addresses, None),
+            (SET_VRING_CALL, longs(&[ring.into()]), Some(call)),
+            (SET_VRING_KICK, longs(&[ring.into()]), Some(kick)),
+            (SET_VRING_ENABLE, words(&[ring, 1]), None),
+        ];
+        for (request, body, fd) in messages {
+            let fds: Vec<_> = fd.iter().map(|fd| fd.as_fd()).collect();
+            let _ = self.front.send(request, &body, &fds);
+        }
     }
 
     /// The position at which a ring begins.

@@ -1,6 +1,7 @@
 //! The switch, the good guests beside it, and what is looked at after each case.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use control::{Reply, Request};
 use packet::MacAddr;
 use rustix::process::Signal;
 use serde_json::Value;
-use testkit::request::GET_FEATURES;
+use testkit::request::{GET_FEATURES, SET_VRING_ERR};
 use virtq::Layout;
 
 use crate::bed::Bed;
@@ -126,13 +127,21 @@ pub(crate) fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// How often there is something of each name.
+type Counts = BTreeMap<String, usize>;
+
 /// What a process has.
-#[derive(Debug, PartialEq, Eq, Clone, Copy)]
+#[derive(Debug, PartialEq, Eq)]
 struct Held {
-    fds: usize,
-    threads: usize,
-    maps: usize,
+    /// By what they are.
+    fds: Counts,
+    threads: Counts,
+    /// Mappings of files and of kernel objects: guests' memory is among them.
+    files: Counts,
 }
+
+/// What a thread maps when it makes its first call: at most one for each thread.
+const CALLS: &str = "/[aio]";
 
 impl World {
     fn new() -> Self {
@@ -217,28 +226,74 @@ impl World {
             let reason = port["reason"].as_str().unwrap();
             port["state"] == "waiting" && reason.starts_with("waiting")
         });
+        // What was slow to close has been closed: four of them at once would be too many.
+        eventually("nothing is being closed", || !self.held().threads.contains_key("closer"));
     }
 
+    /// What the switch has while none of our own questions is under way.
     fn held(&self) -> Held {
         let process = Path::new("/proc").join(self.bed.id().to_string());
-        let count = |what: &str| std::fs::read_dir(process.join(what)).unwrap().count();
+        let entries = |what: &str| {
+            // What goes meanwhile is not there.
+            let entries = std::fs::read_dir(process.join(what)).unwrap();
+            entries.filter_map(|entry| Some(entry.ok()?.path()))
+        };
+        let fds = entries("fd").filter_map(|fd| std::fs::read_link(fd).ok());
+        let threads = entries("task").filter_map(|t| std::fs::read_to_string(t.join("comm")).ok());
         let maps = std::fs::read_to_string(process.join("maps")).unwrap();
-        Held { fds: count("fd"), threads: count("task"), maps: maps.lines().count() }
+        let files = maps.lines().filter_map(|line| line.split_whitespace().nth(5));
+        let mut files = counted(files.map(str::to_owned));
+        let threads = counted(threads.map(|name| name.trim().to_owned()));
+        let calls = files.remove(CALLS).unwrap_or(0);
+        assert!(calls <= threads.values().sum(), "{calls} contexts for calls: {threads:?}");
+        Held { fds: counted(fds.map(|target| kind(&target.to_string_lossy()))), threads, files }
+    }
+
+    /// The same as soon as nothing more comes or goes.
+    fn settled(&self) -> Held {
+        let mut held = self.held();
+        eventually("nothing comes or goes", || {
+            std::thread::sleep(Duration::from_millis(20));
+            let now = self.held();
+            std::mem::replace(&mut held, now) == held
+        });
+        held
+    }
+}
+
+fn counted(names: impl Iterator<Item = String>) -> Counts {
+    let mut counts = Counts::new();
+    for name in names {
+        *counts.entry(name).or_default() += 1;
+    }
+    counts
+}
+
+/// What an fd is, without the number that tells one from the others.
+fn kind(target: &str) -> String {
+    match target.split_once(":[") {
+        Some((kind, number)) if number.trim_end_matches(']').parse::<u64>().is_ok() => {
+            kind.to_owned()
+        }
+        _ => target.to_owned(),
     }
 }
 
 /// Runs cases, each with both kinds of rings, and looks after each.
 pub(crate) fn run(cases: &[Case]) {
     let world = World::new();
-    // What is made once: a worker's context for calls, the heaps of its threads.
+    // What is made once: a worker's context for calls, what takes the place of an fd that could be
+    // slow to close (an epoll set).
     for layout in [Layout::Split, Layout::Packed] {
         let mut evil = Evil::up(&Stage::new(&world, layout));
         evil.frame(&[0xff; 60]);
         evil.wait_used(1, 1);
+        let device = std::fs::File::open("/dev/null").unwrap();
+        assert!(!evil.ack(SET_VRING_ERR, &0u64.to_le_bytes(), &[device.as_fd()]));
         drop(evil);
         world.settle();
     }
-    let before = world.held();
+    let before = world.settled();
     for case in cases {
         for layout in [Layout::Split, Layout::Packed] {
             // A failure names the case.
@@ -250,14 +305,11 @@ pub(crate) fn run(cases: &[Case]) {
         assert!(!world.bed.log().contains("panic"), "{}", world.bed.log());
     }
     let mut after = world.held();
-    eventually("nothing is left behind", || {
+    let start = Instant::now();
+    while after != before {
+        assert!(start.elapsed() < PATIENCE, "left behind: {after:#?}\nbefore: {before:#?}");
+        std::thread::sleep(Duration::from_millis(20));
         after = world.held();
-        // One of our own questions may have been under way before; what closes slowly has a thread
-        // and a stand-in made at its first use; stacks of threads that ended are kept for the next
-        // ones: a leak in every case would be more.
-        after.fds <= before.fds + 2
-            && after.threads <= before.threads + 1
-            && after.maps <= before.maps + 16
-    });
+    }
     world.good.finish();
 }

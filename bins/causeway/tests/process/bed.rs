@@ -32,9 +32,14 @@ impl Bed {
     }
 
     pub(crate) fn start(&mut self, arguments: &[&str]) {
+        self.start_command(&mut Command::new(PROGRAM), arguments);
+    }
+
+    /// Starts this program, which is a switch, in its own way.
+    pub(crate) fn start_command(&mut self, command: &mut Command, arguments: &[&str]) {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path());
         let before = self.log().len();
-        let child = Command::new(PROGRAM)
+        let child = command
             .arg("run")
             .arg("--control")
             .arg(self.control())

@@ -1,8 +1,13 @@
 //! A running switch holds no more than it needs, and says so.
 
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 
-use crate::bed::{Bed, causeway, eventually};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
+
+use crate::bed::{Bed, PROGRAM, causeway, eventually};
 use crate::guest::Guest;
 
 const GUESTS: [&str; 4] =
@@ -116,4 +121,88 @@ fn threads_that_come_later_are_restricted_too() {
     assert!(capture.wait().unwrap().success());
     let sandbox = &bed.json(&["version"])["sandbox"];
     assert_eq!(sandbox["refused"], 0, "{}", bed.log());
+}
+
+/// Two guests join, and frames pass.
+fn frames_pass(bed: &Bed) {
+    let (mut g0, _g1) = (Guest::join(bed, "g0.sock", 1), Guest::join(bed, "g1.sock", 2));
+    for name in ["g0", "g1"] {
+        let _ = bed.wait_state(name, "up");
+    }
+    g0.send(7);
+}
+
+/// A user without any right. Who runs the tests without rights of root is one, too.
+const NOBODY: u32 = 65_534;
+
+#[test]
+fn a_switch_of_nobody_serves_and_is_restricted() {
+    let mut bed = Bed::new();
+    let program = bed.path("causeway");
+    let _ = std::fs::copy(PROGRAM, &program).unwrap();
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+    let mut command = Command::new(&program);
+    let _ = command.env_clear();
+    let user = if rustix::process::geteuid().is_root() {
+        chown(bed.folder.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+        let _ = command.uid(NOBODY).gid(NOBODY);
+        NOBODY
+    } else {
+        rustix::process::geteuid().as_raw()
+    };
+    bed.start_command(&mut command, &GUESTS);
+    for (key, value) in [("Uid:", &*user.to_string()), ("CapPrm:", "0000000000000000")] {
+        assert!(threads(&bed, key).iter().all(|(_, found)| found == value), "{key}");
+    }
+    frames_pass(&bed);
+    for (key, value) in [("NoNewPrivs:", "1"), ("Seccomp:", "2")] {
+        let threads = threads(&bed, key);
+        assert!(threads.iter().all(|(_, found)| found == value), "{key} {threads:?}");
+    }
+    let sandbox = &bed.json(&["version"])["sandbox"];
+    assert_eq!((&sandbox["seccomp"], &sandbox["no_new_privs"]), (&"on".into(), &"on".into()));
+    assert_eq!(sandbox["refused"], 0, "{}", bed.log());
+    // A port whose kind it has no right to is refused in words, not by a signal.
+    let (code, _, error) = bed.ctl_full(&["port", "add", "tap:name=t,ifname=cwnobody0"]);
+    assert_eq!(code, 1);
+    assert!(error.contains("CAP_NET_ADMIN"), "{error}");
+}
+
+/// System calls of Landlock fail in this thread, and in what it starts, as in a kernel without.
+fn without_landlock() {
+    let calls = [libc::SYS_landlock_create_ruleset, libc::SYS_landlock_add_rule];
+    let rules = calls.into_iter().chain([libc::SYS_landlock_restrict_self]);
+    let missing = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
+    let arch = std::env::consts::ARCH.try_into().unwrap();
+    let rules = rules.map(|call| (call, Vec::new())).collect();
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, missing, arch).unwrap();
+    let filter: BpfProgram = filter.try_into().unwrap();
+    apply_filter(&filter).unwrap();
+}
+
+#[test]
+fn a_kernel_without_landlock_leaves_the_rest_in_force() {
+    let mut bed = Bed::new();
+    std::thread::scope(|scope| {
+        let start = || {
+            without_landlock();
+            bed.start(&GUESTS);
+        };
+        scope.spawn(start).join().unwrap();
+    });
+    frames_pass(&bed);
+    let sandbox = &bed.json(&["version"])["sandbox"];
+    let landlock = "off: this kernel has none, or it is not enabled";
+    assert_eq!((&sandbox["on"], &sandbox["landlock"]), (&true.into(), &landlock.into()));
+    assert_eq!((&sandbox["seccomp"], &sandbox["refused"]), (&"on".into(), &0.into()));
+    for (key, value) in [("NoNewPrivs:", "1"), ("Seccomp:", "2"), ("CapEff:", "0000000000000000")] {
+        let threads = threads(&bed, key);
+        assert!(threads.iter().all(|(_, found)| found == value), "{key} {threads:?}");
+    }
+    assert!(bed.log().contains(landlock), "{}", bed.log());
+    assert!(bed.ctl(&["version"]).contains(landlock));
+    // Nothing keeps sockets out of other folders then, and nothing says that it would.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let late = format!("vhost-user:name=late,socket={}/s", elsewhere.path().display());
+    assert_eq!(bed.ctl_full(&["port", "add", &late]).0, 0, "{}", bed.log());
 }

@@ -4,6 +4,8 @@
 #[path = "../../examples/wire/fabric.rs"]
 mod fabric;
 #[cfg(test)]
+mod floods;
+#[cfg(test)]
 mod frames;
 #[cfg(test)]
 mod guest;

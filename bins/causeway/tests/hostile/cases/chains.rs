@@ -322,7 +322,7 @@ fn packed_flags() -> Vec<Case> {
 }
 
 /// The hostile guest's address: frames to it are met by its receiveq.
-const STATION: MacAddr = MacAddr([2, 0, 0, 0, 0, 0x66]);
+pub(crate) const STATION: MacAddr = MacAddr([2, 0, 0, 0, 0, 0x66]);
 
 /// Something on the receiveq, while good guests flood a frame.
 fn receiving(name: &str, descs: Vec<Desc>, end: End) -> Case {

@@ -1,0 +1,139 @@
+//! What a neighbour waits for a front end that floods the control thread: counted, not timed.
+//!
+//! The test is the control thread. Each round of the event manager serves every connection once, so
+//! a bound on what one round does for one of them is a bound on what the others wait.
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+use port::{PortId, StatusCell};
+use tempfile::TempDir;
+use vhost_user_net::{PortLinks, PortSettings, VhostUserPort};
+
+use crate::fabric::Wire;
+
+/// Messages of one front end that are handled before others get their turn.
+const TURN: usize = 64;
+/// Connections that wait to be accepted: more would block the test.
+const OTHERS: usize = 4;
+/// Bytes of a reply with one number.
+const REPLY: usize = 20;
+
+type Manager = EventManager<Arc<Mutex<dyn MutEventSubscriber>>>;
+
+/// Two ports on a control thread that the test plays.
+struct ByHand {
+    dir: TempDir,
+    manager: Manager,
+}
+
+impl ByHand {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut manager = Manager::new().unwrap();
+        let wire = Arc::new(Wire::default());
+        for number in 0..2u16 {
+            let settings = PortSettings::server("g", dir.path().join(number.to_string()));
+            let links = PortLinks {
+                id: PortId(number),
+                fabric: wire.clone(),
+                status: StatusCell::waiting(""),
+                counters: Box::new(|_| Arc::default()),
+            };
+            let port = VhostUserPort::new(settings, links).unwrap();
+            let _ = manager.add_subscriber(Arc::new(Mutex::new(port)));
+        }
+        Self { dir, manager }
+    }
+
+    fn connect(&self, number: usize) -> UnixStream {
+        let stream = UnixStream::connect(self.dir.path().join(number.to_string())).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        stream
+    }
+
+    /// Serves everybody who wants something once.
+    fn round(&mut self) {
+        let _ = self.manager.run_with_timeout(0).unwrap();
+    }
+
+    /// Serves until `stream` has its answer, and nothing is left to do.
+    fn settle(&mut self, stream: &mut UnixStream) {
+        let end = Instant::now() + Duration::from_secs(20);
+        while answers(stream) == 0 {
+            assert!(Instant::now() < end, "no answer");
+            self.round();
+        }
+        while self.manager.run_with_timeout(0).unwrap() > 0 {}
+    }
+}
+
+/// `GET_FEATURES`, so many times.
+fn questions(count: usize) -> Vec<u8> {
+    [1u32, 1, 0].iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>().repeat(count)
+}
+
+/// Answers that have come since the last look.
+fn answers(stream: &mut UnixStream) -> usize {
+    let mut bytes = vec![0; 1 << 20];
+    match stream.read(&mut bytes) {
+        Ok(read) => {
+            assert!(read > 0 && read.is_multiple_of(REPLY), "{read} bytes");
+            read / REPLY
+        }
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::WouldBlock);
+            0
+        }
+    }
+}
+
+#[test]
+fn a_neighbour_waits_for_one_turn_of_a_flood() {
+    let mut bench = ByHand::new();
+    let (mut evil, mut good) = (bench.connect(0), bench.connect(1));
+    for stream in [&mut evil, &mut good] {
+        stream.write_all(&questions(1)).unwrap();
+        bench.settle(stream);
+    }
+    // More than a turn has room for is always there; the neighbour asks again and again.
+    let mut flooded = 0;
+    for round in 0..20 {
+        while flooded < 10 * TURN {
+            evil.write_all(&questions(TURN)).unwrap();
+            flooded += TURN;
+        }
+        good.write_all(&questions(1)).unwrap();
+        bench.round();
+        let handled = answers(&mut evil);
+        assert!((1..=TURN).contains(&handled), "round {round}: {handled} of the flood");
+        assert_eq!(answers(&mut good), 1, "round {round}: the neighbour waits");
+        flooded -= handled;
+    }
+}
+
+#[test]
+fn connections_beside_its_own_cost_a_neighbour_one_each() {
+    let mut bench = ByHand::new();
+    let (mut evil, mut good) = (bench.connect(0), bench.connect(1));
+    for stream in [&mut evil, &mut good] {
+        stream.write_all(&questions(1)).unwrap();
+        bench.settle(stream);
+    }
+    for round in 0..20 {
+        let others: Vec<_> = (0..OTHERS).map(|_| bench.connect(0)).collect();
+        good.write_all(&questions(1)).unwrap();
+        bench.round();
+        assert_eq!(answers(&mut good), 1, "round {round}: the neighbour waits");
+        // One of them was sent away in that round, not all.
+        let away = others.iter().filter(|other| {
+            let mut other = *other;
+            matches!(other.read(&mut [0]), Ok(0))
+        });
+        assert!(away.count() <= 1, "round {round}");
+        while bench.manager.run_with_timeout(0).unwrap() > 0 {}
+    }
+}
