@@ -93,9 +93,9 @@ impl Checksum {
     }
 }
 
-/// The sum of bytes that come in blocks of 64, in lanes that the compiler makes vectors of: with what
-/// every x86-64 has some 14 bytes a cycle, with AVX2 20. The last block may be filled up with zeros.
-/// Handed on by value in loops, so that it stays in registers.
+/// The sum of bytes that come in blocks of 64, in lanes that the compiler makes vectors of: with
+/// what every x86-64 has some 14 bytes a cycle, with AVX2 20. The last block may be filled up with
+/// zeros. Handed on by value in loops, so that it stays in registers.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Lanes {
     /// A sum for each word of a block. 2^32 blocks fit.

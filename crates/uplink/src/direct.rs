@@ -58,7 +58,8 @@ pub(crate) struct Direct {
 }
 
 /// What sockets need to send. Which header comes before frames; `short` asks for the short one.
-/// Past the queueing discipline (`bypass`) the kernel cuts nothing, and drops what the device cannot.
+/// Past the queueing discipline (`bypass`) the kernel cuts nothing, and drops what the device
+/// cannot.
 pub(crate) fn configure(
     fd: BorrowedFd<'_>,
     (short, bypass): (bool, bool),

@@ -7,9 +7,9 @@
 //!         └► large frames: a packet socket ──── one call each, after what stands in the ring
 //! ```
 //!
-//! `AF_XDP` takes nothing above the MTU. A veth pair would take a large TCP frame whole, which saves
-//! the kernel nearly all of its work; so there such frames go by a packet socket beside the ring, and
-//! segments are put together for it.
+//! `AF_XDP` takes nothing above the MTU. A veth pair would take a large TCP frame whole, which
+//! saves the kernel nearly all of its work; so there such frames go by a packet socket beside the
+//! ring, and segments are put together for it.
 
 use std::any::Any;
 use std::io;
