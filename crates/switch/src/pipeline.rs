@@ -28,6 +28,7 @@ use classify::{Classifier, Verdict};
 use deliver::Delivery;
 
 use crate::fdb::Fdb;
+use crate::steering::FlowHashes;
 use crate::table::Table;
 
 /// What a burst is decided by.
@@ -170,7 +171,7 @@ impl Pipeline {
             && origin.cache.holds_for_all(batch.frames())
         {
             if origin.cache.is_steered() {
-                note_flows(env, origin, batch.frames());
+                note_flows(env, origin, batch.frames(), &mut self.delivery.hashes);
             }
             self.delivery.send_all(env, origin, batch, (at, tagging));
         } else {
@@ -195,8 +196,10 @@ impl Pipeline {
         if !origin.cache.is_valid(env, generation) {
             origin.cache.clear();
         }
+        // Those of another burst.
+        self.delivery.hashes.clear();
         if from.steering.is_some() {
-            note_flows(env, origin, batch.frames());
+            note_flows(env, origin, batch.frames(), &mut self.delivery.hashes);
         }
         self.classifier.classify(env, from, origin, batch.frames());
         let last = self.classifier.decide(env, origin, batch.len());
@@ -253,10 +256,10 @@ impl Pipeline {
 
 /// Notes on which pair a guest sent its frames, so that the answers come there.
 #[inline(never)]
-fn note_flows(env: &Env<'_>, origin: &Origin, frames: &[Frame]) {
+fn note_flows(env: &Env<'_>, origin: &Origin, frames: &[Frame], hashes: &mut FlowHashes) {
     let steering = env.table.entry(origin.port).and_then(|entry| entry.steering.as_ref());
     if let (Some(steering), Some(pair)) = (steering, origin.pair) {
-        steering.note_all(frames, pair, env.ticks);
+        steering.note_all(frames, (pair, env.ticks), hashes);
     }
 }
 

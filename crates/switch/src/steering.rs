@@ -24,7 +24,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use port::Frame;
+use port::{BURST_MAX, Frame};
+
+use crate::room;
 
 /// Sets of flows that are remembered.
 const SETS: usize = 1024;
@@ -122,6 +124,33 @@ impl Place {
     }
 }
 
+/// The hashes of a burst's flows, where the port that it came from notes them: so that the port to
+/// which it goes need not look into the frames again.
+#[derive(Debug, Default)]
+pub(crate) struct FlowHashes(Vec<u32>);
+
+impl FlowHashes {
+    /// Makes room for a burst, so that nothing is allocated later.
+    pub(crate) fn fit(&mut self) {
+        room::reserve(&mut self.0, BURST_MAX);
+    }
+
+    /// Forgets them: another burst begins.
+    #[inline(always)]
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// The hash of frame `index` of the burst.
+    #[inline(always)]
+    pub(crate) fn of(&self, index: u16, frame: &Frame) -> u32 {
+        match self.0.get(usize::from(index)) {
+            Some(hash) => *hash,
+            None => packet::flow_hash(frame.head()),
+        }
+    }
+}
+
 impl Steering {
     #[inline(always)]
     fn set(&self, hash: u32) -> &Set {
@@ -155,11 +184,19 @@ impl Steering {
         }
     }
 
-    /// The guest sent these frames on `pair`.
+    /// The guest sent these frames on `pair`. Keeps the hashes of their flows.
     #[inline(never)]
-    pub(crate) fn note_all(&self, frames: &[Frame], pair: u16, now: u32) {
+    pub(crate) fn note_all(
+        &self,
+        frames: &[Frame],
+        (pair, now): (u16, u32),
+        hashes: &mut FlowHashes,
+    ) {
+        hashes.0.clear();
         for frame in frames {
-            self.note(packet::flow_hash(frame.head()), pair, now);
+            let hash = packet::flow_hash(frame.head());
+            self.note(hash, pair, now);
+            hashes.0.push(hash);
         }
     }
 

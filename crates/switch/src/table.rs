@@ -122,10 +122,10 @@ impl Entry {
     }
 
     /// The pair that a frame goes to: the one that the guest's own table says, or on which the
-    /// guest last sent frames of its flow, if that has an egress; else the one of the flow's hash.
+    /// guest last sent frames of its flow, if that has an egress; else the one of the flow's
+    /// `hash`.
     #[inline]
-    pub(crate) fn pair_of(&self, frame: &Frame) -> u16 {
-        let hash = packet::flow_hash(frame.head());
+    pub(crate) fn pair_of(&self, frame: &Frame, hash: u32) -> u16 {
         let asked = match (&self.steering, &self.hashed) {
             (Some(steering), _) => steering.pair_of(hash),
             (None, Some(table)) => Some(table.pair_of(frame.head())),

@@ -10,6 +10,7 @@ use port::{BURST_MAX, Batch, DropReason, Frame, Notified, PortId, QueueId};
 use super::{Env, Failure, Origin, Trouble};
 use crate::panics::{drop_quietly, panic_text};
 use crate::room;
+use crate::steering::FlowHashes;
 use crate::table::{EgressSlot, Entry, Table};
 use crate::vlan::Tagging;
 
@@ -58,6 +59,8 @@ pub(super) struct Delivery {
     marked: Vec<bool>,
     touched: Vec<Touched>,
     taggings: Vec<Tagging>,
+    /// Of the burst that is put into buckets.
+    pub(super) hashes: FlowHashes,
     pub(super) failures: Vec<Failure>,
 }
 
@@ -90,6 +93,7 @@ impl Delivery {
         });
         room::reserve(&mut self.taggings, BURST_MAX);
         self.taggings.resize(BURST_MAX, Tagging::default());
+        self.hashes.fit();
     }
 
     /// Forgets everything.
@@ -143,7 +147,7 @@ impl Delivery {
     fn put_to(&mut self, entry: &Entry, index: u16, frame: &Frame) {
         let pair = match *entry.pairs {
             [only] => only,
-            _ => entry.pair_of(frame),
+            _ => entry.pair_of(frame, self.hashes.of(index, frame)),
         };
         let egress = entry.egress(pair);
         let Some(number) = self.bucket_of.get_mut(egress) else { return };
