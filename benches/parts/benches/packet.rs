@@ -192,16 +192,14 @@ fn segmentation(c: &mut Criterion) {
             let sent = adapter.send(&batch, &[0], &way, |batch, picked| {
                 for index in picked {
                     let frame = batch.frames().get(usize::from(*index)).unwrap();
-                    let mut head = [0; 144];
-                    let head = head.get_mut(..frame.head().len()).unwrap();
-                    head.copy_from_slice(frame.head());
                     let mut writer = sink.writer(slot);
-                    let mut at_head = writer;
-                    let _ = writer.skip(u32::try_from(head.len()).unwrap());
+                    let mut at_sum = writer;
                     let mut finish = Finish::begin(frame).unwrap();
+                    let _ = writer.write(frame.head());
                     let _ = finish.copy(&mut writer, &mut batch.body(frame), frame.body.len);
-                    finish.end(head);
-                    let _ = at_head.write(head);
+                    let (place, value) = finish.end();
+                    let _ = at_sum.skip(u32::try_from(place).unwrap());
+                    let _ = at_sum.write(&value);
                     slot = slot.wrapping_add(1);
                 }
                 Ok(())

@@ -291,12 +291,16 @@ impl Cut {
         let (network, upper) = to.split_at_mut_checked(self.l4).unwrap_or_default();
         let network = network.get_mut(self.l3..).unwrap_or_default();
         match self.family {
-            Family::V4 => write_ipv4(network, l4_len, index, self.network_sum),
+            Family::V4 => {
+                let first = get(&self.header, self.l3.saturating_add(4));
+                write_ipv4(network, (l4_len, first), index, self.network_sum);
+            }
             Family::V6 => write_ipv6(network, l4_len),
         }
         let place = if self.tcp {
             let last = index.saturating_add(1) >= self.count;
-            write_tcp(upper, index, index.wrapping_mul(self.size), last);
+            let as_it_came = self.header.get(self.l4..).unwrap_or_default();
+            write_tcp((as_it_came, upper), index, index.wrapping_mul(self.size), last);
             TCP_CHECKSUM
         } else {
             put(upper, 4, low(l4_len));
@@ -356,10 +360,11 @@ fn tcp_header_len(upper: &[u8]) -> Option<usize> {
     (words >= 5).then(|| words.saturating_mul(4))
 }
 
-fn write_ipv4(network: &mut [u8], l4_len: u32, index: u32, mut sum: Checksum) {
+/// `first` is the frame's own identification. What was written last is not read again here and in
+/// [`write_tcp`]: reading less than what was written at once has to wait for it.
+fn write_ipv4(network: &mut [u8], (l4_len, first): (u32, u16), index: u32, mut sum: Checksum) {
     let total = u32::try_from(network.len()).unwrap_or(0).saturating_add(l4_len);
     put(network, 2, low(total));
-    let first = get(network, 4);
     let id = first.wrapping_add(low(index));
     put(network, 4, id);
     // The sum has the first number.
@@ -376,13 +381,15 @@ fn write_ipv6(network: &mut [u8], l4_len: u32) {
     put(network, 4, low(payload));
 }
 
-fn write_tcp(upper: &mut [u8], index: u32, offset: u32, last: bool) {
-    if let Some(field) = upper.get_mut(4..).and_then(<[u8]>::first_chunk_mut) {
-        *field = u32::from_be_bytes(*field).wrapping_add(offset).to_be_bytes();
+fn write_tcp((came, upper): (&[u8], &mut [u8]), index: u32, offset: u32, last: bool) {
+    let sequence = came.get(4..).and_then(<[u8]>::first_chunk);
+    let place = upper.get_mut(4..).and_then(<[u8]>::first_chunk_mut);
+    if let (Some(sequence), Some(place)) = (sequence, place) {
+        *place = u32::from_be_bytes(*sequence).wrapping_add(offset).to_be_bytes();
     }
-    if let Some(flags) = upper.get_mut(TCP_FLAGS) {
-        *flags &= if last { !0 } else { !(FIN | PSH) };
-        *flags &= if index == 0 { !0 } else { !CWR };
+    if let (Some(flags), Some(place)) = (came.get(TCP_FLAGS), upper.get_mut(TCP_FLAGS)) {
+        *place =
+            flags & (if last { !0 } else { !(FIN | PSH) }) & (if index == 0 { !0 } else { !CWR });
     }
 }
 

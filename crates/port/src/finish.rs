@@ -6,7 +6,7 @@
 //! gets a frame with a wrong checksum.
 
 use packet::{Checksum, Lanes};
-use virtq::mem::{Reader, Writer};
+use virtq::mem::{Block, Passing, Reader, Writer};
 
 use crate::{Frame, Offload};
 
@@ -43,23 +43,45 @@ impl Finish {
         let mut done = 0u32;
         while done < len {
             let left = len.wrapping_sub(done);
-            let (lanes, count) = to.copy_piece(body, left, Lanes::default(), Lanes::with);
+            let (sum, count) = to.copy_piece::<Sum>(body, left);
             if count == 0 {
                 break;
             }
-            self.sum.add_lanes(&lanes, count);
+            self.sum.add_part(sum, count);
             done = done.wrapping_add(count);
         }
         done
     }
 
-    /// Writes the checksum into its place in the head.
+    /// Where in the frame the checksum stands, and its bytes: to be written behind all others,
+    /// where the frame went.
     #[inline]
-    pub fn end(self, head: &mut [u8]) {
+    pub fn end(self) -> (usize, [u8; 2]) {
         let value = if self.is_udp { self.sum.finish_transport() } else { self.sum.finish() };
-        if let Some(field) = head.get_mut(self.place..).and_then(<[u8]>::first_chunk_mut) {
-            *field = value.to_be_bytes();
-        }
+        (self.place, value.to_be_bytes())
+    }
+}
+
+/// The sum of what passes.
+#[derive(Default)]
+struct Sum(Lanes);
+
+impl Passing for Sum {
+    type Result = u16;
+
+    #[inline(always)]
+    fn block(self, block: &Block) -> Self {
+        Self(self.0.with(block))
+    }
+
+    #[inline(always)]
+    fn word(self, word: u64) -> Self {
+        Self(self.0.with_word(word))
+    }
+
+    #[inline(always)]
+    fn end(self) -> u16 {
+        self.0.sum()
     }
 }
 
@@ -71,7 +93,10 @@ pub fn finish_checksum(frame: &mut Frame, body: Reader<'_>) -> bool {
     }
     let Some(mut finish) = Finish::begin(frame) else { return false };
     sum_body(&mut finish.sum, body);
-    finish.end(frame.head_mut());
+    let (place, value) = finish.end();
+    if let Some(field) = frame.head_mut().get_mut(place..).and_then(<[u8]>::first_chunk_mut) {
+        *field = value;
+    }
     frame.offload = Offload::default();
     true
 }
@@ -79,11 +104,11 @@ pub fn finish_checksum(frame: &mut Frame, body: Reader<'_>) -> bool {
 /// Adds all that is left in `body`.
 pub fn sum_body(sum: &mut Checksum, mut body: Reader<'_>) {
     loop {
-        let (lanes, count) = body.look_at_piece(u32::MAX, Lanes::default(), Lanes::with);
+        let (part, count) = body.look_at_piece::<Sum>(u32::MAX);
         if count == 0 {
             break;
         }
-        sum.add_lanes(&lanes, count);
+        sum.add_part(part, count);
     }
 }
 

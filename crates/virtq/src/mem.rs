@@ -31,7 +31,7 @@ mod shared;
 mod userfault;
 mod word;
 
-pub use blocks::{Block, Fold};
+pub use blocks::{Block, Passing};
 pub use dirty::{DirtyLog, LOG_PAGE};
 #[cfg(feature = "driver")]
 pub(crate) use driver_words::DriverWords;

@@ -1,10 +1,7 @@
 //! The delivery loops: frames into popped chains.
 
 use packet::ReceiveHash;
-use port::{
-    Batch, DropReason, EgressCounters, Finish, Frame, Gso, HEAD_MAX, HEAD_ROOM, Offload,
-    finish_checksum,
-};
+use port::{Batch, DropReason, EgressCounters, Finish, Frame, Gso, Offload, finish_checksum};
 use virtq::Chains;
 use virtq::mem::{WritePiece, Writer};
 
@@ -63,14 +60,12 @@ impl Job<'_> {
             let _ = writer.copy_from(&mut body, frame.body.len);
             return;
         };
-        let mut at_head = *writer;
-        let mut bytes = [0; HEAD_ROOM + HEAD_MAX];
-        let Some(head) = bytes.get_mut(..frame.head().len()) else { return };
-        head.copy_from_slice(frame.head());
-        let _ = writer.skip(head_len(head));
+        let mut at_sum = *writer;
+        let _ = writer.write(frame.head());
         let _ = finish.copy(writer, &mut body, frame.body.len);
-        finish.end(head);
-        let _ = at_head.write(head);
+        let (place, value) = finish.end();
+        let _ = at_sum.skip(u32::try_from(place).unwrap_or(u32::MAX));
+        let _ = at_sum.write(&value);
     }
 
     /// The checksum to be finished, if the driver does not do that itself.

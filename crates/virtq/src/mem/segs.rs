@@ -1,6 +1,6 @@
 //! Segments of guest memory, and the cursors that copy from and to them.
 
-use super::{Fold, ReadPiece, blocks, copy_guest, copy_private, prefetch_read, prefetch_write};
+use super::{Passing, ReadPiece, blocks, copy_guest, copy_private, prefetch_read, prefetch_write};
 
 /// A checked range of host-mapped guest memory. Only valid while its `GuestMap` lives, which the
 /// lifetimes of [`SegStore`], [`Readable`] and [`Writable`] see to.
@@ -382,14 +382,14 @@ impl<'a> Reader<'a> {
         (len > 0).then(|| RawSeg::new(ptr, len))
     }
 
-    /// Shows up to `max` bytes of the next contiguous piece to `fold`, block by block; returns what
-    /// became of `state`, and how many bytes there were, 0 at the end.
+    /// Shows up to `max` bytes of the next contiguous piece to a new `P`; returns what became of
+    /// it, and how many bytes there were, 0 at the end.
     #[inline(always)]
-    pub fn look_at_piece<S>(&mut self, max: u32, state: S, fold: impl Fold<S>) -> (S, u32) {
+    pub fn look_at_piece<P: Passing>(&mut self, max: u32) -> (P::Result, u32) {
         let (src, len) = self.cursor.take(max);
         // SAFETY: `take` gave `len` mapped bytes.
-        let state = unsafe { blocks::look(src, len as usize, state, fold) };
-        (state, len)
+        let result = unsafe { blocks::look::<P>(src, len as usize) };
+        (result, len)
     }
 
     /// Asks the CPU for the first `lines` lines from here.
@@ -478,24 +478,18 @@ impl Writer<'_> {
     }
 
     /// As [`Self::copy_from`], but only within the next contiguous pieces of both sides, and shows
-    /// what it moves to `fold`, block by block. Returns what became of `state`, and how many bytes
-    /// there were, 0 where either side ends.
+    /// what it moves to a new `P`. Returns what became of that, and how many bytes there were, 0
+    /// where either side ends.
     #[inline(always)]
-    pub fn copy_piece<S>(
-        &mut self,
-        from: &mut Reader<'_>,
-        max: u32,
-        state: S,
-        fold: impl Fold<S>,
-    ) -> (S, u32) {
+    pub fn copy_piece<P: Passing>(&mut self, from: &mut Reader<'_>, max: u32) -> (P::Result, u32) {
         if !from.cursor.refill() {
-            return (state, 0);
+            return (P::default().end(), 0);
         }
         let (dst, len) = self.cursor.take(max.min(from.cursor.here).min(from.cursor.left));
         let (src, _) = from.cursor.take(len);
         // SAFETY: both cursors have `len` mapped bytes in their current segments.
-        let state = unsafe { blocks::copy((src, dst), len as usize, state, fold) };
-        (state, len)
+        let result = unsafe { blocks::copy::<P>(src, dst, len as usize) };
+        (result, len)
     }
 
     #[cold]

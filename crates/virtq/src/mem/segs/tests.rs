@@ -1,6 +1,8 @@
 //! Cursors over segments, against the same bytes in one slice.
 #![expect(clippy::arithmetic_side_effects, clippy::cast_possible_truncation, reason = "test code")]
 
+use crate::mem::blocks::Seen;
+
 use super::{RawSeg, Reader, SegSpan, SegStore, Writable, Writer};
 
 /// Private bytes cut into segments of the given lengths.
@@ -184,31 +186,25 @@ fn what_is_seen_in_blocks_is_what_passes() {
             (cut.reader(0, 20), cut.reader(3, 17), room.writer());
         let mut seen = Vec::new();
         loop {
-            let (block, count) = writer.copy_piece(&mut reader, 9, None, |_, b| Some(*b));
-            let Some(block) = block else { break assert_eq!(count, 0) };
-            let bytes: Vec<u8> = block.iter().flat_map(|word| word.to_ne_bytes()).collect();
+            let (bytes, count) = writer.copy_piece::<Seen>(&mut reader, 9);
+            if count == 0 {
+                break;
+            }
             assert!(bytes[count as usize..].iter().all(|byte| *byte == 0));
             seen.extend_from_slice(&bytes[..count as usize]);
         }
         assert_eq!(seen, cut.bytes);
         assert_eq!(room.now(), cut.bytes);
         let mut total = 0;
-        while let (Some(block), step) = again.look_at_piece(u32::MAX, None, |_, b| Some(*b)) {
-            assert_eq!(block[0].to_ne_bytes()[0], cut.bytes[3 + total as usize]);
+        while let (bytes, step @ 1..) = again.look_at_piece::<Seen>(u32::MAX) {
+            assert_eq!(bytes[0], cut.bytes[3 + total as usize]);
             total += step;
         }
         assert_eq!(total, 17);
     }
     let long = Cut::new(&[200, 100]);
-    let mut reader = long.reader(0, 300);
-    let add = |mut blocks: Vec<_>, block: &super::super::Block| {
-        blocks.extend(block.map(u32::to_ne_bytes));
-        blocks
-    };
-    let (blocks, count) = reader.look_at_piece(300, Vec::new(), add);
-    assert_eq!(count, 200);
-    assert_eq!(blocks.as_flattened()[..200], long.bytes[..200]);
-    assert_eq!(blocks.len(), 64);
+    let (bytes, count) = long.reader(0, 300).look_at_piece::<Seen>(300);
+    assert_eq!((count, &bytes[..200]), (200, &long.bytes[..200]));
 }
 
 #[test]
