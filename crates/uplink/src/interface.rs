@@ -20,7 +20,9 @@ mod watch;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use port::OffloadSet;
 
 use crate::sys::{InterfaceSocket, Promiscuous};
 
@@ -73,6 +75,40 @@ pub struct Link {
     made: bool,
     deleted: bool,
     mtu: Arc<AtomicU32>,
+    cuts: Arc<Cuts>,
+}
+
+/// Which large frames a device takes: past its queueing discipline the kernel drops the others.
+#[derive(Debug)]
+pub(crate) struct Cuts {
+    tcp: AtomicBool,
+    udp: AtomicBool,
+}
+
+impl Default for Cuts {
+    /// All.
+    fn default() -> Self {
+        Self { tcp: AtomicBool::new(true), udp: AtomicBool::new(true) }
+    }
+}
+
+impl Cuts {
+    /// What the device said; who does not say anything takes all.
+    fn set(&self, said: io::Result<(bool, bool)>) {
+        let (tcp, udp) = said.unwrap_or((true, true));
+        // ORDERING: two hints: a frame beside a change may see either of each.
+        self.tcp.store(tcp, Ordering::Relaxed);
+        self.udp.store(udp, Ordering::Relaxed);
+    }
+
+    /// Those of `most` that the device takes.
+    #[inline]
+    pub(crate) fn of(&self, most: OffloadSet) -> OffloadSet {
+        // ORDERING: as in `set`.
+        let (tcp, udp) = (self.tcp.load(Ordering::Relaxed), self.udp.load(Ordering::Relaxed));
+        let OffloadSet { csum, tso4, tso6, ecn, uso } = most;
+        OffloadSet { csum, tso4: tso4 && tcp, tso6: tso6 && tcp, ecn: ecn && tcp, uso: uso && udp }
+    }
 }
 
 impl Link {
@@ -91,6 +127,8 @@ impl Link {
         let mtu = socket
             .mtu(ifname)
             .map_err(|e| InterfaceError::system(format!("ask for the MTU of {ifname}"), e))?;
+        let cuts = Arc::new(Cuts::default());
+        cuts.set(socket.cuts(ifname));
         Ok(Self {
             namespace: namespace.clone(),
             ifname: ifname.to_owned(),
@@ -104,6 +142,7 @@ impl Link {
             made: false,
             deleted: false,
             mtu: Arc::new(AtomicU32::new(mtu)),
+            cuts,
         })
     }
 
@@ -193,6 +232,7 @@ impl Link {
             // ORDERING: the MTU is a number of its own, nothing is published with it.
             self.mtu.store(mtu, Ordering::Relaxed);
         }
+        self.cuts.set(self.socket.cuts(&name));
         match self.socket.is_up(&name) {
             Ok((true, true)) => LinkState::Up,
             Ok((true, false)) => LinkState::NoCarrier,
@@ -226,6 +266,11 @@ impl Link {
     /// The MTU in bytes, kept up to date by [`Self::check`].
     pub fn mtu(&self) -> &Arc<AtomicU32> {
         &self.mtu
+    }
+
+    /// Which large frames the device takes, kept up to date by [`Self::check`].
+    pub(crate) fn cuts(&self) -> &Arc<Cuts> {
+        &self.cuts
     }
 
     /// The MTU in bytes, as it was when it was looked at last.

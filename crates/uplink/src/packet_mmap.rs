@@ -135,6 +135,7 @@ pub fn open(
             fd: socket.fd,
             name: Arc::clone(&name),
             mtu: Arc::clone(link.mtu()),
+            cuts: Arc::clone(link.cuts()),
             counters: Arc::clone(counters),
             given_up: Arc::default(),
         };

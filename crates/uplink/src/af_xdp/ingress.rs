@@ -21,6 +21,11 @@ use super::unfinished::unfinished;
 #[expect(clippy::cast_possible_truncation, reason = "64 fits")]
 const BURST: u32 = BURST_MAX as u32;
 
+/// Frames that are asked for ahead of the one that is taken: another CPU may have written them.
+const AHEAD: u32 = 4;
+/// Lines of each: what becomes the head.
+const LINES: usize = 2;
+
 /// What an [`AfXdpIngress`] is made of.
 #[derive(Debug)]
 pub(super) struct Incoming {
@@ -108,7 +113,19 @@ impl AfXdpIngress {
         }
     }
 
-    /// Takes the frame whose first descriptor is `first`, entry `at` of the ring.
+    /// Asks the CPU for the frame that entry `at` of the ring is of.
+    #[inline(always)]
+    fn prefetch(&self, at: u32) {
+        let desc = self.parts.rx.peek(at);
+        if let Some(place) = self.area.locate(desc)
+            && let Some(piece) =
+                self.slots.store().one(Pool::span(place.chunk, place.skip, desc.len))
+        {
+            piece.prefetch(LINES);
+        }
+    }
+
+    /// Takes the frame whose first descriptor is entry `at` of the ring.
     #[inline(always)]
     fn take(&mut self, at: u32, frame: &mut Frame) -> Taken {
         let desc = self.parts.rx.peek(at);
@@ -176,8 +193,13 @@ impl Ingress for AfXdpIngress {
         }
         let mut fault = self.fault.clone();
         let (mut at, mut count, mut bytes) = (0u32, 0u64, 0u64);
+        (0..AHEAD.min(available)).for_each(|at| self.prefetch(at));
         while at < available && count < most && bytes < BURST_BYTES {
             let Some(frame) = frames.slot() else { break };
+            let next = at.wrapping_add(AHEAD);
+            if next < available {
+                self.prefetch(next);
+            }
             let (parts, len, outcome) = match self.take(at, frame) {
                 Taken::Frame(parts, len) => {
                     // What the sender left undone is for the egress to do, or to leave.

@@ -10,7 +10,7 @@ use crate::sys::{InterfaceSocket, Promiscuous};
 
 use super::query::Query;
 use super::watch::Watch;
-use super::{Link, Namespace};
+use super::{Cuts, Link, Namespace};
 
 /// What the fds of a link do not say.
 #[derive(Debug, Serialize, Deserialize)]
@@ -60,6 +60,8 @@ impl Link {
         let watch = Watch::from_fd(fds.next()?);
         let query = Query::from_fd(fds.next()?);
         let promiscuous = fds.next_if(parts.promiscuous)?.map(Promiscuous::from_fd);
+        let cuts = Arc::new(Cuts::default());
+        cuts.set(socket.cuts(&parts.ifname));
         Ok(Self {
             namespace,
             ifname: parts.ifname.clone(),
@@ -73,6 +75,7 @@ impl Link {
             made: parts.made,
             deleted: parts.deleted,
             mtu: Arc::new(AtomicU32::new(parts.mtu)),
+            cuts,
         })
     }
 

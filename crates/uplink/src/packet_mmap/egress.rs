@@ -305,13 +305,14 @@ impl PacketMmapEgress {
 
 impl Egress for PacketMmapEgress {
     fn send(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
-        if self.takes == OffloadSet::ALL {
+        let takes = self.queue.cuts.of(self.takes);
+        if takes == OffloadSet::ALL {
             return self.send_fitting(batch, picked);
         }
         let mut adapter = std::mem::take(&mut self.adapter);
         let counters = Arc::clone(&self.queue.counters);
         let counters = &counters.egress;
-        let way = Way { takes: self.takes, lost: DropReason::UplinkError, counters };
+        let way = Way { takes, lost: DropReason::UplinkError, counters };
         let sent =
             adapter.send(batch, picked, &way, |batch, picked| self.send_fitting(batch, picked));
         self.adapter = adapter;

@@ -99,6 +99,7 @@ pub fn from_parts(parts: Parts, counters: &[Arc<QueueCounters>]) -> Result<Packe
             fd: Arc::new(fd),
             name: Arc::clone(&name),
             mtu: Arc::clone(link.mtu()),
+            cuts: Arc::clone(link.cuts()),
             counters: Arc::clone(counters),
             given_up: Arc::default(),
         };

@@ -9,7 +9,7 @@ use port::{QueueCounters, QueueFault};
 use virtq::mem::{MapError, SharedSlots};
 
 use crate::direct::{self, Direct, Refused, VnetHeader};
-use crate::interface::Link;
+use crate::interface::{Cuts, Link};
 use crate::sys::map::map_fd;
 use crate::sys::packet::{self, RingRequest};
 
@@ -31,6 +31,7 @@ pub(super) struct Queue {
     pub(super) fd: Arc<OwnedFd>,
     pub(super) name: Arc<str>,
     pub(super) mtu: Arc<AtomicU32>,
+    pub(super) cuts: Arc<Cuts>,
     pub(super) counters: Arc<QueueCounters>,
     /// Frames for which the kernel made room and then gave them up: it counts them as drops.
     pub(super) given_up: Arc<AtomicU64>,

@@ -142,12 +142,8 @@ impl InterfaceSocket {
     pub(crate) fn channels(&self, name: &str) -> io::Result<(u32, u32)> {
         let mut info = [0u8; CHANNELS];
         self.ethtool(name, ETHTOOL_GCHANNELS, &mut info)?;
-        let word = |number: usize| {
-            let field = info.chunks_exact(4).nth(number).and_then(<[u8]>::first_chunk);
-            u32::from_ne_bytes(field.copied().unwrap_or_default())
-        };
-        let combined = word(8);
-        Ok((combined.saturating_add(word(5)), combined.saturating_add(word(6))))
+        let combined = word(&info, 8);
+        Ok((combined.saturating_add(word(&info, 5)), combined.saturating_add(word(&info, 6))))
     }
 
     /// Whether the driver takes VLAN tags out of frames that arrive.
@@ -164,6 +160,36 @@ impl InterfaceSocket {
             *place = flags.to_ne_bytes();
         }
         self.ethtool(name, ETHTOOL_SFLAGS, &mut value)
+    }
+
+    /// Which large frames the device takes, TCP and UDP ones.
+    pub(crate) fn cuts(&self, name: &str) -> io::Result<(bool, bool)> {
+        let mut count = [0u8; SET_INFO];
+        if let Some(mask) = count.get_mut(8..).and_then(<[u8]>::first_chunk_mut) {
+            *mask = (1u64 << FEATURES).to_ne_bytes();
+        }
+        self.ethtool(name, ETHTOOL_GSSET_INFO, &mut count)?;
+        let count = word(&count, 4) as usize;
+        if count > FEATURES_MAX {
+            return Err(io::Error::from_raw_os_error(libc::E2BIG));
+        }
+        // The kernel writes so many names as it said, whatever it is told of the room.
+        let mut names = vec![0u8; count.saturating_mul(NAME).saturating_add(12)];
+        put_word(&mut names, 1, FEATURES);
+        self.ethtool(name, ETHTOOL_GSTRINGS, &mut names)?;
+        let blocks = count.div_ceil(32);
+        let mut now = vec![0u8; blocks.saturating_mul(16).saturating_add(8)];
+        put_word(&mut now, 1, u32::try_from(blocks).unwrap_or(0));
+        self.ethtool(name, ETHTOOL_GFEATURES, &mut now)?;
+        let is_on = |wanted: &str| {
+            let mut all = names.get(12..).unwrap_or_default().chunks_exact(NAME);
+            let Some(bit) = all.position(|name| text(name) == wanted) else { return false };
+            // Of each 32: available, requested, active, never changed.
+            let active = (bit / 32).saturating_mul(4).saturating_add(4);
+            word(&now, active) >> (bit % 32) & 1 != 0
+        };
+        let tcp = is_on("tx-tcp-segmentation") && is_on("tx-tcp6-segmentation");
+        Ok((tcp && is_on("tx-tcp-ecn-segmentation"), is_on("tx-udp-segmentation")))
     }
 
     fn ethtool_flags(&self, name: &str) -> io::Result<u32> {
@@ -188,6 +214,19 @@ impl InterfaceSocket {
 impl AsFd for InterfaceSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+/// Word `number` of what ethtool filled in.
+fn word(info: &[u8], number: usize) -> u32 {
+    let field = info.chunks_exact(4).nth(number).and_then(<[u8]>::first_chunk);
+    u32::from_ne_bytes(field.copied().unwrap_or_default())
+}
+
+fn put_word(info: &mut [u8], number: usize, value: u32) {
+    let place = info.chunks_exact_mut(4).nth(number).and_then(<[u8]>::first_chunk_mut);
+    if let Some(place) = place {
+        *place = value.to_ne_bytes();
     }
 }
 
@@ -247,6 +286,16 @@ const ETHTOOL_GCHANNELS: u32 = 0x3c;
 const ETHTOOL_GFLAGS: u32 = 0x25;
 const ETHTOOL_SFLAGS: u32 = 0x26;
 const ETH_FLAG_RXVLAN: u32 = 1 << 8;
+const ETHTOOL_GSSET_INFO: u32 = 0x37;
+const ETHTOOL_GSTRINGS: u32 = 0x1b;
+const ETHTOOL_GFEATURES: u32 = 0x3a;
+/// `ETH_SS_FEATURES`: the set of names of features.
+const FEATURES: u32 = 4;
+/// The most features that are looked at.
+const FEATURES_MAX: usize = 1024;
+/// Bytes of `struct ethtool_sset_info` with one number, and of a feature's name.
+const SET_INFO: usize = 20;
+const NAME: usize = 32;
 /// Bytes of `struct ethtool_value`: a command and a number.
 const FLAGS: usize = 8;
 /// Bytes of `struct ethtool_drvinfo`: a command, five texts of 32 bytes and more.

@@ -115,7 +115,7 @@ pub(crate) fn open_with(settings: &PacketMmapSettings) -> Result<PacketMmap, Pac
     open(settings, &counters)
 }
 
-fn ip(arguments: &[&str]) -> String {
+pub(crate) fn ip(arguments: &[&str]) -> String {
     let output = Command::new("ip").args(arguments).output().expect("the ip program (iproute2)");
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "ip {arguments:?}: {error}");

@@ -67,7 +67,7 @@ fn carry(one: &mut PacketMmap, other: &mut PacketMmap, stop: &AtomicBool) {
 }
 
 /// TCP between hosts whose veth ends leave checksums and segmentation to the card.
-fn tcp(mtu: u32) {
+fn tcp(mtu: u32, cuts: bool) {
     const BYTES: usize = 8 << 20;
     let hosts = [Namespace::new(), Namespace::new()];
     let middle = Namespace::new();
@@ -76,6 +76,12 @@ fn tcp(mtu: u32) {
     hosts[0].address("host0", (MAC[0], ADDRESS[0]), (MAC[1], ADDRESS[1]));
     hosts[1].address("host1", (MAC[1], ADDRESS[1]), (MAC[0], ADDRESS[0]));
     let mut ports = [middle.open("near0", 1).unwrap(), middle.open("near1", 1).unwrap()];
+    if !cuts {
+        // While it is open.
+        let all = ["netns", "exec", &middle.0, "ethtool", "-K", "near1", "tso", "off"];
+        let _ = crate::namespace::ip(&all);
+        let _ = ports[1].link.check();
+    }
     let stop = AtomicBool::new(false);
     let listener = hosts[1].inside(|| TcpListener::bind("10.9.0.2:80").unwrap());
     let [one, other] = &mut ports;
@@ -106,16 +112,25 @@ fn tcp(mtu: u32) {
     assert_eq!(counted.drops[port::DropReason::BadOffload as usize], 0);
     // Segments were not sent one by one.
     assert!((counted.rx_frames as usize) < BYTES / mtu as usize, "{counted:?}");
+    // Nor cut, if the way out takes them whole.
+    let sent = totals(ports[1].queues[0].1.counters());
+    assert_eq!((sent.segments_added > 0, sent.dropped()), (!cuts, 0));
 }
 
 #[test]
 fn tcp_with_the_offloads_of_a_veth_pair_passes() {
-    tcp(1500);
+    tcp(1500, true);
 }
 
 #[test]
 fn tcp_with_large_frames_passes() {
-    tcp(9000);
+    tcp(9000, true);
+}
+
+/// The kernel would drop what it has to cut there.
+#[test]
+fn tcp_to_a_device_without_segmentation_passes() {
+    tcp(1500, false);
 }
 
 /// A TCP frame with that much payload, as a guest with segmentation offload sends it.
