@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   start       READY=1 MAINPID=self                    systemd unit: Type=notify
-//!   take-over   old: MAINPID=new ─► ends                NotifyAccess=main: only the old one is heard
+//!   take-over   old: MAINPID=new ─► ends                NotifyAccess=main: only this one is heard
 //!               new: READY=1 MAINPID=self, by the old one's socket or its own
 //! ```
 //!

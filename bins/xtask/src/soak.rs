@@ -7,14 +7,18 @@
 //!            ▼
 //!  World: switch ── g1 ⇄ g2      numbered frames all the time, in a VLAN of their own
 //!                ── e1 .. e4     guests that come, go, die, begin anew, and lie
+//!                ── v0, v1       DPDK's testpmd, which listens, with packed rings, as root
 //!                ── tap, AF_XDP, packet_mmap   that go down and up, and are deleted
 //!            │
 //!            ▼
 //!  checks: frames, ledger, fds, threads, memory, the log
 //! ```
 //!
-//! **Limits.** The switch itself is taken over by others again and again, but not killed: the
-//! frames that a crash costs are the kill series' business (`restart/` of the conformance tests).
+//! The switch itself is taken over by others, and killed and started again. A crash may cost the good
+//! pair a burst at each queue; the sender stands still until the receiver has found the new process.
+//!
+//! **Limits.** Guests of QEMU are not among them: they have series of their own (`restart/`,
+//! `takeover/` of the conformance tests).
 
 mod checks;
 mod hostile;
@@ -67,7 +71,9 @@ impl Soak {
 }
 
 pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
-    build(&["--release", "-p", "causeway", "-p", "causeway-guest"])?;
+    if std::env::var_os("CAUSEWAY_BIN").is_none() {
+        build(&["--release", "-p", "causeway", "-p", "causeway-guest"])?;
+    }
     let soak = Soak {
         time: Duration::from_secs(u64::from(options.minutes).saturating_mul(60)),
         seed: options.seed.unwrap_or_else(some_seed),

@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 
 use crate::process::{Process, output, tied_command};
@@ -365,6 +366,26 @@ impl Switch {
     #[must_use]
     pub fn id(&self) -> u32 {
         self.process.id()
+    }
+
+    /// Ends the switch with SIGKILL, does something while nobody serves, and starts it again with
+    /// these arguments, as for [`Switch::start_with`].
+    ///
+    /// # Errors
+    /// `meanwhile` fails, or the new process does not start.
+    pub fn crash(
+        &mut self,
+        arguments: &[&str],
+        meanwhile: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let id = i32::try_from(self.process.id()).ok().and_then(Pid::from_raw);
+        kill_process(id.context("no process id")?, Signal::KILL)?;
+        let _ = self.process.finish(START_TIMEOUT)?;
+        let log = self.process.output_from(0)?;
+        ensure!(!log.contains("panicked"), "causeway panicked\n{}", self.process.tail());
+        meanwhile()?;
+        *self = Self::start_program(self.program.clone(), &self.folder.clone(), arguments)?;
+        Ok(())
     }
 
     /// Ends the switch with SIGKILL, as a crash does.

@@ -31,7 +31,7 @@ const BEFORE: Duration = Duration::from_millis(400);
 const AFTER: Duration = Duration::from_millis(400);
 /// How long the last frames may be on their way.
 const LAST: Duration = Duration::from_millis(100);
-/// Entries of a guest's rings: a guest that the machine leaves without a CPU for a third of a second
+/// Entries of a guest's rings: one that the machine leaves without a CPU for a third of a second
 /// loses nothing at the default rate, so what is lost was lost by somebody else.
 const RING: &str = "4096";
 const MICRO: f64 = 1e3;

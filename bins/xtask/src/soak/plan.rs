@@ -45,6 +45,10 @@ pub(super) enum Action {
     Reset(u8),
     /// Another process takes over.
     TakeOver,
+    /// The switch is killed, and starts again.
+    Crash,
+    /// DPDK's guest lets bursts go round; so many.
+    Circulate(u8),
     /// Somebody captures what passes a good guest's port.
     Capture,
     /// The captures end.
@@ -75,12 +79,14 @@ impl Plan {
             56..62 => Action::Hotplug(port, self.number()),
             62..68 => Action::Flap(uplink),
             68..72 => Action::Replace(uplink),
-            72..77 => Action::Reload(self.below(2) == 0),
-            77..81 => Action::PortCycle,
-            81..84 => Action::Reset(port),
-            84..92 => Action::TakeOver,
-            92..95 => Action::Capture,
-            95..97 => Action::EndCaptures,
+            72..76 => Action::Reload(self.below(2) == 0),
+            76..79 => Action::PortCycle,
+            79..82 => Action::Reset(port),
+            82..88 => Action::TakeOver,
+            88..92 => Action::Crash,
+            92..95 => Action::Circulate(self.below_u8(4).saturating_add(1)),
+            95..97 => Action::Capture,
+            97..98 => Action::EndCaptures,
             _ => Action::Flush,
         };
         (action, Duration::from_millis(20u64.saturating_add(self.below(180))))
@@ -132,7 +138,7 @@ mod tests {
         assert_ne!(one, actions(2));
         let kinds: std::collections::HashSet<_> =
             one.iter().map(|(action, _)| std::mem::discriminant(action)).collect();
-        assert_eq!(kinds.len(), 15);
+        assert_eq!(kinds.len(), 17);
         assert!(one.iter().any(|(action, _)| *action == Action::TakeOver));
         assert!(one.iter().all(|(_, pause)| pause.as_millis() < 200));
     }

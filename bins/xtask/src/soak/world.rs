@@ -5,9 +5,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use conformance::environment::host::is_root;
+use conformance::environment::host::{hugepages, is_root};
 use conformance::process::tied_command;
-use conformance::{Netns, Process, Scratch, Switch};
+use conformance::virtio_user::USUAL_FRAME;
+use conformance::{
+    Environment, Netns, Process, Scratch, Switch, Topology, VirtioUser, VirtioUserSpec,
+};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::checks::{Footprint, Totals, said};
@@ -19,6 +22,10 @@ use super::plan::{Action, EXTRAS, Manner, UPLINKS};
 const GOOD_PPS: &str = "500";
 /// Captures at a time.
 const CAPTURES: usize = 4;
+/// Entries of the receiver's rings: what the sender makes up for after a crash has room.
+const RING: &str = "4096";
+/// The ports of DPDK's front end, which listens.
+const USERS: [&str; 2] = ["v0", "v1"];
 const FREEZE: Duration = Duration::from_millis(150);
 const REST: Duration = Duration::from_millis(500);
 
@@ -32,10 +39,13 @@ pub(super) struct World {
     extras: BTreeMap<u8, Process>,
     captures: Vec<Process>,
     wires: Option<Wires>,
+    /// DPDK's front end, if there is one on this machine.
+    user: Option<VirtioUser>,
     /// Before anything happened.
     before: Footprint,
     /// Processes that took over.
     taken_over: u32,
+    crashes: u32,
     started: u32,
 }
 
@@ -95,14 +105,23 @@ impl World {
     pub(super) fn start(scratch: &Scratch) -> Result<Self> {
         let folder = scratch.folder().to_owned();
         let wires = is_root().then(Wires::new).transpose()?;
+        let mut user = is_root().then(|| virtio_user(&folder)).transpose()?.flatten();
         std::fs::write(folder.join("soak.toml"), config(&folder, wires.as_ref(), false))?;
         let config = folder.join("soak.toml");
         let config = config.to_str().context("the folder is no text")?;
         let switch = Switch::start_with(&folder, &["--config", config])?;
-        let receiver = guest(&folder, "g2", &["--receive", "--verify", "--packed"])?;
+        let receiver = guest(
+            &folder,
+            "g2",
+            &["--receive", "--verify", "--packed", "--reconnect", "--queue-size", RING],
+        )?;
         switch.wait_ports_up(&["g2"])?;
-        let sender = guest(&folder, "g1", &["--generate", "--rate-pps", GOOD_PPS])?;
+        let sender = guest(&folder, "g1", &["--generate", "--rate-pps", GOOD_PPS, "--reconnect"])?;
         switch.wait_ports_up(&["g1"])?;
+        if let Some(user) = &mut user {
+            user.wait_up()?;
+            switch.wait_ports_up(&USERS)?;
+        }
         std::thread::sleep(REST);
         let before = Footprint::of(switch.id())?;
         Ok(Self {
@@ -113,8 +132,10 @@ impl World {
             extras: BTreeMap::new(),
             captures: Vec::new(),
             wires,
+            user,
             before,
             taken_over: 0,
+            crashes: 0,
             started: 0,
         })
     }
@@ -142,6 +163,8 @@ impl World {
                 Ok(())
             }
             Action::TakeOver => self.take_over(),
+            Action::Crash => self.crash(),
+            Action::Circulate(bursts) => self.circulate(bursts),
             Action::Capture => self.capture(),
             Action::EndCaptures => {
                 self.captures.clear();
@@ -154,7 +177,8 @@ impl World {
     /// The good pair is there, and so is the switch.
     pub(super) fn looks_well(&mut self) -> Result<()> {
         let stats = self.switch.stats()?;
-        for name in ["g1", "g2"] {
+        let users = USERS.iter().filter(|_| self.user.is_some());
+        for name in ["g1", "g2"].iter().chain(users) {
             let port = stats.port(name)?;
             ensure!(port.state == "up", "{name} is {}: {:?}", port.state, port.reason);
         }
@@ -179,12 +203,15 @@ impl World {
         std::thread::sleep(REST);
         let _ = self.receiver.stop()?;
         let totals = Totals::of(&said(&self.sender)?, &said(&self.receiver)?)?;
-        totals.check().with_context(|| self.switch.counters())?;
+        totals.check(self.crashes).with_context(|| self.switch.counters())?;
         let _ = self.switch.check_ledger()?;
-        let (taken_over, started) = (self.taken_over, self.started);
+        let with = if self.user.is_some() { "with" } else { "without" };
+        self.user.take().map_or(Ok(()), VirtioUser::quit)?;
+        let (taken_over, crashes, started) = (self.taken_over, self.crashes, self.started);
         self.switch.stop()?;
         Ok(format!(
-            "{started} guests started, {taken_over} take-overs, {} of {} good frames came; {after}",
+            "{with} virtio-user, {started} guests started, {taken_over} take-overs, {crashes} \
+             crashes, {} of {} good frames came; {after}",
             totals.got, totals.sent
         ))
     }
@@ -209,6 +236,10 @@ impl World {
         if manner.packed {
             arguments.push("--packed");
         }
+        if port.is_multiple_of(2) {
+            // The others end with the switch.
+            arguments.push("--reconnect");
+        }
         if manner.rate_pps == 0 {
             arguments.push("--receive");
         } else {
@@ -232,12 +263,48 @@ impl World {
 
     fn freeze(&mut self, port: u8) -> Result<()> {
         let Some(process) = self.extras.get(&port) else { return Ok(()) };
-        let id = i32::try_from(process.id()).ok().and_then(Pid::from_raw).context("no pid")?;
         // It may have ended.
-        if kill_process(id, Signal::STOP).is_ok() {
+        if signal(process, Signal::STOP).is_ok() {
             std::thread::sleep(FREEZE);
-            kill_process(id, Signal::CONT)?;
+            signal(process, Signal::CONT)?;
         }
+        Ok(())
+    }
+
+    /// Frames that come while their receiver is not there yet would be lost for that, so the sender
+    /// stands still from the end of the old process until the receiver has come to the new one.
+    fn crash(&mut self) -> Result<()> {
+        let config = self.folder.join("soak.toml");
+        let config = config.to_str().context("the folder is no text")?;
+        self.captures.clear();
+        let sender = &self.sender;
+        self.switch.crash(&["--config", config], || signal(sender, Signal::STOP))?;
+        self.crashes = self.crashes.saturating_add(1);
+        let came = self.switch.wait_ports_up(&["g2"]);
+        signal(&self.sender, Signal::CONT)?;
+        came?;
+        self.switch.wait_ports_up(&["g1"])?;
+        if self.user.is_some() {
+            self.switch.wait_ports_up(&USERS)?;
+        }
+        Ok(())
+    }
+
+    /// DPDK's frames go round for a moment, through both of its ports.
+    fn circulate(&mut self, bursts: u8) -> Result<()> {
+        let Some(user) = &mut self.user else { return Ok(()) };
+        let moved = |switch: &Switch| -> Result<[u64; 2]> {
+            let stats = switch.stats()?;
+            let [a, b] = USERS.map(|name| stats.port(name).map(|port| port.rx_frames()));
+            Ok([a?, b?])
+        };
+        let before = moved(&self.switch)?;
+        user.circulate(64, bursts.into())?;
+        std::thread::sleep(Duration::from_millis(30));
+        let _ = user.stop_forwarding()?;
+        let after = moved(&self.switch)?;
+        let stuck = before.iter().zip(after).any(|(before, after)| after <= *before);
+        ensure!(!stuck, "virtio-user's frames are stuck: {}", self.switch.counters());
         Ok(())
     }
 
@@ -281,6 +348,40 @@ impl World {
     }
 }
 
+/// DPDK's testpmd with two virtio-user ports that listen; none where DPDK cannot be had.
+fn virtio_user(folder: &std::path::Path) -> Result<Option<VirtioUser>> {
+    let there = Environment::open().and_then(|environment| {
+        hugepages()?;
+        let _ = environment.testpmd()?;
+        Ok(environment)
+    });
+    let environment = match there {
+        Ok(environment) => environment,
+        Err(error) => {
+            println!("soak: without virtio-user: {error:#}");
+            return Ok(None);
+        }
+    };
+    let spec = VirtioUserSpec {
+        sockets: USERS.map(|name| folder.join(format!("{name}.sock"))).to_vec(),
+        topology: Topology::Loop,
+        server: true,
+        packed: true,
+        mrg_rxbuf: true,
+        in_order: false,
+        vectorized: false,
+        queues: 1,
+        largest_frame: USUAL_FRAME,
+        small_pages: false,
+    };
+    VirtioUser::start(&environment, &spec, folder).map(Some)
+}
+
+fn signal(process: &Process, signal: Signal) -> Result<()> {
+    let id = i32::try_from(process.id()).ok().and_then(Pid::from_raw).context("no process id")?;
+    Ok(kill_process(id, signal)?)
+}
+
 /// The configuration file, with one port more or without it.
 fn config(folder: &std::path::Path, wires: Option<&Wires>, more: bool) -> String {
     let port = |name: &str, rest: &str| {
@@ -291,10 +392,14 @@ fn config(folder: &std::path::Path, wires: Option<&Wires>, more: bool) -> String
         )
     };
     let good = ["g1", "g2"].map(|name| port(name, "vlan = 10"));
+    let users = USERS.iter().enumerate().map(|(index, name)| {
+        let mac = VirtioUserSpec::mac(index);
+        port(name, &format!("vlan = 30\nmode = \"client\"\nmac = \"{mac}\""))
+    });
     let extras = (0..EXTRAS).map(|number| port(&format!("e{number}"), ""));
     let uplinks = wires.into_iter().flat_map(Wires::ports);
     let more = more.then(|| port("r1", ""));
-    good.into_iter().chain(extras).chain(uplinks).chain(more).collect()
+    good.into_iter().chain(users).chain(extras).chain(uplinks).chain(more).collect()
 }
 
 fn guest(folder: &std::path::Path, name: &str, arguments: &[&str]) -> Result<Process> {

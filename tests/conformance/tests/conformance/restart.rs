@@ -24,6 +24,8 @@ use crate::{full, trial};
 
 /// How often QEMU looks for a back end.
 const RECONNECT_MS: u32 = 100;
+/// What a guest that came and went may leave with the allocator, however many do.
+const GROWTH_KIB: u64 = 4096;
 /// A machine that does other things, too.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -280,6 +282,7 @@ fn front_ends_come_and_go(env: &Environment, scratch: &Scratch) -> Result<()> {
     stays.wait_up()?;
     switch.wait_ports_up(&["g1"])?;
     let quiet = Held::of(&switch)?;
+    let mut memory = Vec::new();
     for round in 0..rounds(1) {
         let packed = !round.is_multiple_of(2);
         let mut comes = guest(env, scratch, 2, packed)?;
@@ -292,18 +295,23 @@ fn front_ends_come_and_go(env: &Environment, scratch: &Scratch) -> Result<()> {
             comes.wait_reachable(&stays.address())?;
             comes.reboot()?;
             comes.wait_reachable(&stays.address())?;
-            let again = Held::of(&switch)?;
-            ensure!(again == busy, "a restart of the guest leaves {again:?}, before: {busy:?}");
+            busy.wait(&switch).context("a restart of the guest leaves something")?;
         }
         // Killed, not asked.
         drop(comes);
         let start = Instant::now();
-        while switch.stats()?.port("g2")?.state != "waiting" || Held::of(&switch)? != quiet {
-            let held = Held::of(&switch)?;
-            ensure!(start.elapsed() < PATIENCE, "left behind: {held:?}, before: {quiet:?}");
+        while switch.stats()?.port("g2")?.state != "waiting" {
+            ensure!(start.elapsed() < PATIENCE, "the port does not wait: {}", switch.counters());
             thread::sleep(Duration::from_millis(20));
         }
+        quiet.wait(&switch).context("something is left behind")?;
+        memory.push(own_kib(&switch)?);
     }
+    println!("own memory after each guest in KiB: {memory:?}");
+    // The first ones find out how much the allocator keeps.
+    let (first, last) = (memory.iter().take(4).max(), memory.last());
+    let grown = last.zip(first).map_or(0, |(last, first)| last.saturating_sub(*first));
+    ensure!(grown < GROWTH_KIB, "memory grew by {grown} KiB: {memory:?}");
     let _ = switch.check_ledger()?;
     stays.power_off()?;
     switch.stop()
@@ -311,17 +319,51 @@ fn front_ends_come_and_go(env: &Environment, scratch: &Scratch) -> Result<()> {
 
 /// What the switch has of its guests.
 #[derive(Debug, PartialEq, Eq)]
-struct Held {
+pub(crate) struct Held {
     /// Mappings of guests' memory.
     mappings: usize,
     fds: usize,
+    threads: usize,
 }
 
 impl Held {
-    fn of(switch: &Switch) -> Result<Self> {
-        let maps = std::fs::read_to_string(format!("/proc/{}/maps", switch.id()))?;
-        let fds = std::fs::read_dir(format!("/proc/{}/fd", switch.id()))?.count();
-        let mappings = maps.lines().filter(|line| line.contains("memory-backend-memfd")).count();
-        Ok(Self { mappings, fds })
+    /// What it has when nobody who asked it something is still there.
+    pub(crate) fn of(switch: &Switch) -> Result<Self> {
+        loop {
+            let before = Self::now(switch)?;
+            thread::sleep(Duration::from_millis(100));
+            if Self::now(switch)? == before {
+                return Ok(before);
+            }
+        }
     }
+
+    fn now(switch: &Switch) -> Result<Self> {
+        let count = |what: &str| -> Result<usize> {
+            Ok(std::fs::read_dir(format!("/proc/{}/{what}", switch.id()))?.count())
+        };
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", switch.id()))?;
+        let mappings = maps.lines().filter(|line| line.contains("memory-backend-memfd")).count();
+        Ok(Self { mappings, fds: count("fd")?, threads: count("task")? })
+    }
+
+    /// Waits until it is this again: clients and closers may still be there for a moment.
+    pub(crate) fn wait(&self, switch: &Switch) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let now = Self::now(switch)?;
+            if now == *self {
+                return Ok(());
+            }
+            ensure!(start.elapsed() < PATIENCE, "{now:?} is not {self:?}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Memory of its own that the switch has, in KiB: without that of guests and files.
+fn own_kib(switch: &Switch) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", switch.id()))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).context("no RssAnon")
 }

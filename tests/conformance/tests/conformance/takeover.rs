@@ -8,6 +8,7 @@ use conformance::{Environment, Guest, GuestSpec, Looped, Process, Scratch, Switc
 use libtest_mimic::Trial;
 use serde_json::Value;
 
+use crate::restart::Held;
 use crate::switch::guest_port;
 use crate::{full, trial};
 
@@ -47,6 +48,7 @@ fn qemu(env: &Environment, scratch: &Scratch) -> Result<()> {
     let client = format!("iperf3 -c {} -t 600 >/tmp/iperf 2>&1 &", packed.address());
     let _ = split.run(&client)?;
     let _ = split.run(&format!("ping -i 0.01 -W 5 {} >/tmp/ping 2>&1 &", packed.address()))?;
+    let mut held: Option<Held> = None;
     for round in 0..rounds() {
         std::thread::sleep(PAUSE);
         let before = switch.stats()?.port("g1")?.rx_frames();
@@ -60,6 +62,11 @@ fn qemu(env: &Environment, scratch: &Scratch) -> Result<()> {
         while !moved(switch.stats()?)? {
             ensure!(end.elapsed() < SLACK, "nothing moves: {}", switch.counters());
             std::thread::sleep(Duration::from_millis(20));
+        }
+        // Each process has what the one before had, and nothing that was handed over and not taken.
+        match &held {
+            Some(held) => held.wait(&switch).with_context(|| format!("round {round}"))?,
+            None => held = Some(Held::of(&switch)?),
         }
     }
     let _ = split.run("killall iperf3; killall -INT ping; sleep 1; true")?;
