@@ -20,7 +20,7 @@ const TESTED: [&str; 5] = ["packet", "virtq", "port", "virtio-net", "switch"];
 /// Members that only start programs here, or measure.
 const LEFT_OUT: [&str; 5] = ["xtask", "conformance", "tidy", "virtqueue", "parts"];
 /// Tests of what Debian 12's emulator has not, and what that is.
-const NOT_EMULATED: [(&str, &str); 8] = [
+const NOT_EMULATED: [(&str, &str); 10] = [
     ("virtio-net notify::tests::a_kick_that_the_peer_made_blocking_stops_nobody", NO_PREADV2),
     ("virtio-net transmitq::tests::kicks_are_asked_for_only_while_armed", NO_PREADV2),
     ("virtio-net notify::tests::every_call_counts_and_wakes", NO_AIO),
@@ -29,11 +29,20 @@ const NOT_EMULATED: [(&str, &str); 8] = [
     ("virtq mem::guard::tests::a_handler_from_before_is_asked", NO_EXEC),
     ("virtq mem::guard::tests::a_signal_that_was_sent_still_ends_the_process", NO_EXEC),
     ("virtq mem::guard::tests::huge_pages_are_replaced_too", NO_HUGE_PAGES),
+    (
+        "virtq mem::userfault::tests::what_is_there_is_read_at_once_and_what_ends_is_zeros",
+        NO_USERFAULT,
+    ),
+    (
+        "virtq mem::userfault::tests::who_touches_a_missing_page_sleeps_until_it_is_given_up",
+        NO_USERFAULT,
+    ),
 ];
 const NO_PREADV2: &str = "qemu-user 7.2 has no preadv2, which takes kicks back";
 const NO_AIO: &str = "qemu-user 7.2 has no asynchronous I/O, which signals eventfds";
 const NO_EXEC: &str = "the test starts itself, which needs the emulator to be registered";
 const NO_HUGE_PAGES: &str = "qemu-user 7.2 does not map huge pages";
+const NO_USERFAULT: &str = "qemu-user 7.2 has no userfaultfd";
 const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(300);
 
 pub(crate) fn run(steps: &mut Steps) -> Result<()> {

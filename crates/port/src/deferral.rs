@@ -18,7 +18,7 @@
 //! [`EgressRest`]): nothing is lost or overtaken on the way into the thread and out of it.
 //! **Accounting.** What waits is `held`. The thread counts in counters of its own, or in those that
 //! nobody else writes meanwhile.
-//! **Limits.** [`PARCELS`] sends or bursts wait, of 64 frames or 128 KiB each: to the guest more
+//! **Limits.** 128 sends or bursts wait, of 64 frames or 128 KiB each: to the guest more
 //! are dropped (`deferral_full`), from the guest they stay in its ring.
 
 mod egress;

@@ -197,8 +197,7 @@ mod tests {
     fn who_touches_a_missing_page_sleeps_until_it_is_given_up() {
         let (mapping, file) = mapping();
         let watch = Watch::new(&mapping);
-        // Elsewhere the kernel says no, and nothing is offered.
-        let Ok(userfault) = Userfault::open() else { return };
+        let userfault = Userfault::open().expect("a userfaultfd");
         userfault.register(&watch).unwrap();
         let reader = Arc::clone(&mapping);
         let asleep = thread::spawn(move || byte(&reader, 0x3001));
@@ -224,7 +223,7 @@ mod tests {
     fn what_is_there_is_read_at_once_and_what_ends_is_zeros() {
         let (mapping, file) = mapping();
         let watch = Watch::new(&mapping);
-        let Ok(userfault) = Userfault::open() else { return };
+        let userfault = Userfault::open().expect("a userfaultfd");
         userfault.register(&watch).unwrap();
         assert_eq!(rustix::io::pwrite(&file, &[9], 0x1000).unwrap(), 1);
         assert_eq!(byte(&mapping, 0x1000), 9);

@@ -7,6 +7,8 @@
 //!         g1 (before) ──────────────── moves ────────────► g1 (after)
 //! ```
 
+mod postcopy;
+
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -58,7 +60,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         })
     });
     let again = trial("migration/cancelled-failed-succeeded".to_owned(), tried_again);
-    moves.chain(compared).chain([again]).collect()
+    moves.chain(compared).chain([again]).chain(postcopy::trials()).collect()
 }
 
 /// Two switches with a link between them.
@@ -73,20 +75,31 @@ struct Bed<'a> {
 
 impl<'a> Bed<'a> {
     fn new(environment: &'a Environment, scratch: &'a Scratch, case: Case) -> Result<Self> {
+        Self::with(environment, scratch, case, ("", &["g1"]))
+    }
+
+    /// With more keys of the guest that moves, and these guests' ports at its new place.
+    fn with(
+        environment: &'a Environment,
+        scratch: &'a Scratch,
+        case: Case,
+        (keys, there): (&str, &[&str]),
+    ) -> Result<Self> {
         let link = (Netns::new()?, Netns::new()?);
         link.0.connect("10.99.0.1/24", &link.1, "u0")?;
         let start = |name: &str, ifname: &str, place: &Netns, guests: &[&str]| {
             let folder = scratch.path(name);
             fs::create_dir_all(&folder)?;
             let port = |guest: &&str| {
-                format!("vhost-user:name={guest},socket={}", folder.join(guest).display())
+                let keys = if *guest == "g1" { keys } else { "" };
+                format!("vhost-user:name={guest},socket={}{keys}", folder.join(guest).display())
             };
             let uplink = format!("packet-mmap:name=u,ifname={ifname},netns={}", place.name());
             let ports: Vec<String> = guests.iter().map(port).chain([uplink]).collect();
             Switch::start(&folder, &ports)
         };
         let a = start("a", "eth0", &link.0, &["g1", "g2"])?;
-        let b = start("b", "u0", &link.1, &["g1"])?;
+        let b = start("b", "u0", &link.1, there)?;
         Ok(Self { environment, scratch, a, b, _link: link, case })
     }
 
