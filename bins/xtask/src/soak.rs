@@ -14,8 +14,9 @@
 //!  checks: frames, ledger, fds, threads, memory, the log
 //! ```
 //!
-//! The switch itself is taken over by others, and killed and started again. A crash may cost the good
-//! pair a burst at each queue; the sender stands still until the receiver has found the new process.
+//! The switch itself is taken over by others, and killed and started again. A crash may cost the
+//! good pair a burst at each queue; the sender stands still until the receiver has found the new
+//! process.
 //!
 //! **Limits.** Guests of QEMU are not among them: they have series of their own (`restart/`,
 //! `takeover/` of the conformance tests).

@@ -30,8 +30,8 @@ const KINDS: &str = "split, packed, split-indirect, packed-indirect, split-in-or
                      packed-in-order, path-split, path-packed, switch-split, switch-packed, \
                      switch-split-vlan, switch-packed-vlan, switch-split-mixed, \
                      switch-packed-mixed, switch-split-multiqueue, \
-                     switch-split-limits, switch-packed-limits, switch-split-spread, two-workers-split, two-workers-packed, virtio-queue, \
-                     virtio-queue-indirect";
+                     switch-split-limits, switch-packed-limits, switch-split-spread, \
+                     two-workers-split, two-workers-packed, virtio-queue, virtio-queue-indirect";
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);

@@ -2,8 +2,8 @@
 //! something else is measured.
 //!
 //! One thread has both jobs, so it does a little of this one at a time ([`Neighbour::step`]): what
-//! waits for a frame of the other looks for it in between. Frames are made once, are all the same and
-//! nobody looks into them, so that the back end has more to do for each than we have.
+//! waits for a frame of the other looks for it in between. Frames are made once, are all the same
+//! and nobody looks into them, so that the back end has more to do for each than we have.
 
 use anyhow::Context;
 
@@ -46,6 +46,7 @@ impl Neighbour {
         let mut this = Self { ports: [from, to], size, arrived: 0, steps: 0 };
         for port in &mut this.ports {
             port.announce(port.mac, cli.vlan)?;
+            port.settle()?;
         }
         this.prepare(cli.vlan);
         Ok(Some(this))
