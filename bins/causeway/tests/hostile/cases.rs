@@ -10,13 +10,14 @@ mod memory;
 mod messages;
 mod states;
 mod transfers;
+mod translations;
 
 use crate::world::{Case, run};
 
 /// The least number of cases; each runs with split and with packed rings.
 const PROMISED: usize = 200;
 
-fn all() -> [Vec<Case>; 10] {
+fn all() -> [Vec<Case>; 11] {
     [
         messages::cases(),
         memory::cases(),
@@ -28,6 +29,7 @@ fn all() -> [Vec<Case>; 10] {
         transfers::cases(),
         load::cases(),
         mappings::cases(),
+        translations::cases(),
     ]
 }
 
@@ -90,4 +92,9 @@ fn floods() {
 #[test]
 fn other_mappings() {
     run(&mappings::cases());
+}
+
+#[test]
+fn translations() {
+    run(&translations::cases());
 }

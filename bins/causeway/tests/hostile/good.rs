@@ -19,7 +19,8 @@ const WINDOW: u64 = 16;
 
 /// The thread that plays both.
 pub(crate) struct Good {
-    arrived: Arc<AtomicU64>,
+    /// Frames of each.
+    arrived: Arc<[AtomicU64; 2]>,
     stop: Arc<AtomicBool>,
     /// Frames that are to be sent beside the exchange.
     flood: Sender<MacAddr>,
@@ -56,9 +57,9 @@ impl Good {
         self.thread = Some(std::thread::spawn(run));
     }
 
-    /// Frames that have arrived, of both.
-    pub(crate) fn arrived(&self) -> u64 {
-        self.arrived.load(Ordering::Relaxed)
+    /// Frames that have arrived, of each.
+    pub(crate) fn arrived(&self) -> [u64; 2] {
+        self.arrived.each_ref().map(|count| count.load(Ordering::Relaxed))
     }
 
     /// Sends a frame to `to`, soon.
@@ -87,7 +88,7 @@ struct Flow {
 
 fn exchange(
     mut guests: [Remote; 2],
-    arrived: &AtomicU64,
+    arrived: &[AtomicU64; 2],
     (stop, more): (&AtomicBool, &Receiver<MacAddr>),
 ) {
     let mut flows = [Flow::default(), Flow::default()];
@@ -117,7 +118,7 @@ fn exchange(
                 if frame.src == GOOD[at] && frame.dst == GOOD[other] {
                     assert_eq!(frame.id, flow.arrived, "a frame was lost or overtaken");
                     flow.arrived += 1;
-                    let _ = arrived.fetch_add(1, Ordering::Relaxed);
+                    let _ = arrived[at].fetch_add(1, Ordering::Relaxed);
                     moved = true;
                 }
             }
