@@ -23,6 +23,7 @@ mod instructions;
 mod latency;
 mod lines;
 mod machine;
+mod migration;
 mod pvp;
 mod quiet;
 mod readme;
@@ -115,6 +116,10 @@ pub(crate) enum Kind {
     ///
     /// Writes take-over.json.
     TakeOver(takeover::Options),
+    /// How long a QEMU guest stands still when it moves between two switches, or two testpmds
+    ///
+    /// Writes migration.json. Needs root, for hugepages.
+    Migration(migration::Options),
     /// Write the saved results into the README, or check that they are there
     Readme(readme::Options),
 }
@@ -136,6 +141,7 @@ pub(crate) fn run(steps: &mut Steps, kind: &Kind) -> Result<()> {
         Kind::Tcp(options) => tcp::run(steps, options),
         Kind::CrashRecord(options) => crash_record::run(steps, options),
         Kind::TakeOver(options) => takeover::run(steps, options),
+        Kind::Migration(options) => migration::run(steps, options),
         Kind::Readme(options) => readme::run(steps, options),
     }
 }

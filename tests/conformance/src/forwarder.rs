@@ -4,6 +4,7 @@
 //! **Limits** Its polling thread has CPU 0 and never sleeps; it uses 512 MiB of hugepages.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -44,7 +45,10 @@ impl Forwarder {
     pub fn start(environment: &Environment, devices: [String; 2], folder: &Path) -> Result<Self> {
         let mut testpmd = environment.testpmd()?;
         let _ = testpmd.args(drivers(&devices));
-        let prefix = format!("--file-prefix=cwpeer{}", std::process::id());
+        // Several may run at a time.
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let (process, number) = (std::process::id(), STARTED.fetch_add(1, Ordering::Relaxed));
+        let prefix = format!("--file-prefix=cwpeer{process}-{number}");
         let _ = testpmd.args(["--lcores", "0@0,1@0", "-m", "512", "--no-pci", &prefix]);
         for device in devices {
             let _ = testpmd.arg(format!("--vdev={device}"));

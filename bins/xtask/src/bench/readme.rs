@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::migration;
 use super::report::{Report, saved_folder};
 use super::round::Run;
 use super::summary::{Row, Spread};
@@ -34,8 +35,17 @@ struct IdleRun {
 }
 
 /// The tables of the README.
-const SECTIONS: [&str; 8] =
-    ["pvp", "latency", "scale", "idle", "uplinks", "tcp", takeover::NAME, crash_record::NAME];
+const SECTIONS: [&str; 9] = [
+    "pvp",
+    "latency",
+    "scale",
+    "idle",
+    "uplinks",
+    "tcp",
+    takeover::NAME,
+    crash_record::NAME,
+    migration::NAME,
+];
 
 pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
     let path = repository().join("README.md");
@@ -115,6 +125,10 @@ fn section(name: &str) -> Result<String> {
             format!("{what}:\n\n{table}\n{}", origin(&report))
         }),
         "idle" => load::<IdleRun, Option<Spread>>(name)?.and_then(|report| idle(&report)),
+        migration::NAME => load::<Value, Vec<migration::Summary>>(name)?.map(|report| {
+            let lines = report.summary.iter().map(|one| format!("* {}\n", one.line()));
+            format!("Downtime:\n\n{}\n{}", lines.collect::<String>(), origin(&report))
+        }),
         other => bail!("there are no results called {other}"),
     }
     .unwrap_or_else(|| "No results are saved.\n".to_owned()))
