@@ -22,6 +22,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         row("guest-reaches-host-through-tap", guest_to_host),
         row("ports-come-and-go-without-loss", ports_come_and_go),
         row("guests-meet-through-access-and-trunk-vlans", vlans),
+        row("a-guest-uses-no-address-but-its-own", antispoof),
     ]
 }
 
@@ -131,6 +132,59 @@ fn vlans(environment: &Environment, scratch: &Scratch) -> Result<()> {
     };
     // The trunk has no native VLAN, and the guest's bare eth0 spoke of itself before.
     ensure!(drops("vlan_untagged")? > 0, "no untagged frame was dropped: {stats:#?}");
+    a.power_off()?;
+    b.power_off()?;
+    switch.stop()
+}
+
+/// A guest whose port knows its addresses (`antispoof=on,ip=`) can use no others, an IPv4 address or
+/// a MAC, in ARP or in the frames themselves. Its own go on.
+fn antispoof(environment: &Environment, scratch: &Scratch) -> Result<()> {
+    let own = "mac=52:54:00:00:00:01,antispoof=on,ip=10.77.0.1+fd00:77::1";
+    let guarded = format!("{},{own}", guest_port("g1", scratch));
+    let switch = Switch::start(scratch.folder(), &[guarded, guest_port("g2", scratch)])?;
+    let mut a = guest(environment, scratch, 1)?;
+    let mut b = guest(environment, scratch, 2)?;
+    a.wait_up()?;
+    b.wait_up()?;
+    switch.wait_ports_up(&["g1", "g2"])?;
+    let to = b.address();
+    a.wait_reachable(&to)?;
+    let spoofed = || -> Result<u64> {
+        let stats = switch.stats()?;
+        let queues = &stats.port("g1")?.queues;
+        Ok(queues.iter().filter_map(|queue| queue.drops.get("spoofed")).sum())
+    };
+    let lost = a.ping(&to, 20, 50)?;
+    ensure!(lost == 0, "{lost} of 20 pings with its own address are lost");
+    // Whoever it says it is in what it does: nothing of that arrives.
+    let lies = [
+        (
+            "another IPv4 address",
+            "ip addr add 10.77.0.99/24 dev eth0 && \
+          ping -c 3 -W 1 -I 10.77.0.99 10.77.0.2; ip addr del 10.77.0.99/24 dev eth0",
+        ),
+        (
+            "another MAC",
+            "ip link set eth0 down && ip link set eth0 address 52:54:00:00:00:63 && \
+          ip link set eth0 up && ip neigh flush dev eth0; ping -c 3 -W 1 10.77.0.2; \
+          ip link set eth0 down && ip link set eth0 address 52:54:00:00:00:01 && \
+          ip link set eth0 up",
+        ),
+    ];
+    for (lie, commands) in lies {
+        let before = spoofed()?;
+        let shown = a.run(&format!("{{ {commands}; }} 2>&1 || true"))?;
+        ensure!(shown.contains("0 packets received"), "{lie} is taken: {shown}");
+        let dropped = spoofed()?.saturating_sub(before);
+        ensure!(dropped > 0, "{lie}: nothing was dropped as spoofed: {shown}");
+    }
+    a.wait_reachable(&to)?;
+    let lost = a.ping(&to, 20, 50)?;
+    ensure!(lost == 0, "{lost} of 20 pings with its own addresses again are lost");
+    let learned = switch.ctl(&["fdb"])?;
+    ensure!(!learned.contains("52:54:00:00:00:63"), "a lie was learned: {learned}");
+    let _ = switch.check_ledger()?;
     a.power_off()?;
     b.power_off()?;
     switch.stop()
