@@ -184,6 +184,27 @@ fn frames_that_nobody_takes_are_dropped_by_the_kernel_and_counted() {
     assert!(take(&mut right.queues[0].0, 64) == burst);
 }
 
+/// Whatever waits, a burst ends with the frame that reaches the bound of bytes.
+#[test]
+fn a_burst_of_jumbo_frames_has_a_bound_of_bytes() {
+    const LEN: usize = 9000;
+    let (_namespace, [mut left, mut right]) = pair(1, 9000, |_| {});
+    let wanted: Vec<_> = (0..40).map(|seed| frame(LEN, seed, false)).collect();
+    send(&mut left.queues[0].1, &wanted, Offload::default());
+    let (mut buffer, mut bursts) = (FrameBuf::default(), Vec::new());
+    let ingress = &mut right.queues[0].0;
+    let start = Instant::now();
+    while bursts.iter().sum::<usize>() < wanted.len() {
+        assert!(start.elapsed() < Duration::from_secs(10), "{bursts:?}");
+        let batch = ingress.receive(&mut buffer);
+        assert_eq!(batch.fault(), None);
+        bursts.extend(Some(batch.len()).filter(|count| *count > 0));
+        ingress.release();
+    }
+    let bound = usize::try_from(port::BURST_BYTES).unwrap().div_ceil(LEN);
+    assert!(bursts.iter().all(|count| *count <= bound), "{bursts:?}, {bound} are allowed");
+}
+
 #[test]
 fn each_queue_has_its_own_way() {
     for queues in [1, 2, 4] {

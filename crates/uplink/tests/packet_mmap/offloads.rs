@@ -12,7 +12,7 @@ use port::Egress;
 use uplink::packet_mmap::PacketMmap;
 
 use crate::namespace::Namespace;
-use crate::{Two, send, take, take_whole, totals};
+use crate::{Two, send, take, take_whole, totals, until};
 
 const MAC: [&str; 2] = ["02:00:00:00:00:01", "02:00:00:00:00:02"];
 const ADDRESS: [&str; 2] = ["10.9.0.1", "10.9.0.2"];
@@ -210,4 +210,23 @@ fn pass_and_cut(mut two: Two) {
     }
     assert_eq!(totals(two.left.queues[0].1.counters()).dropped(), 0);
     assert_eq!(totals(two.right.queues[0].0.counters()).dropped(), 0);
+}
+
+/// Whatever waits, a burst ends with the frame that reaches the bound of bytes.
+#[test]
+fn a_burst_of_large_frames_has_a_bound_of_bytes() {
+    const COUNT: usize = 12;
+    let mut two = Two::new(1500);
+    let (frame, offload) = large(64_000);
+    for _ in 0..COUNT {
+        send(&mut two.left.queues[0].1, &[(frame.clone(), offload)]);
+    }
+    let mut bursts = Vec::new();
+    until(&mut two.right.queues[0].0, |batch| {
+        bursts.extend(Some(batch.len()).filter(|count| *count > 0));
+        bursts.iter().sum::<usize>() == COUNT
+    });
+    assert_eq!(bursts.iter().sum::<usize>(), COUNT);
+    let bound = usize::try_from(port::BURST_BYTES).unwrap().div_ceil(frame.len());
+    assert!(bursts.iter().all(|count| *count <= bound), "{bursts:?}, {bound} are allowed");
 }
