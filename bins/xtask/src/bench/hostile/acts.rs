@@ -63,11 +63,39 @@ impl Act {
 }
 
 /// What it did.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Done {
     pub(super) count: u64,
-    /// Of the time that it took.
-    pub(super) cpu_share: f64,
+    /// How long that took, and how much of it the guest was running.
+    pub(super) time: Duration,
+    pub(super) running: Duration,
+}
+
+impl Done {
+    /// The share of its CPU that it took.
+    pub(super) fn cpu_share(&self) -> f64 {
+        self.running.as_secs_f64() / self.time.as_secs_f64().max(f64::MIN_POSITIVE)
+    }
+
+    /// Takes the same CPU as often and for as long as the acts did, and does nothing else.
+    pub(super) fn mimic(&self, stop: &AtomicBool) -> Result<()> {
+        tie()?;
+        let each = |time: Duration| time.div_f64(f64::from(u32::try_from(self.count).unwrap_or(1)));
+        let (run, cycle) = (each(self.running), each(self.time));
+        while !stop.load(Ordering::Relaxed) {
+            let begin = cpu_time();
+            while cpu_time().saturating_sub(begin) < run {}
+            std::thread::sleep(cycle.saturating_sub(run));
+        }
+        Ok(())
+    }
+}
+
+/// The calling thread shares the good guest's CPU.
+fn tie() -> Result<()> {
+    let mut cpu = rustix::thread::CpuSet::new();
+    cpu.set(1);
+    Ok(rustix::thread::sched_setaffinity(None, &cpu)?)
 }
 
 /// CPU time of this thread.
@@ -107,9 +135,7 @@ impl Hostile {
 
     /// Does it until `stop`.
     pub(super) fn repeat(&self, act: Act, stop: &AtomicBool) -> Result<Done> {
-        let mut cpu = rustix::thread::CpuSet::new();
-        cpu.set(1);
-        rustix::thread::sched_setaffinity(None, &cpu)?;
+        tie()?;
         virtq::mem::guard::install()?;
         let mut remote = self.join()?;
         if act == Act::FullCall {
@@ -122,8 +148,8 @@ impl Hostile {
             count = count.saturating_add(1);
             std::thread::sleep(PAUSE);
         }
-        let spent = cpu_time().saturating_sub(before).as_secs_f64();
-        Ok(Done { count, cpu_share: spent / start.elapsed().as_secs_f64() })
+        let running = cpu_time().saturating_sub(before);
+        Ok(Done { count: count.max(1), time: start.elapsed(), running })
     }
 
     /// Leaves and comes back.
