@@ -18,9 +18,9 @@ use switch::{
 };
 use virtio_net::features::{MRG_RXBUF, VERSION_1, queue_options};
 use virtio_net::{QueueOptions, Receiveq, ReceiveqParts, Transmitq, TransmitqParts};
-use virtq::Layout;
 use virtq::driver::{BufferPool, DriverConfig, DriverQueue, Used};
 use virtq::mem::{GuestMap, GuestPhysAddr};
+use virtq::{Access, Iotlb, IotlbEntry, Iova, Layout, RingIotlb};
 
 use crate::SIZE;
 
@@ -37,6 +37,8 @@ const TRANSMITQ_AT: GuestPhysAddr = GuestPhysAddr(0);
 const RECEIVEQ_AT: GuestPhysAddr = GuestPhysAddr(0x1_0000);
 const BUFFERS_AT: GuestPhysAddr = GuestPhysAddr(0x10_0000);
 const MEMORY_BYTES: usize = 0x10_0000 + 256 * 2048;
+/// Longer than the switch makes way for a guest that sent little.
+const CALM: std::time::Duration = std::time::Duration::from_millis(110);
 /// Stations behind a port of [`Traffic::Mixed`].
 const STATIONS: u32 = 8;
 const VLAN: u16 = 5;
@@ -56,6 +58,8 @@ pub enum Traffic {
     Limits,
     /// As [`Self::Mixed`], and the sender's flows are spread over two workers.
     Spread,
+    /// As [`Self::Plain`], with both guests behind vIOMMUs that translate every address to itself.
+    Iommu,
 }
 
 /// A guest's driver with its buffers.
@@ -72,8 +76,15 @@ impl Guest {
     fn new(
         layout: Layout,
         counters: &Arc<QueueCounters>,
+        iommu: bool,
     ) -> anyhow::Result<(Self, Transmitq, Receiveq)> {
         let map = GuestMap::private(MEMORY_BYTES)?;
+        let iotlb = iommu.then(|| identity(&map));
+        let activate = |driver: &DriverQueue, access| {
+            let mut queue = driver.queue_config().activate(&map)?;
+            queue.set_iotlb(iotlb.clone().map(|iotlb| RingIotlb::new(iotlb, access)));
+            anyhow::Ok(queue)
+        };
         let config = DriverConfig::new(layout, SIZE);
         let transmitq = DriverQueue::new(&map, config, TRANSMITQ_AT)?;
         let receiveq = DriverQueue::new(&map, config, RECEIVEQ_AT)?;
@@ -81,14 +92,14 @@ impl Guest {
         let options = QueueOptions { retries: 0, ..queue_options(VERSION_1 | MRG_RXBUF, u16::MAX) };
         let kick = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let way_in = Transmitq::new(TransmitqParts {
-            queue: transmitq.queue_config().activate(&map)?,
+            queue: activate(&transmitq, Access::Read)?,
             kick: Some(Arc::new(kick)),
             call: None,
             counters: Arc::clone(counters),
             options,
         });
         let way_out = Receiveq::new(ReceiveqParts {
-            queue: receiveq.queue_config().activate(&map)?,
+            queue: activate(&receiveq, Access::Write)?,
             kick: None,
             call: None,
             counters: Arc::clone(counters),
@@ -156,6 +167,15 @@ impl Guest {
     }
 }
 
+/// Translations of a whole memory to itself.
+fn identity(map: &GuestMap) -> Arc<Iotlb> {
+    let iotlb = Iotlb::new(map, Box::new(|| ()));
+    let (addr, len) = (GuestPhysAddr(0), MEMORY_BYTES as u64);
+    let all = IotlbEntry { iova: Iova(0), addr, len, access: Access::ReadWrite };
+    let _ = iotlb.insert(&[all]);
+    Arc::new(iotlb)
+}
+
 /// A sender and a receiver, served by one worker.
 #[derive(Debug)]
 pub struct Pair {
@@ -205,7 +225,8 @@ pub fn pairs(layout: Layout, traffic: Traffic, count: usize) -> anyhow::Result<V
         | Traffic::Limits
         | Traffic::Mixed
         | Traffic::Multiqueue
-        | Traffic::Spread => (VlanRule::Any, VlanRule::Any),
+        | Traffic::Spread
+        | Traffic::Iommu => (VlanRule::Any, VlanRule::Any),
     };
     // In this order each worker gets one pair.
     let pairs = if traffic == Traffic::Multiqueue { 2 } else { 1 };
@@ -224,8 +245,9 @@ pub fn pairs(layout: Layout, traffic: Traffic, count: usize) -> anyhow::Result<V
         limits: limits.clone(),
         ..port(rule)
     };
-    let senders = join_all(&switch, layout, ("sender", &port(access)), count)?;
-    let receivers = join_all(&switch, layout, ("receiver", &port(trunk)), count)?;
+    let how = (layout, traffic == Traffic::Iommu);
+    let senders = join_all(&switch, how, ("sender", &port(access)), count)?;
+    let receivers = join_all(&switch, how, ("receiver", &port(trunk)), count)?;
     let mut joined = Vec::new();
     for (worker, (from, to)) in senders.into_iter().zip(receivers).enumerate() {
         let places = switch.placement();
@@ -242,6 +264,13 @@ pub fn pairs(layout: Layout, traffic: Traffic, count: usize) -> anyhow::Result<V
     for pair in &mut joined {
         pair.introduce()?;
     }
+    // The receivers sent little just now: for their sake bursts are small for a while.
+    for _ in 0..3 {
+        std::thread::sleep(CALM);
+        for pair in &mut joined {
+            let _ = pair.serve()?;
+        }
+    }
     // Some of that was flooded, to the other pairs too.
     for pair in &mut joined {
         pair.from.discard()?;
@@ -252,7 +281,7 @@ pub fn pairs(layout: Layout, traffic: Traffic, count: usize) -> anyhow::Result<V
 
 fn join_all(
     switch: &Switch,
-    layout: Layout,
+    (layout, iommu): (Layout, bool),
     (name, like): (&str, &PortConfig),
     count: usize,
 ) -> anyhow::Result<Vec<(Guest, PortId)>> {
@@ -264,7 +293,7 @@ fn join_all(
         for pair in (0..like.pairs).rev() {
             let none = || anyhow::anyhow!("a port without pair {pair}");
             let counters = port.counters(pair).ok_or_else(none)?;
-            let (guest, way_in, way_out) = Guest::new(layout, &counters)?;
+            let (guest, way_in, way_out) = Guest::new(layout, &counters, iommu)?;
             let at = QueueId { port: port.id, pair };
             switch.attach_egress(at, Box::new(way_out));
             if pair == 0 {
@@ -361,13 +390,13 @@ impl Pair {
 
 #[cfg(test)]
 mod tests {
-    use super::Traffic::{Mixed, Multiqueue, Plain, Spread, Vlan};
+    use super::Traffic::{Iommu, Mixed, Multiqueue, Plain, Spread, Vlan};
     use super::{Layout, pairs};
 
     #[test]
     fn every_frame_arrives() {
         for layout in [Layout::Split, Layout::Packed] {
-            let all = [Plain, Vlan, Mixed, Multiqueue, Spread];
+            let all = [Plain, Vlan, Mixed, Multiqueue, Spread, Iommu];
             for traffic in all {
                 // Frames that are spread arrive at one worker: there is one pair.
                 let most = if traffic == Spread { 1 } else { 2 };

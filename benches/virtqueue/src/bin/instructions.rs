@@ -30,6 +30,7 @@ const KINDS: &str = "split, packed, split-indirect, packed-indirect, split-in-or
                      packed-in-order, path-split, path-packed, switch-split, switch-packed, \
                      switch-split-vlan, switch-packed-vlan, switch-split-mixed, \
                      switch-packed-mixed, switch-split-multiqueue, \
+                     switch-split-iommu, switch-packed-iommu, \
                      switch-split-limits, switch-packed-limits, switch-split-spread, \
                      two-workers-split, two-workers-packed, virtio-queue, virtio-queue-indirect";
 
@@ -79,6 +80,7 @@ fn run(kind: &str, batch: usize) -> anyhow::Result<u64> {
             Some("mixed") => Traffic::Mixed,
             Some("spread") => Traffic::Spread,
             Some("multiqueue") => Traffic::Multiqueue,
+            Some("iommu") => Traffic::Iommu,
             _ => Traffic::Plain,
         };
         let workers = if kind.starts_with("two-workers-") { 2 } else { 1 };
