@@ -60,7 +60,7 @@ pub(crate) const ENDS: [Kind; 10] = [
     },
     Kind { name: "tap", how: How::Tap, sends: BOTH, takes: BOTH },
     Kind { name: "packet-mmap", how: How::Veth("packet-mmap"), sends: BOTH, takes: BOTH },
-    Kind { name: "af-xdp", how: How::Veth("af-xdp"), sends: NONE, takes: NONE },
+    Kind { name: "af-xdp", how: How::Veth("af-xdp"), sends: NONE, takes: BOTH },
 ];
 
 /// A namespace's way to the switch.
