@@ -276,6 +276,11 @@ pub fn pairs(layout: Layout, traffic: Traffic, count: usize) -> anyhow::Result<V
         pair.from.discard()?;
         pair.to.discard()?;
     }
+    // Who has just said where it is has carried little: bursts are small for a while.
+    std::thread::sleep(std::time::Duration::from_millis(150));
+    for worker in (0..16).flat_map(|_| 0..count.max(2)) {
+        let _ = switch.turn(worker);
+    }
     Ok(joined)
 }
 

@@ -417,8 +417,8 @@ pub enum MemoryError {
     /// Something that cannot hold memory, or could make us wait for another program.
     #[error(
         "the memory region at {0} is in something that is not used as memory: it must be a file of \
-         memfd_create, tmpfs, hugetlbfs, or a file system on a disk, and not of btrfs, ZFS, overlayfs, \
-         NFS or FUSE"
+         memfd_create, tmpfs, hugetlbfs, or a file system on a disk, and not of btrfs, ZFS, \
+         overlayfs, NFS or FUSE"
     )]
     NoFile(GuestPhysAddr),
     /// The file ends before the region does.

@@ -137,8 +137,8 @@ fn vlans(environment: &Environment, scratch: &Scratch) -> Result<()> {
     switch.stop()
 }
 
-/// A guest whose port knows its addresses (`antispoof=on,ip=`) can use no others, an IPv4 address or
-/// a MAC, in ARP or in the frames themselves. Its own go on.
+/// A guest whose port knows its addresses (`antispoof=on,ip=`) can use no others, an IPv4 address
+/// or a MAC, in ARP or in the frames themselves. Its own go on.
 fn antispoof(environment: &Environment, scratch: &Scratch) -> Result<()> {
     let own = "mac=52:54:00:00:00:01,antispoof=on,ip=10.77.0.1+fd00:77::1";
     let guarded = format!("{},{own}", guest_port("g1", scratch));
