@@ -3,7 +3,7 @@
 //! ```text
 //!  once a millisecond:  what did each queue cost? ─► some little beside others' much?
 //!     no:   bursts of up to 64 frames, one after the other
-//!     yes:  the others' bursts take 1.5 us, and after each of them the queues that carry little
+//!     yes:  the others' bursts take 2.2 us, and after each of them the queues that carry little
 //!           are looked at
 //! ```
 //!
@@ -28,8 +28,10 @@ const WINDOW_NS: u64 = 1_000_000;
 const HOLD_NS: u64 = 100_000_000;
 /// As many bytes take about as long to copy as everything else that is done for a frame.
 const FRAME_COST: u64 = 800;
-/// How long the burst of a queue that carries much may take then.
-const BURST_NS: u64 = 1500;
+/// How long the burst of a queue that carries much may take then. `bench fairness` here, split:
+/// 1500 gives the light guest a p99 of 1.3 to 1.5 times of alone and the other 5.7 Mpps of 64 B,
+/// 2200 up to 1.6 and 8.7, 2600 2.0 and 9, no bound 2.2 to 2.8 and 10.8.
+const BURST_NS: u64 = 2200;
 /// It may cost so much however long that takes, 8 frames of 64 bytes: a worker that others keep
 /// from its CPU seems slow.
 const BURST_LEAST: u64 = 8 * (FRAME_COST + 64);
@@ -148,11 +150,11 @@ mod tests {
 
     #[test]
     fn a_burst_costs_what_its_time_is_worth() {
-        // 10,000 frames of 64 bytes took a millisecond: 15 take 1.5 us.
+        // 10,000 frames of 64 bytes took a millisecond: 22 take 2.2 us.
         let all = cost(10_000, 640_000);
-        assert_eq!(fair_cost(all, 1_000_000), 15 * (FRAME_COST + 64));
+        assert_eq!(fair_cost(all, 1_000_000), 22 * (FRAME_COST + 64));
         // In half of that time, twice as many.
-        assert_eq!(fair_cost(all, 500_000), 30 * (FRAME_COST + 64));
+        assert_eq!(fair_cost(all, 500_000), 44 * (FRAME_COST + 64));
         assert_eq!(fair_cost(all, 0), u64::MAX);
         for long in [BURST_NS * all, u64::MAX] {
             assert_eq!(fair_cost(all, long), BURST_LEAST);
