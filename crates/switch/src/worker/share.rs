@@ -114,7 +114,10 @@ impl Worker {
             let much = queue.cost.saturating_mul(LITTLE) > all;
             let small = fair.checked_div(queue.each).and_then(|count| usize::try_from(count).ok());
             let small = small.map_or(BURST_MAX, |count| count.clamp(1, BURST_MAX));
-            queue.share = if bounded && much { small } else { BURST_MAX };
+            // A burst that is spread leaves most of its work to others, and takes a parcel of each
+            // of their lanes however small it is: small ones would run the lanes full.
+            let bound = bounded && much && queue.spread.is_none();
+            queue.share = if bound { small } else { BURST_MAX };
             let light = bounded && !much && self.shares.light.len() < LIGHT_MAX;
             queue.light = light && queue.state == State::Hot;
             if queue.light {

@@ -165,6 +165,7 @@ fn frames_that_the_switch_drops_are_seen_with_their_reason_if_that_is_asked_for(
     assert_eq!((counted(&all), counted(&passed)), ((6, 6, 0), (3, 3, 0)));
     // Nobody is there: neither for one station nor for all.
     let _ = switch.detach_egress(at(ports[1].0.id, 0));
+    switch.quiesce();
     left.send(&[frame(mac(9), mac(1), 6), frame(BROADCAST, mac(1), 7)]);
     let _ = settle(&switch, &[left, right]);
     let nobody = Some(DropReason::NoDestination);

@@ -21,6 +21,8 @@ fn next_event(switch: &Switch) -> SwitchEvent {
 
 /// Frames still pass between two ports.
 fn check_traffic(switch: &Switch, a: &Arc<Wire>, b: &Arc<Wire>) {
+    // Every worker knows of what was reset or attached.
+    switch.quiesce();
     drop((a.take(), b.take()));
     a.send(&[frame(BROADCAST, mac(0xa), 77)]);
     wait_for("a frame to b", || b.take().contains(&frame(BROADCAST, mac(0xa), 77)));

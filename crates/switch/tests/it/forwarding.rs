@@ -147,6 +147,7 @@ fn flows_spread_over_the_attached_pairs() {
     for pair in [0, 2] {
         drop(switch.detach_egress(crate::mock::at(many.id, pair)).unwrap());
     }
+    switch.quiesce();
     let got = send();
     assert!(got[0].is_empty() && got[2].is_empty(), "never a pair that is not attached");
     assert_eq!(got[1].len() + got[3].len(), 1000);

@@ -98,6 +98,7 @@ fn port_down() {
     wires[1].send(&[frame(BROADCAST, mac(2), 0)]);
     let _ = settle(&switch, &wires);
     drop(switch.detach_egress(at(ports[1].0.id, 0)));
+    switch.quiesce();
     wires[0].send(&vec![frame(mac(2), mac(1), 0); 3]);
     let stats = settle(&switch, &wires);
     assert_eq!(stats.ports[0].queues[0].drops[DropReason::PortDown as usize], 3);
