@@ -12,7 +12,7 @@
 //! **Limits.** [`QUEUES_MAX`] queues; 4096 frames of a queue wait to be taken, 1024 to be sent;
 //! frames of several chunks (above 1792 bytes) need Linux 6.6.
 //! **Large frames** go by a packet socket beside the ring of a veth pair with one transmit queue;
-//! elsewhere they are cut by us ([`egress`]).
+//! elsewhere they are cut by us (`egress`).
 //! **Not supported.** Zero-copy is there but **untested**: no device for it was at hand. The kernel
 //! does not say which frames were segmented for us: with `mode=generic` the peer of a veth must
 //! have TSO off.
