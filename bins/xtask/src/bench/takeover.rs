@@ -29,8 +29,9 @@ pub(super) const NAME: &str = "take-over";
 /// From the first frame of a run to the take-over.
 const BEFORE: Duration = Duration::from_millis(400);
 const AFTER: Duration = Duration::from_millis(400);
-/// How long the last frames may be on their way.
-const LAST: Duration = Duration::from_millis(100);
+/// How long the last frames may be on their way. With 100 ms, up to 90 ms of frames were missing in
+/// 4 of 80 runs, and no gap was in what had come: a receiver without a CPU was ended too early.
+const LAST: Duration = Duration::from_secs(1);
 /// Entries of a guest's rings: one that the machine leaves without a CPU for a third of a second
 /// loses nothing at the default rate, so what is lost was lost by somebody else.
 const RING: &str = "4096";
