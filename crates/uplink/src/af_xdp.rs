@@ -42,7 +42,7 @@ use serde::{Deserialize, Serialize};
 use crate::interface::{Link, Namespace};
 use attach::{Attachment, Hook};
 use program::Program;
-use socket::{Abilities, Ours, Queues, Umem};
+use socket::{Abilities, Fds, Ours, Queues, Umem};
 
 pub use egress::AfXdpEgress;
 pub use error::AfXdpError;
@@ -146,7 +146,7 @@ pub struct AfXdpControl {
     attachment: Attachment,
     program: Program,
     umem: Arc<OwnedFd>,
-    sockets: Vec<Arc<OwnedFd>>,
+    sockets: Vec<Fds>,
     mode: Obtained,
     can: Abilities,
     /// Another process goes on with the queues.
@@ -225,7 +225,7 @@ impl AfXdpControl {
     /// while nothing arrives. To be called now and then.
     pub fn nudge(&self) {
         for socket in &self.sockets {
-            let _ = rustix::net::send(socket, &[], rustix::net::SendFlags::DONTWAIT);
+            let _ = rustix::net::send(&socket.send, &[], rustix::net::SendFlags::DONTWAIT);
         }
     }
 
@@ -250,9 +250,9 @@ impl AfXdpControl {
         self.umem.as_fd()
     }
 
-    /// The sockets, by queue.
+    /// The sockets that receive, by queue.
     pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.sockets.iter().map(AsFd::as_fd)
+        self.sockets.iter().map(|socket| socket.receive.as_fd())
     }
 
     /// What keeps the XDP program on the interface.
@@ -316,8 +316,8 @@ fn open_here(
     let mut sockets = Vec::with_capacity(counters.len());
     for (queue, socket) in (0u32..).zip(opened.sockets()) {
         let failed = |e| AfXdpError::bpf(format!("give queue {queue} of {name} to a socket"), e);
-        program.set_socket(queue, socket).map_err(failed)?;
-        sockets.push(Arc::clone(socket));
+        program.set_socket(queue, &socket.receive).map_err(failed)?;
+        sockets.push(socket.clone());
     }
     let ours = sockets.iter().map(|_| Ours::all()).collect();
     let (queues, left) = opened.into_halves(&umem, &link, (counters, ours)).map_err(|error| {

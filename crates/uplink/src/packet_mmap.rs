@@ -141,7 +141,7 @@ pub fn open(
         };
         kernel.push(KernelWatch { queue: queue.clone(), freezes: 0, packets: 0 });
         let ingress = PacketMmapIngress::new(queue.clone(), socket.receive);
-        let egress = PacketMmapEgress::new(queue, socket.transmit, socket.direct);
+        let egress = PacketMmapEgress::new(queue, socket.sender, socket.direct);
         queues.push((ingress, egress));
     }
     Ok(PacketMmap { link, queues, kernel })

@@ -32,6 +32,9 @@ struct State {
     macs: bool,
     mode: Obtained,
     can: Abilities,
+    /// Each queue has a socket to send, too.
+    #[serde(default)]
+    senders: bool,
     /// Large frames go by a socket of their own, with this header.
     large: Option<VnetHeader>,
     /// How the UMEM is divided.
@@ -60,7 +63,8 @@ pub fn parts<'a>(
     let (mut ours, mut large) = (Vec::new(), None);
     for ((ingress, egress), socket) in queues.into_iter().zip(&control.sockets) {
         ingress.release();
-        fds.add(socket.as_ref())?;
+        fds.add(socket.receive.as_ref())?;
+        fds.add(socket.send.as_ref())?;
         if let Some(direct) = egress.large() {
             fds.add(&direct.fd)?;
             large = Some(direct.header);
@@ -74,6 +78,7 @@ pub fn parts<'a>(
         macs,
         mode: control.mode,
         can: control.can,
+        senders: true,
         large,
         chunk: CHUNK,
         rx_frames: RX_FRAMES,
@@ -105,14 +110,15 @@ pub fn from_parts(parts: Parts, counters: &[Arc<QueueCounters>]) -> Result<AfXdp
     let umem = Umem::map_anew(&name, fds.next()?, count).map_err(failed)?;
     let mut opened = Vec::with_capacity(counters.len());
     for _ in counters {
-        opened.push(Opened::anew(fds.next()?).map_err(failed)?);
+        let (receive, send) = (fds.next()?, fds.next_if(state.senders)?);
+        opened.push(Opened::anew(receive, send).map_err(failed)?);
     }
     let large = match state.large {
         Some(header) => Some(Direct { fd: fds.next()?, header }),
         None => None,
     };
     let queues = Queues { opened, can: state.can, large };
-    let sockets = queues.sockets().map(Arc::clone).collect();
+    let sockets = queues.sockets().cloned().collect();
     let (queues, left) = queues
         .into_halves(&umem, &link, (counters, state.queues))
         .map_err(|error| failed(io::Error::other(error)))?;

@@ -113,70 +113,100 @@ impl Umem {
     }
 }
 
-/// One socket and its rings.
+/// The sockets of one queue and their rings.
+///
+/// Frames leave by a socket of their own, which no worker waits for: whenever the kernel is done
+/// with a frame, it tells who waits for the frame's socket, and that is a tenth of all that it does
+/// for one of 64 bytes.
 #[derive(Debug)]
 pub(super) struct Opened {
-    fd: Arc<OwnedFd>,
-    rings: Rings,
-}
-
-/// The rings of a socket.
-#[derive(Debug)]
-struct Rings {
+    fds: Fds,
     fill: Producer<u64>,
     rx: Consumer<Desc>,
     tx: Producer<Desc>,
     completion: Consumer<u64>,
 }
 
-impl Opened {
-    fn new(first: Option<&Umem>, busy_poll: bool) -> Result<(Self, bool), AfXdpError> {
-        let open = |error: Errno| AfXdpError::raw("open an AF_XDP socket", error.into());
-        let flags = SocketFlags::CLOEXEC;
-        let fd = rustix::net::socket_with(AddressFamily::XDP, SocketType::RAW, flags, None)
-            .map_err(open)?;
+/// The sockets of one queue.
+#[derive(Debug, Clone)]
+pub(super) struct Fds {
+    /// Has the rings for frames that arrive, and the UMEM.
+    pub(super) receive: Arc<OwnedFd>,
+    /// Has the ring of frames to send. From a process that had one socket for both, the same.
+    pub(super) send: Arc<OwnedFd>,
+}
+
+/// A socket to receive that is not bound yet.
+struct Unbound {
+    fd: OwnedFd,
+    /// Frames to send have metadata.
+    metadata: bool,
+}
+
+impl Unbound {
+    /// The first one of an interface owns the memory.
+    fn new(first: Option<&Umem>, busy_poll: bool) -> Result<Self, AfXdpError> {
+        let fd = open_socket()?;
         let metadata = match first {
             Some(umem) => umem.register(&fd)?,
             None => false,
         };
-        let failed = |e: io::Error| AfXdpError::raw("make the rings of an AF_XDP socket", e);
-        let rings = || -> io::Result<_> {
+        let rings = || -> Result<_, Errno> {
             sockopt::set_xdp_umem_fill_ring_size(&fd, RX_FRAMES)?;
             sockopt::set_xdp_umem_completion_ring_size(&fd, TX_FRAMES)?;
-            sockopt::set_xdp_rx_ring_size(&fd, RX_FRAMES)?;
-            sockopt::set_xdp_tx_ring_size(&fd, TX_FRAMES)?;
-            map_rings(&fd)
+            sockopt::set_xdp_rx_ring_size(&fd, RX_FRAMES)
         };
-        let rings = rings().map_err(failed)?;
-        // What the kernel cannot do here costs calls, not frames.
-        let _old_kernel = xdp::set_tx_budget(fd.as_fd(), TX_FRAMES);
-        if sockopt::set_socket_send_buffer_size_force(&fd, SEND_BUFFER).is_err() {
-            let _best = sockopt::set_socket_send_buffer_size(&fd, SEND_BUFFER);
-        }
+        rings().map_err(|error| no_rings(error.into()))?;
         if busy_poll {
             let burst = u32::try_from(port::BURST_MAX).unwrap_or(64);
             xdp::set_busy_poll(fd.as_fd(), BUSY_POLL_US, burst)
                 .map_err(|error| AfXdpError::admin("set busy polling", error))?;
         }
-        Ok((Self { fd: Arc::new(fd), rings }, metadata))
+        Ok(Self { fd, metadata })
     }
 
-    /// One that another process opened and bound.
-    pub(super) fn anew(fd: OwnedFd) -> io::Result<Self> {
-        let rings = map_rings(&fd)?;
-        Ok(Self { fd: Arc::new(fd), rings })
+    /// Now that it is bound: opens the socket to send, on the same queue and the same memory.
+    fn complete(self, link: &Link, queue: u32) -> Result<Opened, AfXdpError> {
+        let send = open_socket()?;
+        sockopt::set_xdp_tx_ring_size(&send, TX_FRAMES).map_err(|error| no_rings(error.into()))?;
+        // What the kernel cannot do here costs calls, not frames.
+        let _old_kernel = xdp::set_tx_budget(send.as_fd(), TX_FRAMES);
+        if sockopt::set_socket_send_buffer_size_force(&send, SEND_BUFFER).is_err() {
+            let _best = sockopt::set_socket_send_buffer_size(&send, SEND_BUFFER);
+        }
+        let addr = SocketAddrXdp::new(SocketAddrXdpFlags::XDP_SHARED_UMEM, link.index(), queue);
+        let addr = SocketAddrXdpWithSharedUmem { addr, shared_umem_fd: self.fd.as_fd() };
+        bind(&send, &addr).map_err(|error| {
+            let name = link.name();
+            AfXdpError::raw(format!("send on queue {queue} of interface {name}"), error.into())
+        })?;
+        Opened::anew(self.fd, Some(send)).map_err(no_rings)
     }
 }
 
-fn map_rings(fd: &OwnedFd) -> io::Result<Rings> {
-    let at = sockopt::xdp_mmap_offsets(fd)?;
-    let fd = fd.as_fd();
-    Ok(Rings {
-        fill: Producer::map(fd, XDP_UMEM_PGOFF_FILL_RING, &at.fr, RX_FRAMES)?,
-        rx: Consumer::map(fd, XDP_PGOFF_RX_RING, &at.rx, RX_FRAMES)?,
-        tx: Producer::map(fd, XDP_PGOFF_TX_RING, &at.tx, TX_FRAMES)?,
-        completion: Consumer::map(fd, XDP_UMEM_PGOFF_COMPLETION_RING, &at.cr, TX_FRAMES)?,
-    })
+fn open_socket() -> Result<OwnedFd, AfXdpError> {
+    let flags = SocketFlags::CLOEXEC;
+    rustix::net::socket_with(AddressFamily::XDP, SocketType::RAW, flags, None)
+        .map_err(|error| AfXdpError::raw("open an AF_XDP socket", error.into()))
+}
+
+fn no_rings(error: io::Error) -> AfXdpError {
+    AfXdpError::raw("make the rings of an AF_XDP socket", error)
+}
+
+impl Opened {
+    /// Of bound sockets, which another process may have opened; without `send` one for both.
+    pub(super) fn anew(receive: OwnedFd, send: Option<OwnedFd>) -> io::Result<Self> {
+        let receive = Arc::new(receive);
+        let send = send.map_or_else(|| Arc::clone(&receive), Arc::new);
+        let at = sockopt::xdp_mmap_offsets(&receive)?;
+        let (fd, tx) = (receive.as_fd(), sockopt::xdp_mmap_offsets(&send)?.tx);
+        let fill = Producer::map(fd, XDP_UMEM_PGOFF_FILL_RING, &at.fr, RX_FRAMES)?;
+        let rx = Consumer::map(fd, XDP_PGOFF_RX_RING, &at.rx, RX_FRAMES)?;
+        let tx = Producer::map(send.as_fd(), XDP_PGOFF_TX_RING, &tx, TX_FRAMES)?;
+        let completion = Consumer::map(fd, XDP_UMEM_PGOFF_COMPLETION_RING, &at.cr, TX_FRAMES)?;
+        Ok(Self { fds: Fds { receive, send }, fill, rx, tx, completion })
+    }
 }
 
 /// Both halves of all queues, and what says that another process has them.
@@ -235,7 +265,8 @@ impl Queues {
         settings: &AfXdpSettings,
         hook: Hook,
     ) -> Result<Self, AfXdpError> {
-        let (first, metadata) = Opened::new(Some(umem), settings.busy_poll)?;
+        let first = Unbound::new(Some(umem), settings.busy_poll)?;
+        let metadata = first.metadata;
         let mode = match (settings.mode, hook) {
             (Mode::ZeroCopy, _) => SocketAddrXdpFlags::XDP_ZEROCOPY,
             // The kernel takes zero-copy if the driver can.
@@ -262,16 +293,17 @@ impl Queues {
         }
         let zero_copy = sockopt::xdp_options(&first.fd)
             .is_ok_and(|options| options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY));
-        let mut opened = vec![first];
+        let mut opened = vec![first.complete(link, 0)?];
         for queue in 1..u32::from(settings.queues) {
-            let (next, _) = Opened::new(None, settings.busy_poll)?;
+            let next = Unbound::new(None, settings.busy_poll)?;
             let flags = SocketAddrXdpFlags::XDP_SHARED_UMEM;
             let addr = SocketAddrXdp::new(flags, link.index(), queue);
             let Some(first) = opened.first() else { break };
-            let addr = SocketAddrXdpWithSharedUmem { addr, shared_umem_fd: first.fd.as_fd() };
+            let shared_umem_fd = first.fds.receive.as_fd();
+            let addr = SocketAddrXdpWithSharedUmem { addr, shared_umem_fd };
             bind_to(&next, &addr, patience)
                 .map_err(|e| bind_error(link, queue, settings.mode, e))?;
-            opened.push(next);
+            opened.push(next.complete(link, queue)?);
         }
         // A driver without metadata of its own would not look at it.
         let metadata = metadata && !zero_copy;
@@ -281,8 +313,8 @@ impl Queues {
     }
 
     /// The sockets, by queue.
-    pub(super) fn sockets(&self) -> impl Iterator<Item = &Arc<OwnedFd>> {
-        self.opened.iter().map(|opened| &opened.fd)
+    pub(super) fn sockets(&self) -> impl Iterator<Item = &Fds> {
+        self.opened.iter().map(|opened| &opened.fds)
     }
 
     /// Divides the queues into their halves; `ours` says which chunks are in our hands. With them
@@ -300,9 +332,9 @@ impl Queues {
         let mut large = self.large;
         let queues = self.opened.into_iter().zip(ours);
         for ((queue, (opened, ours)), counters) in (0u32..).zip(queues).zip(counters) {
-            let Rings { fill, rx, mut tx, completion } = opened.rings;
+            let Opened { fds, fill, rx, mut tx, completion } = opened;
             let socket = Arc::new(Socket {
-                fd: opened.fd,
+                fds,
                 name: Arc::clone(&name),
                 stuck: AtomicBool::new(tx.waiting() > 0),
                 left: Arc::clone(&left),
@@ -349,7 +381,7 @@ fn large(link: &Link, settings: &AfXdpSettings, zero_copy: bool) -> Option<Direc
 
 /// Binds a socket. A queue whose last socket was closed a moment ago is not free yet: the kernel
 /// lets go of it behind our back.
-fn bind_to(socket: &Opened, addr: &impl SocketAddrArg, patience: Duration) -> Result<(), Errno> {
+fn bind_to(socket: &Unbound, addr: &impl SocketAddrArg, patience: Duration) -> Result<(), Errno> {
     let start = Instant::now();
     loop {
         match bind(&socket.fd, addr) {
@@ -371,25 +403,26 @@ fn bind_error(link: &Link, queue: u32, mode: Mode, error: Errno) -> AfXdpError {
     }
 }
 
-/// What the kernel counted for a socket.
-pub(super) fn counts(socket: &Arc<OwnedFd>) -> io::Result<KernelCounts> {
-    let numbers = sockopt::xdp_statistics(socket)?;
+/// What the kernel counted for a queue.
+pub(super) fn counts(fds: &Fds) -> io::Result<KernelCounts> {
+    let numbers = sockopt::xdp_statistics(&fds.receive)?;
+    let sent = sockopt::xdp_statistics(&fds.send)?;
     let drops = KernelDrops {
         ring_full: numbers.rx_ring_full.unwrap_or(0),
         no_buffer: numbers.rx_dropped,
-        refused: numbers.rx_invalid_descs.saturating_add(numbers.tx_invalid_descs),
+        refused: numbers.rx_invalid_descs.saturating_add(sent.tx_invalid_descs),
     };
     Ok(KernelCounts {
         drops,
         fill_ring_empty: numbers.rx_fill_ring_empty_descs.unwrap_or(0),
-        tx_ring_empty: numbers.tx_ring_empty_descs.unwrap_or(0),
+        tx_ring_empty: sent.tx_ring_empty_descs.unwrap_or(0),
     })
 }
 
 /// What both halves of a queue share.
 #[derive(Debug)]
 pub(super) struct Socket {
-    fd: Arc<OwnedFd>,
+    fds: Fds,
     name: Arc<str>,
     /// Frames to send are left in the ring, and nobody may come to send more.
     pub(super) stuck: AtomicBool,
@@ -414,11 +447,13 @@ impl Socket {
     /// One that leads nowhere.
     #[cfg(any(test, fuzzing))]
     pub(super) fn of(fd: Arc<OwnedFd>, left: Arc<AtomicBool>) -> Self {
-        Self { fd, name: "none".into(), stuck: AtomicBool::new(false), left }
+        let fds = Fds { receive: Arc::clone(&fd), send: fd };
+        Self { fds, name: "none".into(), stuck: AtomicBool::new(false), left }
     }
 
+    /// Readable while frames have arrived.
     pub(super) fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.fds.receive.as_fd()
     }
 
     pub(super) fn name(&self) -> &str {
@@ -427,13 +462,13 @@ impl Socket {
 
     /// Lets the kernel look at the ring of frames to send.
     pub(super) fn poke_tx(&self) -> Poked {
-        poked(rustix::net::send(&self.fd, &[], SendFlags::DONTWAIT).map(drop))
+        poked(rustix::net::send(&self.fds.send, &[], SendFlags::DONTWAIT).map(drop))
     }
 
     /// Lets the kernel look for frames, and at the fill ring.
     pub(super) fn poke_rx(&self) -> Poked {
         let nothing: &mut [u8] = &mut [];
-        poked(rustix::net::recv(&self.fd, nothing, RecvFlags::DONTWAIT).map(drop))
+        poked(rustix::net::recv(&self.fds.receive, nothing, RecvFlags::DONTWAIT).map(drop))
     }
 }
 

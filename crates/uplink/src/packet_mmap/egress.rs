@@ -9,7 +9,7 @@
 
 use std::any::Any;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -20,11 +20,11 @@ use port::{
 use virtq::mem::Reader;
 
 use crate::direct::{Direct, TRIES, VnetHeader, room, vnet_header};
-use crate::sys::packet as socket;
+use crate::sys::packet;
 use crate::vnet::{HEADER, SHORT, kernel_knows_uso, segment_bytes};
 
 use super::ring::{Fate, TransmitRing};
-use super::socket::Queue;
+use super::socket::{Queue, Sender};
 
 /// Slots filled at once after the kernel refused a frame: those behind it are filled again.
 const CAREFUL: usize = 4;
@@ -37,6 +37,8 @@ const SHORT_BYTES: u32 = SHORT as u32;
 #[derive(Debug)]
 pub struct PacketMmapEgress {
     queue: Queue,
+    /// Has the ring.
+    pub(super) socket: Arc<OwnedFd>,
     pub(super) ring: TransmitRing,
     /// The slot that the kernel looks at next.
     pub(super) head: u32,
@@ -81,10 +83,12 @@ enum Settled {
 }
 
 impl PacketMmapEgress {
-    pub(super) fn new(queue: Queue, ring: TransmitRing, direct: Direct) -> Self {
+    pub(super) fn new(queue: Queue, sender: Sender, direct: Direct) -> Self {
+        let Sender { fd: socket, ring } = sender;
         let adapter = Adapter::default();
         let takes = OffloadSet { uso: kernel_knows_uso(), ..OffloadSet::ALL };
-        Self { queue, ring, head: 0, direct, filled: [(0, 0); BURST_MAX], takes, adapter }
+        let filled = [(0, 0); BURST_MAX];
+        Self { queue, socket, ring, head: 0, direct, filled, takes, adapter }
     }
 
     /// Fills slots with the frames picked from place `from` on. The slots filled, the place of the
@@ -135,7 +139,7 @@ impl PacketMmapEgress {
         let mut tries = TRIES;
         let mut done = 0;
         while done < count {
-            let sent = socket::send_ring(self.queue.fd.as_fd());
+            let sent = packet::send_ring(self.socket.as_fd());
             let before = done;
             done = self.advance(done, count);
             if done == count {

@@ -15,7 +15,7 @@ use crate::sys::packet::RingRequest;
 
 use super::egress::PacketMmapEgress;
 use super::ingress::{PacketMmapIngress, Position};
-use super::socket::{Queue, map};
+use super::socket::{Queue, map_anew};
 use super::{KernelWatch, PacketMmap};
 
 const KIND: &str = "packet-mmap";
@@ -24,6 +24,9 @@ const KIND: &str = "packet-mmap";
 struct State {
     kind: String,
     link: LinkParts,
+    /// Each queue has a socket to send, too.
+    #[serde(default)]
+    senders: bool,
     queues: Vec<QueueState>,
 }
 
@@ -58,10 +61,15 @@ pub fn parts<'a>(
 ) -> Result<Parts, PartsError> {
     let mut fds = Collected::default();
     let link = link.parts(&mut fds)?;
-    let mut states = Vec::new();
+    let (mut states, mut senders) = (Vec::new(), false);
     for ((ingress, egress), watch) in queues.into_iter().zip(kernel) {
         ingress.release();
         fds.add(watch.queue.fd.as_ref())?;
+        // It may come from a process that had one socket for both rings.
+        if !Arc::ptr_eq(&egress.socket, &watch.queue.fd) {
+            senders = true;
+            fds.add(egress.socket.as_ref())?;
+        }
         fds.add(&egress.direct.fd)?;
         let (blocks, slots) = (&ingress.ring, &egress.ring);
         states.push(QueueState {
@@ -76,7 +84,7 @@ pub fn parts<'a>(
             packets: watch.packets,
         });
     }
-    fds.finish(&State { kind: KIND.to_owned(), link, queues: states })
+    fds.finish(&State { kind: KIND.to_owned(), link, senders, queues: states })
 }
 
 /// Puts together again what [`parts`] took apart. Each queue pair counts in its own `counters`.
@@ -90,13 +98,15 @@ pub fn from_parts(parts: Parts, counters: &[Arc<QueueCounters>]) -> Result<Packe
     let mut link = Link::from_parts(&state.link, &mut fds)?;
     let name: Arc<str> = link.name().into();
     let (mut queues, mut kernel) = (Vec::new(), Vec::new());
+    let senders = state.senders;
     for (state, counters) in state.queues.into_iter().zip(counters) {
-        let (fd, direct) = (fds.next()?, Direct { fd: fds.next()?, header: state.header });
+        let (fd, sender) = (Arc::new(fds.next()?), fds.next_if(senders)?);
+        let direct = Direct { fd: fds.next()?, header: state.header };
         let (receive, transmit) = state.rings();
-        let (receive, transmit) = map(&fd, &receive, &transmit)
+        let (receive, sender) = map_anew(&fd, sender, (&receive, &transmit))
             .map_err(|error| PartsError::Map { name: name.to_string(), error })?;
         let queue = Queue {
-            fd: Arc::new(fd),
+            fd,
             name: Arc::clone(&name),
             mtu: Arc::clone(link.mtu()),
             cuts: Arc::clone(link.cuts()),
@@ -110,7 +120,7 @@ pub fn from_parts(parts: Parts, counters: &[Arc<QueueCounters>]) -> Result<Packe
         });
         let ingress = PacketMmapIngress::at(queue.clone(), receive, &state.receive)
             .map_err(PartsError::state)?;
-        let mut egress = PacketMmapEgress::new(queue, transmit, direct);
+        let mut egress = PacketMmapEgress::new(queue, sender, direct);
         egress.head = state.head.min(state.slots.saturating_sub(1));
         queues.push((ingress, egress));
     }

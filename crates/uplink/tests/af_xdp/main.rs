@@ -14,6 +14,8 @@ mod large;
 mod namespace;
 mod opening;
 mod restore;
+#[path = "../common/wakes.rs"]
+mod wakes;
 
 use std::time::{Duration, Instant};
 
@@ -25,6 +27,7 @@ use port::{
 };
 use uplink::af_xdp::{AfXdp, AfXdpEgress, AfXdpIngress, AfXdpSettings, Mode, Obtained, Steer};
 use virtq::mem::{Pool, SegStore};
+use wakes::wakes;
 
 const LEFT_MAC: &str = "02:00:00:00:00:01";
 const RIGHT_MAC: &str = "02:00:00:00:00:02";
@@ -359,4 +362,16 @@ fn with_steer_mac_the_kernel_keeps_what_is_not_ours() {
     assert_eq!(seen(&mut end), [OURS, [0xff; 6]]);
     end.control.set_macs(&[MacAddr([2, 0, 0, 0, 0, 8])]).unwrap();
     assert_eq!(seen(&mut end), [[2, 0, 0, 0, 0, 8], [0xff; 6]]);
+}
+
+#[test]
+fn frames_that_were_sent_wake_nobody() {
+    let (_namespace, [mut left, mut right]) = pair(1, 1500, |_| ());
+    let (ingress, egress) = &mut left.queues[0];
+    let frames = [frame(60, 1, false), frame(1514, 2, false)];
+    let wake = ingress.wake_fd().unwrap();
+    assert!(!wakes(wake, || send(egress, &frames, Offload::default())));
+    assert_eq!(take(&mut right.queues[0].0, 2), frames);
+    // It is the fd that frames come to.
+    assert!(wakes(wake, || send(&mut right.queues[0].1, &frames, Offload::default())));
 }

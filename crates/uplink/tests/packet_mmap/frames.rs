@@ -8,6 +8,7 @@ use port::{DropReason, Egress, FrameBuf, Ingress};
 use uplink::packet_mmap::KernelDrops;
 
 use crate::namespace::{Namespace, open_with};
+use crate::wakes::wakes;
 use crate::{Two, numbered, plain, send, take, totals};
 
 /// Says which frame is another one.
@@ -226,4 +227,20 @@ fn the_wake_up_says_whether_a_block_is_there() {
     ingress.release();
     assert_eq!(take(ingress, 70 - first).len(), 70 - first);
     assert!(!ingress.arm());
+}
+
+#[test]
+fn frames_that_were_sent_wake_nobody() {
+    let mut two = Two::new(1500);
+    let (ingress, egress) = &mut two.left.queues[0];
+    let frames: Vec<_> = (0..8).map(|number| numbered(number, 60)).collect();
+    let wake = ingress.wake_fd().unwrap();
+    assert!(!wakes(wake, || send(egress, &plain(frames.clone()))));
+    let (other, back) = &mut two.right.queues[0];
+    assert_eq!(take(other, 8), frames);
+    // It is the fd that frames come to, when the block is full or old enough.
+    assert!(wakes(wake, || {
+        send(back, &plain(frames));
+        std::thread::sleep(Duration::from_millis(100));
+    }));
 }

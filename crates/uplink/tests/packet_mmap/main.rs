@@ -14,6 +14,8 @@ mod frames;
 mod handover;
 mod namespace;
 mod offloads;
+#[path = "../common/wakes.rs"]
+mod wakes;
 
 use std::time::{Duration, Instant};
 
