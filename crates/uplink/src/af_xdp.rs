@@ -12,12 +12,16 @@
 //! **Limits.** [`QUEUES_MAX`] queues; 4096 frames of a queue wait to be taken, 1024 to be sent;
 //! frames of several chunks (above 1792 bytes) need Linux 6.6.
 //! **Large frames** go by a packet socket beside the ring of a veth pair with one transmit queue;
-//! elsewhere they are cut by us (`egress`).
-//! **Not supported.** Zero-copy is there but **untested**: no device for it was at hand. The kernel
-//! does not say which frames were segmented for us: with `mode=generic` the peer of a veth must
-//! have TSO off.
+//! elsewhere they are cut by us (`egress`). They come whole from such a pair with
+//! [`Mode::Generic`], which [`Mode::Auto`] prefers there: a program in the driver makes the kernel
+//! cut whatever its peer sends, at half the speed. How they are to be cut stands before each frame
+//! (`program`, `cut`), from Linux 6.9 on.
+//! **Not supported.** Zero-copy is there but **untested**: no device for it was at hand. What
+//! a container encapsulates itself and leaves undone within: large frames and checksums.
 
 mod attach;
+mod btf;
+mod cut;
 mod egress;
 mod error;
 mod handover;
@@ -40,6 +44,7 @@ use port::{DropReason, QueueCounters};
 use serde::{Deserialize, Serialize};
 
 use crate::interface::{Link, Namespace};
+use crate::vnet::kernel_is_since;
 use attach::{Attachment, Hook};
 use program::Program;
 use socket::{Abilities, Fds, Ours, Queues, Umem};
@@ -299,14 +304,15 @@ fn open_here(
              `ethtool -L`"
         );
     }
-    let program = Program::load(queues, settings.steer)?;
+    let program = Program::load(queues, settings.steer, wants_large(&link, settings))?;
+    let marked = program.cutting.is_some();
     let mut attachment = Attachment::prepare(&link, settings.replace)?;
     link.bring_up()?;
     link.set_promiscuous()?;
     link.leave_tags();
     let hook = attach_best(&mut attachment, &program, &link, settings.mode)?;
     let umem = Umem::new(&name, queues)?;
-    let opened = Queues::open(&umem, &link, settings, hook)?;
+    let opened = Queues::open(&umem, &link, settings, (hook, marked))?;
     let (can, zero_copy) = (opened.can, opened.can.zero_copy);
     let mode = match hook {
         _ if zero_copy => Obtained::ZeroCopy,
@@ -328,6 +334,16 @@ fn open_here(
     Ok(AfXdp { control, link, queues })
 }
 
+/// Whether large frames should come whole: those of a veth pair, where one queue has all of the
+/// peer's. Since Linux 6.9 a program is shown them in pages; before, as one piece, if there is one.
+fn wants_large(link: &Link, settings: &AfXdpSettings) -> bool {
+    let mode = matches!(settings.mode, Mode::Auto | Mode::Generic);
+    mode && settings.queues == 1
+        && link.queues() == (1, 1)
+        && link.driver().0 == "veth"
+        && kernel_is_since(6, 9)
+}
+
 /// Attaches the program where `mode` wants it, or where the device can.
 fn attach_best(
     attachment: &mut Attachment,
@@ -336,13 +352,18 @@ fn attach_best(
     mode: Mode,
 ) -> Result<Hook, AfXdpError> {
     let hooks: &[Hook] = match mode {
+        Mode::Auto if program.cutting.is_some() => &[Hook::Generic, Hook::Native],
         Mode::Auto => &[Hook::Native, Hook::Generic],
         Mode::ZeroCopy | Mode::Copy => &[Hook::Native],
         Mode::Generic => &[Hook::Generic],
     };
     let mut result = Err(AfXdpError::QueueCount(0));
     for hook in hooks {
-        let attached = attachment.attach(program.program.as_fd(), link.index(), *hook);
+        let program = match (hook, &program.cutting) {
+            (Hook::Generic, Some(cutting)) => cutting,
+            _ => &program.program,
+        };
+        let attached = attachment.attach(program.as_fd(), link.index(), *hook);
         result = match attached {
             Ok(()) => return Ok(*hook),
             Err(error) => Err(refused(link, *hook, error)),

@@ -20,13 +20,17 @@ const GSO_ECN: u8 = 0x80;
 
 /// Whether the kernel takes `GSO_UDP_L4` in a header: Linux 6.2 and later do.
 pub(crate) fn kernel_knows_uso() -> bool {
-    knows_uso(&rustix::system::uname().release().to_string_lossy())
+    kernel_is_since(6, 2)
 }
 
-fn knows_uso(release: &str) -> bool {
-    let mut numbers = release.split(['.', '-']).map(|part| part.parse().unwrap_or(0_u32));
-    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    version >= (6, 2)
+/// Whether the running kernel is of that version or a later one.
+pub(crate) fn kernel_is_since(major: u32, minor: u32) -> bool {
+    version(&rustix::system::uname().release().to_string_lossy()) >= (major, minor)
+}
+
+fn version(release: &str) -> (u32, u32) {
+    let mut numbers = release.split(['.', '-']).map(|part| part.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 /// Bytes of the frame, or of its segments once somebody cuts it, which the MTU bounds.
@@ -93,7 +97,7 @@ pub(crate) fn encode(offload: &Offload) -> [u8; HEADER] {
 
 #[cfg(test)]
 mod tests {
-    use super::{HEADER, decode, encode, knows_uso};
+    use super::{HEADER, decode, encode, version};
     use port::{Gso, Offload};
 
     #[test]
@@ -108,9 +112,10 @@ mod tests {
     }
 
     #[test]
-    fn uso_came_with_6_2() {
-        assert!(["6.2.0-rc1", "6.2", "6.18.44-fc", "7.0.1"].into_iter().all(knows_uso));
-        assert!(!["6.1.0-49-cloud-amd64", "5.15.3", "", "x"].into_iter().any(knows_uso));
+    fn releases_are_compared_as_numbers() {
+        let since = |release| version(release) >= (6, 2);
+        assert!(["6.2.0-rc1", "6.2", "6.18.44-fc", "7.0.1"].into_iter().all(since));
+        assert!(!["6.1.0-49-cloud-amd64", "5.15.3", "", "x"].into_iter().any(since));
     }
 
     #[test]

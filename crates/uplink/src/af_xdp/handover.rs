@@ -17,7 +17,7 @@ use crate::parts::{Collected, Parts, PartsError, Remaining, check_layout, check_
 
 use super::attach::{Attachment, AttachmentParts};
 use super::layout::{CHUNK, RX_FRAMES, TX_FRAMES};
-use super::program::Program;
+use super::program::{Program, ProgramParts};
 use super::socket::{Abilities, Opened, Ours, Queues, Umem};
 use super::{AfXdp, AfXdpControl, AfXdpEgress, AfXdpIngress, Obtained};
 
@@ -28,8 +28,7 @@ struct State {
     kind: String,
     link: LinkParts,
     attachment: AttachmentParts,
-    /// The program has a map of addresses.
-    macs: bool,
+    program: ProgramParts,
     mode: Obtained,
     can: Abilities,
     /// Each queue has a socket to send, too.
@@ -58,7 +57,7 @@ pub fn parts<'a>(
     let mut fds = Collected::default();
     let link = link.parts(&mut fds)?;
     let attachment = control.attachment.parts(&mut fds)?;
-    let macs = control.program.parts(&mut fds)?;
+    let program = control.program.parts(&mut fds)?;
     fds.add(control.umem.as_ref())?;
     let (mut ours, mut large) = (Vec::new(), None);
     for ((ingress, egress), socket) in queues.into_iter().zip(&control.sockets) {
@@ -75,7 +74,7 @@ pub fn parts<'a>(
         kind: KIND.to_owned(),
         link,
         attachment,
-        macs,
+        program,
         mode: control.mode,
         can: control.can,
         senders: true,
@@ -103,7 +102,7 @@ pub fn from_parts(parts: Parts, counters: &[Arc<QueueCounters>]) -> Result<AfXdp
     }
     let mut link = Link::from_parts(&state.link, &mut fds)?;
     let (mut attachment, replaced) = Attachment::from_parts(&state.attachment, &mut fds)?;
-    let program = Program::from_parts(state.macs, &mut fds)?;
+    let program = Program::from_parts(&state.program, &mut fds)?;
     let name = link.name();
     let failed = |error: io::Error| PartsError::Map { name: name.clone(), error };
     let count = u16::try_from(state.queues.len()).unwrap_or(u16::MAX);

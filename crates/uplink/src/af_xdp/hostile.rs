@@ -103,6 +103,7 @@ impl Hostile {
             fill,
             busy_poll: false,
             unfinished: true,
+            marked: true,
         };
         let mtu = Arc::new(AtomicU32::new(9000));
         let (metadata, spread, large) = (true, true, None);

@@ -14,7 +14,9 @@ use virtq::mem::{MapError, Pool, SharedMap, SharedSlots};
 
 use crate::sys::xdp::{Consumer, Desc, Producer};
 
-use super::layout::{Area, CHUNK, PARTS_MAX, RX_FRAMES};
+use super::cut::cut;
+use super::layout::{Area, CHUNK, RX_FRAMES, RX_PARTS_MAX};
+use super::program::MARK;
 use super::socket::{Poked, Socket};
 use super::unfinished::unfinished;
 
@@ -36,6 +38,8 @@ pub(super) struct Incoming {
     pub(super) busy_poll: bool,
     /// Frames may have checksums that nobody finished.
     pub(super) unfinished: bool,
+    /// Before each frame stands how it is to be cut.
+    pub(super) marked: bool,
 }
 
 /// Frames from the interface.
@@ -117,11 +121,11 @@ impl AfXdpIngress {
     #[inline(always)]
     fn prefetch(&self, at: u32) {
         let desc = self.parts.rx.peek(at);
-        if let Some(place) = self.area.locate(desc)
-            && let Some(piece) =
-                self.slots.store().one(Pool::span(place.chunk, place.skip, desc.len))
-        {
-            piece.prefetch(LINES);
+        let Some(place) = self.area.locate(desc) else { return };
+        let before = if self.parts.marked { place.skip.min(MARK) } else { 0 };
+        let (skip, len) = (place.skip.wrapping_sub(before), desc.len.saturating_add(before));
+        if let Some(piece) = self.slots.store().one(Pool::span(place.chunk, skip, len)) {
+            piece.prefetch(if before > 0 { LINES.wrapping_add(1) } else { LINES });
         }
     }
 
@@ -143,6 +147,34 @@ impl AfXdpIngress {
         }
     }
 
+    /// Notes what the sender left undone: that is for the egress to do, or to leave.
+    #[inline(always)]
+    fn note_undone(&self, at: u32, frame: &mut Frame) -> Result<(), DropReason> {
+        let left = unfinished(frame.head());
+        if self.parts.marked {
+            let (kind, size) = self.mark(at);
+            if size != 0 {
+                let offload = cut((kind, size), frame, left).ok_or(DropReason::BadOffload)?;
+                frame.offload = offload;
+                return Ok(());
+            }
+        }
+        if let Some(left) = left {
+            frame.offload = left;
+        }
+        Ok(())
+    }
+
+    /// What stands before the frame of entry `at` of the ring.
+    #[inline(always)]
+    fn mark(&self, at: u32) -> (u32, u32) {
+        let place = self.area.locate(self.parts.rx.peek(at));
+        let mark = place.and_then(|place| Some((place.chunk, place.skip.checked_sub(MARK)?)));
+        mark.map_or((0, 0), |(chunk, skip)| {
+            (self.slots.load(chunk, skip), self.slots.load(chunk, skip.wrapping_add(4)))
+        })
+    }
+
     /// Takes a frame of several chunks.
     #[cold]
     #[inline(never)]
@@ -162,14 +194,14 @@ impl AfXdpIngress {
             self.taken.push(place.chunk);
             parts = parts.saturating_add(1);
             len = len.saturating_add(desc.len);
-            if parts <= PARTS_MAX && !self.slots.push(place.chunk, place.skip, desc.len) {
+            if parts <= RX_PARTS_MAX && !self.slots.push(place.chunk, place.skip, desc.len) {
                 return Taken::Bad(desc);
             }
             if desc.options & libc::XDP_PKT_CONTD == 0 {
                 break;
             }
         }
-        if parts > PARTS_MAX {
+        if parts > RX_PARTS_MAX {
             self.slots.truncate_list(first);
             return Taken::Dropped(parts, len, DropReason::Oversize);
         }
@@ -202,13 +234,9 @@ impl Ingress for AfXdpIngress {
             }
             let (parts, len, outcome) = match self.take(at, frame) {
                 Taken::Frame(parts, len) => {
-                    // What the sender left undone is for the egress to do, or to leave.
-                    if self.parts.unfinished
-                        && let Some(left) = unfinished(frame.head())
-                    {
-                        frame.offload = left;
-                    }
-                    (parts, len, Ok(()))
+                    let noted =
+                        if self.parts.unfinished { self.note_undone(at, frame) } else { Ok(()) };
+                    (parts, len, noted)
                 }
                 Taken::Dropped(parts, len, reason) => (parts, len, Err(reason)),
                 Taken::Partial => break,

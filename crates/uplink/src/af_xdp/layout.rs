@@ -21,8 +21,10 @@ pub(super) const TX_FRAMES: u32 = 1024;
 pub(super) const TX_SKIP: u32 = 64;
 /// Bytes of a frame in a chunk to send.
 pub(super) const TX_ROOM: u32 = CHUNK - TX_SKIP;
-/// The most chunks of one frame: those of the kernel's socket buffers.
+/// The most chunks of one frame to send: those of the kernel's socket buffers.
 pub(super) const PARTS_MAX: u32 = 18;
+/// The most chunks of one frame that arrives: 64 KiB of payload and all headers.
+pub(super) const RX_PARTS_MAX: u32 = 40;
 
 /// Bytes of a queue's chunks.
 const QUEUE_BYTES: u64 = (RX_FRAMES as u64 + TX_FRAMES as u64) * CHUNK as u64;

@@ -3,21 +3,30 @@
 //! ```text
 //!  steer=all:   redirect to the socket of the receive queue; none there: to the kernel
 //!  steer=mac:   group address, or one of an attached guest: as above; else to the kernel
+//!  with marks:  │ mark │ frame: 8 bytes before it say how it is to be cut ([`Mark`])
 //! ```
 //!
+//! A program in front of a socket buffer reaches what the buffer says of a large frame: its
+//! `skb_shared_info` stands behind the bytes that the program is shown. A program in a driver has
+//! no such thing, and marks frames as whole.
+//!
+//! **Trust.** The kernel checks each program, and where types have their fields it says itself.
 //! **Limits.** [`MACS_MAX`] addresses.
 //! **Not supported.** A frame goes to one of both: with `steer=mac` the host's own stack sees no
 //! broadcast, so it can ask for addresses on this interface, but does not answer who asks.
 
 use std::collections::BTreeSet;
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use packet::MacAddr;
+use serde::{Deserialize, Serialize};
 
 use crate::parts::{Collected, PartsError, Remaining};
 use crate::sys::bpf;
 
+use super::btf::Btf;
 use super::{AfXdpError, Steer};
 
 /// The most addresses of attached guests.
@@ -30,23 +39,34 @@ const MAC_VALUE: usize = 1;
 const SOCKET_KEY: u32 = 4;
 const SOCKET_VALUE: u32 = 4;
 
+/// Bytes of the mark before a frame.
+pub(super) const MARK: u32 = 8;
+
 /// Fields of `struct xdp_md`.
 const DATA: i16 = 0;
 const DATA_END: i16 = 4;
+const DATA_META: i16 = 8;
 const RX_QUEUE_INDEX: i16 = 16;
+
+const LICENSE: &CStr = c"Apache-2.0 OR BSD-3-Clause";
+const MARK_BYTES: i32 = 8;
+const _: () = assert!(MARK_BYTES as u32 == MARK);
 
 const XDP_PASS: i32 = 2;
 const CALL_MAP_LOOKUP: i32 = 1;
 const CALL_REDIRECT_MAP: i32 = 51;
+const CALL_ADJUST_META: i32 = 54;
 
 /// Opcodes.
 const LOAD_8: u8 = 0x71;
 const LOAD_16: u8 = 0x69;
 const LOAD_32: u8 = 0x61;
+const LOAD_64: u8 = 0x79;
 const STORE_16: u8 = 0x6b;
 const STORE_32: u8 = 0x63;
 const MOVE: u8 = 0xbf;
 const MOVE_CONST: u8 = 0xb7;
+const ADD: u8 = 0x0f;
 const ADD_CONST: u8 = 0x07;
 const AND_CONST: u8 = 0x57;
 const LOAD_CONST_64: u8 = 0x18;
@@ -56,6 +76,8 @@ const CALL: u8 = 0x85;
 const EXIT: u8 = 0x95;
 /// In the source register of [`LOAD_CONST_64`]: the constant is a map's fd.
 const MAP_FD: u8 = 1;
+/// In the source register of [`CALL`]: the constant is a function of the kernel.
+const KERNEL: u8 = 2;
 /// The frame pointer.
 const FP: u8 = 10;
 
@@ -73,10 +95,99 @@ fn map(to: u8, fd: i32) -> [u64; 2] {
     [op(LOAD_CONST_64, (to, MAP_FD), 0, fd), 0]
 }
 
+/// Where the kernel keeps how a socket buffer is to be cut.
+#[derive(Debug, Clone, Copy)]
+struct Cuts {
+    /// Functions: the kernel's own context of the program's, and a pointer as one to a type.
+    context: i32,
+    cast: i32,
+    /// Of the context: where the bytes begin, and how many there are with what is behind them.
+    start: i16,
+    bytes: i16,
+    /// The structure behind the bytes: its type, its size, and its fields.
+    info: i32,
+    info_bytes: i32,
+    kind: i16,
+    size: i16,
+}
+
+impl Cuts {
+    /// What the kernel says. None if it is of a kind that is not known here.
+    fn of(btf: &Btf) -> Option<Self> {
+        let function = |name| btf.function(name).and_then(|number| i32::try_from(number).ok());
+        let (context, info) = (btf.structure("xdp_buff")?, btf.structure("skb_shared_info")?);
+        let of_context = |member| context.place(member).and_then(|at| i16::try_from(at).ok());
+        let of_info = |member| info.place(member).and_then(|at| i16::try_from(at).ok());
+        // The kernel rounds the size up to lines of its cache: here to 64 bytes.
+        let lines = cfg!(any(target_arch = "x86_64", target_arch = "aarch64"));
+        (lines && info.size().is_multiple_of(64)).then_some(())?;
+        Some(Self {
+            context: function("bpf_cast_to_kern_ctx")?,
+            cast: function("bpf_rdonly_cast")?,
+            start: of_context("data_hard_start")?,
+            bytes: of_context("frame_sz")?,
+            info: i32::try_from(info.number()).ok()?,
+            info_bytes: i32::try_from(info.size()).ok()?,
+            kind: of_info("gso_type")?,
+            size: of_info("gso_size")?,
+        })
+    }
+}
+
+/// What a program writes before each frame that it hands over.
+#[derive(Debug, Clone, Copy)]
+enum Marks {
+    None,
+    /// That it is whole.
+    Whole,
+    /// How it is to be cut.
+    Cut(Cuts),
+}
+
+/// `r6` is the context; `r7` gets the kind of segments and `r8` their size, which stand in the
+/// mark. Behind it an instruction more than what [`redirect`] has is the way to the kernel.
+fn mark(marks: Marks) -> Vec<u64> {
+    let mut program = match marks {
+        Marks::None => return Vec::new(),
+        Marks::Whole => vec![op(MOVE_CONST, (7, 0), 0, 0), op(MOVE_CONST, (8, 0), 0, 0)],
+        Marks::Cut(Cuts { context, cast, start, bytes, info, info_bytes, kind, size }) => vec![
+            op(MOVE, (1, 6), 0, 0),
+            op(CALL, (0, KERNEL), 0, context),
+            op(LOAD_64, (1, 0), start, 0),
+            op(LOAD_32, (2, 0), bytes, 0),
+            op(ADD, (1, 2), 0, 0),
+            op(ADD_CONST, (1, 0), 0, info_bytes.wrapping_neg()),
+            op(MOVE_CONST, (2, 0), 0, info),
+            op(CALL, (0, KERNEL), 0, cast),
+            op(LOAD_32, (7, 0), kind, 0),
+            op(LOAD_16, (8, 0), size, 0),
+        ],
+    };
+    let pass = REDIRECT;
+    program.extend([
+        op(MOVE, (1, 6), 0, 0),
+        op(MOVE_CONST, (2, 0), 0, -MARK_BYTES),
+        op(CALL, (0, 0), 0, CALL_ADJUST_META),
+        // Without room for a mark: to the kernel. It has room wherever a program can be.
+        op(JUMP_IF_NOT, (0, 0), pass.wrapping_add(7), 0),
+        op(LOAD_32, (2, 6), DATA_META, 0),
+        op(LOAD_32, (3, 6), DATA, 0),
+        op(MOVE, (4, 2), 0, 0),
+        op(ADD_CONST, (4, 0), 0, MARK_BYTES),
+        op(JUMP_IF_GREATER, (4, 3), pass.wrapping_add(2), 0),
+        op(STORE_32, (2, 7), 0, 0),
+        op(STORE_32, (2, 8), 4, 0),
+    ]);
+    program
+}
+
+/// Instructions of [`redirect`].
+const REDIRECT: i16 = 6;
+
 /// `r6` is the context; gives the frame to the socket of its queue, else to the kernel.
-fn redirect(sockets: i32) -> Vec<u64> {
+fn redirect(sockets: i32) -> [u64; REDIRECT as usize] {
     let [map0, map1] = map(1, sockets);
-    vec![
+    [
         op(LOAD_32, (2, 6), RX_QUEUE_INDEX, 0),
         map0,
         map1,
@@ -87,7 +198,7 @@ fn redirect(sockets: i32) -> Vec<u64> {
 }
 
 /// The whole program.
-fn assemble(sockets: i32, macs: Option<i32>) -> Vec<u64> {
+fn assemble(sockets: i32, macs: Option<i32>, marks: Marks) -> Vec<u64> {
     let mut program = vec![op(MOVE, (6, 1), 0, 0)];
     if let Some(macs) = macs {
         let [map0, map1] = map(1, macs);
@@ -119,7 +230,11 @@ fn assemble(sockets: i32, macs: Option<i32>) -> Vec<u64> {
             op(EXIT, (0, 0), 0, 0),
         ]);
     }
+    program.extend(mark(marks));
     program.extend(redirect(sockets));
+    if !matches!(marks, Marks::None) {
+        program.extend([op(MOVE_CONST, (0, 0), 0, XDP_PASS), op(EXIT, (0, 0), 0, 0)]);
+    }
     program
 }
 
@@ -127,6 +242,8 @@ fn assemble(sockets: i32, macs: Option<i32>) -> Vec<u64> {
 #[derive(Debug)]
 pub(super) struct Program {
     pub(super) program: OwnedFd,
+    /// The one that says how frames are to be cut: with it both mark frames.
+    pub(super) cutting: Option<OwnedFd>,
     sockets: OwnedFd,
     /// With `steer=mac`.
     macs: Option<OwnedFd>,
@@ -134,9 +251,38 @@ pub(super) struct Program {
     known: BTreeSet<MacAddr>,
 }
 
+/// Which of a program's fds there are.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct ProgramParts {
+    /// With `steer=mac`.
+    macs: bool,
+    pub(super) cutting: bool,
+}
+
+/// The program with these maps that says how frames are to be cut.
+fn load_cutting(fds: (i32, Option<i32>)) -> Option<OwnedFd> {
+    let said = Btf::of_kernel().ok().as_ref().and_then(Cuts::of);
+    let Some(cuts) = said else {
+        tracing::debug!("the kernel does not say where it keeps how frames are to be cut");
+        return None;
+    };
+    let refused = |(error, log): &(io::Error, String)| {
+        tracing::debug!(%error, log, "the kernel does not let a program see how frames are cut");
+    };
+    load(fds, Marks::Cut(cuts)).inspect_err(refused).ok()
+}
+
+fn load((sockets, macs): (i32, Option<i32>), marks: Marks) -> Result<OwnedFd, (io::Error, String)> {
+    // Functions of the kernel are for programs that may be had under the GPL. This one may: it is
+    // these instructions, and of nobody else.
+    let license = if matches!(marks, Marks::Cut(_)) { c"Dual BSD/GPL" } else { LICENSE };
+    bpf::load_xdp(&assemble(sockets, macs, marks), b"causeway", license)
+}
+
 impl Program {
-    /// Loads the program for `queues` sockets.
-    pub(super) fn load(queues: u16, steer: Steer) -> Result<Self, AfXdpError> {
+    /// Loads the program for `queues` sockets; with `cuts` also the one that says how frames are to
+    /// be cut, if the kernel lets it.
+    pub(super) fn load(queues: u16, steer: Steer, cuts: bool) -> Result<Self, AfXdpError> {
         let failed = |error| AfXdpError::bpf("make a BPF map", error);
         let sizes = (SOCKET_KEY, SOCKET_VALUE);
         let sockets = bpf::create_map(bpf::MAP_TYPE_XSKMAP, sizes, queues.into(), b"cw_sockets")
@@ -148,15 +294,14 @@ impl Program {
                     .map_err(failed)?,
             ),
         };
-        let instructions = assemble(sockets.as_raw_fd(), macs.as_ref().map(AsRawFd::as_raw_fd));
-        let program =
-            bpf::load_xdp(&instructions, b"causeway").map_err(|(error, log)| {
-                match error.raw_os_error() {
-                    Some(libc::EPERM) => AfXdpError::bpf("load an XDP program", error),
-                    _ => AfXdpError::Program { error, log },
-                }
-            })?;
-        Ok(Self { program, sockets, macs, known: BTreeSet::new() })
+        let fds = (sockets.as_raw_fd(), macs.as_ref().map(AsRawFd::as_raw_fd));
+        let cutting = if cuts { load_cutting(fds) } else { None };
+        let marks = if cutting.is_some() { Marks::Whole } else { Marks::None };
+        let program = load(fds, marks).map_err(|(error, log)| match error.raw_os_error() {
+            Some(libc::EPERM) => AfXdpError::bpf("load an XDP program", error),
+            _ => AfXdpError::Program { error, log },
+        })?;
+        Ok(Self { program, cutting, sockets, macs, known: BTreeSet::new() })
     }
 
     /// Gives the frames of a queue to a socket.
@@ -189,27 +334,30 @@ impl Program {
         Ok(())
     }
 
-    /// The program and its maps: of the last one, whether it is there.
-    pub(super) fn parts(&self, fds: &mut Collected) -> Result<bool, PartsError> {
+    /// The program and its maps; which of them are there.
+    pub(super) fn parts(&self, fds: &mut Collected) -> Result<ProgramParts, PartsError> {
         fds.add(&self.program)?;
         fds.add(&self.sockets)?;
-        if let Some(macs) = &self.macs {
-            fds.add(macs)?;
+        for optional in [&self.macs, &self.cutting].into_iter().flatten() {
+            fds.add(optional)?;
         }
-        Ok(self.macs.is_some())
+        Ok(ProgramParts { macs: self.macs.is_some(), cutting: self.cutting.is_some() })
     }
 
     /// What [`Self::parts`] took apart; what the map of addresses holds is asked of the kernel.
-    pub(super) fn from_parts(has_macs: bool, fds: &mut Remaining) -> Result<Self, PartsError> {
+    pub(super) fn from_parts(
+        parts: &ProgramParts,
+        fds: &mut Remaining,
+    ) -> Result<Self, PartsError> {
         let (program, sockets) = (fds.next()?, fds.next()?);
-        let macs = fds.next_if(has_macs)?;
+        let (macs, cutting) = (fds.next_if(parts.macs)?, fds.next_if(parts.cutting)?);
         let keys = macs.as_ref().map(|macs| bpf::keys(macs.as_fd(), MAC_VALUE, MACS_MAX));
         let keys = keys.transpose().map_err(|error| {
             let what = "read the map of addresses of an XDP program";
             PartsError::System { what, error }
         })?;
         let known = keys.unwrap_or_default().into_iter().map(MacAddr).collect();
-        Ok(Self { program, sockets, macs, known })
+        Ok(Self { program, cutting, sockets, macs, known })
     }
 }
 
@@ -221,7 +369,7 @@ fn key(mac: MacAddr) -> [u8; MAC_KEY] {
 mod tests {
     #![expect(clippy::arithmetic_side_effects, reason = "tests")]
 
-    use super::{EXIT, JUMP_IF_GREATER, JUMP_IF_NOT, assemble};
+    use super::{Cuts, EXIT, JUMP_IF_GREATER, JUMP_IF_NOT, Marks, assemble};
 
     /// Where the jump at `at` goes.
     fn target(program: &[u64], at: usize) -> usize {
@@ -231,7 +379,7 @@ mod tests {
 
     #[test]
     fn jumps_go_where_they_say() {
-        let program = assemble(3, Some(4));
+        let program = assemble(3, Some(4), Marks::None);
         let codes: Vec<u8> = program.iter().map(|op| op.to_ne_bytes()[0]).collect();
         let redirect = codes.len() - 6;
         let pass = redirect - 2;
@@ -243,5 +391,37 @@ mod tests {
         assert_eq!(targets(JUMP_IF_GREATER), [pass]);
         let ours = targets(JUMP_IF_NOT);
         assert_eq!(ours, [redirect, redirect]);
+    }
+
+    /// With marks the way to the kernel is behind all else.
+    #[test]
+    fn a_frame_without_room_for_a_mark_goes_to_the_kernel() {
+        let cuts = Cuts {
+            context: 1,
+            cast: 2,
+            start: 24,
+            bytes: 48,
+            info: 3,
+            info_bytes: 320,
+            kind: 24,
+            size: 4,
+        };
+        for (macs, marks) in [
+            (None, Marks::Whole),
+            (None, Marks::Cut(cuts)),
+            (Some(4), Marks::Whole),
+            (Some(4), Marks::Cut(cuts)),
+        ] {
+            let program = assemble(3, macs, marks);
+            let codes: Vec<u8> = program.iter().map(|op| op.to_ne_bytes()[0]).collect();
+            let pass = codes.len() - 2;
+            let jumps = |code: u8| {
+                let at = (0..codes.len()).rfind(|at| codes[*at] == code).unwrap();
+                target(&program, at)
+            };
+            assert_eq!((jumps(JUMP_IF_NOT), jumps(JUMP_IF_GREATER)), (pass, pass));
+            let marked = codes.len() - 8;
+            assert_eq!(codes[marked - 1], super::STORE_32);
+        }
     }
 }

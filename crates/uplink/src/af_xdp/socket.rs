@@ -231,6 +231,9 @@ pub(super) struct Abilities {
     busy_poll: bool,
     /// The device writes into the UMEM.
     pub(super) zero_copy: bool,
+    /// Frames are marked with how they are to be cut.
+    #[serde(default)]
+    marked: bool,
 }
 
 /// Which chunks of a queue are ours, not the kernel's.
@@ -263,7 +266,7 @@ impl Queues {
         umem: &Umem,
         link: &Link,
         settings: &AfXdpSettings,
-        hook: Hook,
+        (hook, marked): (Hook, bool),
     ) -> Result<Self, AfXdpError> {
         let first = Unbound::new(Some(umem), settings.busy_poll)?;
         let metadata = first.metadata;
@@ -308,7 +311,7 @@ impl Queues {
         // A driver without metadata of its own would not look at it.
         let metadata = metadata && !zero_copy;
         let busy_poll = settings.busy_poll;
-        let can = Abilities { metadata, spread, busy_poll, zero_copy };
+        let can = Abilities { metadata, spread, busy_poll, zero_copy, marked };
         Ok(Self { opened, can, large: large(link, settings, zero_copy) })
     }
 
@@ -346,6 +349,7 @@ impl Queues {
                 fill,
                 busy_poll: can.busy_poll,
                 unfinished: !can.zero_copy,
+                marked: can.marked,
             };
             let outgoing = Outgoing {
                 socket,

@@ -3,6 +3,7 @@
 //! **Trust.** Everything that is handed to the kernel is ours; what it answers about other
 //! people's programs is copied into buffers of fixed size.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
@@ -165,8 +166,13 @@ fn check_sizes(map: BorrowedFd<'_>, key: usize, value: usize) -> io::Result<()> 
     if right { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EINVAL)) }
 }
 
-/// Loads an XDP program. The error comes with the end of the verifier's log, if it wrote one.
-pub(crate) fn load_xdp(instructions: &[u64], name: &[u8]) -> Result<OwnedFd, (io::Error, String)> {
+/// Loads an XDP program under a license. The error comes with the end of the verifier's log, if it
+/// wrote one.
+pub(crate) fn load_xdp(
+    instructions: &[u64],
+    name: &[u8],
+    license: &CStr,
+) -> Result<OwnedFd, (io::Error, String)> {
     let mut log = vec![0u8; LOG_BYTES];
     let count = u32::try_from(instructions.len()).unwrap_or(0);
     let without_log = || {
@@ -174,8 +180,7 @@ pub(crate) fn load_xdp(instructions: &[u64], name: &[u8]) -> Result<OwnedFd, (io
             .word(0, PROG_TYPE_XDP)
             .word(4, count)
             .pointer(8, instructions.as_ptr())
-            // The program calls nothing that asks for the GPL.
-            .pointer(16, c"Apache-2.0 OR BSD-3-Clause".as_ptr())
+            .pointer(16, license.as_ptr())
             .word(44, F_XDP_HAS_FRAGS)
             .bytes(48, name)
             .word(68, ATTACH_TYPE_XDP)

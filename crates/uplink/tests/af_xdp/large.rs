@@ -19,9 +19,9 @@ const CSUM: Offload = Offload {
     csum_offset: 6,
 };
 /// Datagrams of 1000 bytes each.
-const CUT: Offload = Offload { gso: Gso::UdpL4, gso_size: 1000, hdr_len: 42, ..CSUM };
+pub(crate) const CUT: Offload = Offload { gso: Gso::UdpL4, gso_size: 1000, hdr_len: 42, ..CSUM };
 
-fn payload(len: usize, seed: usize) -> Vec<u8> {
+pub(crate) fn payload(len: usize, seed: usize) -> Vec<u8> {
     (0..len).map(|i| (i * 7 + i / 251 + seed * 13) as u8).collect()
 }
 
@@ -43,7 +43,7 @@ fn frame(protocol: u8, (upper, place): (&[u8], usize), id: u16, data: &[u8]) -> 
     bytes
 }
 
-fn datagram(data: &[u8]) -> Vec<u8> {
+pub(crate) fn datagram(data: &[u8]) -> Vec<u8> {
     let mut upper = vec![0x12, 0x34, 0, 53];
     upper.extend((8 + data.len() as u16).to_be_bytes());
     upper.extend([0, 0]);
@@ -59,7 +59,7 @@ fn segment(number: u16) -> Vec<u8> {
 }
 
 /// Sends frames as one burst, each with its intent.
-fn send(egress: &mut AfXdpEgress, wanted: &[(Vec<u8>, Offload)]) {
+pub(crate) fn send(egress: &mut AfXdpEgress, wanted: &[(Vec<u8>, Offload)]) {
     let mut pool = Pool::new(64, 65_536).unwrap();
     let mut frames = FrameBuf::default();
     for (slot, (bytes, offload)) in (0..).zip(wanted) {

@@ -60,7 +60,7 @@ fn a_program_without_a_link_is_named_and_comes_back_after_it_was_replaced() {
             (socket, index.unwrap())
         };
         // With the addresses' map, it is another one than ours.
-        let other = Program::load(1, Steer::Mac).unwrap();
+        let other = Program::load(1, Steer::Mac, false).unwrap();
         let now = || {
             let (socket, index) = namespace.run(here).unwrap();
             query(&socket, index).unwrap().map(|found| (found.program, found.flags))
@@ -82,7 +82,7 @@ fn a_program_without_a_link_is_named_and_comes_back_after_it_was_replaced() {
         );
         assert_eq!(now(), Some(before));
         let uplink = open(&place.settings(true), &[std::sync::Arc::default()]).unwrap();
-        assert_eq!(uplink.control.mode(), Obtained::Copy);
+        assert_eq!(uplink.control.mode(), Obtained::Generic);
         let ours = now().unwrap();
         assert_ne!(ours.0, before.0);
         drop(uplink);

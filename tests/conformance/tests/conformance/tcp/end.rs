@@ -24,13 +24,14 @@ enum How {
     /// `causeway-guest` with these options.
     Guest(&'static str),
     Tap,
-    Veth(&'static str),
+    /// An uplink of this kind, with what its SPEC ends with.
+    Veth(&'static str, &'static str),
 }
 
 const BOTH: [bool; 2] = [true; 2];
 const NONE: [bool; 2] = [false; 2];
 
-pub(crate) const ENDS: [Kind; 10] = [
+pub(crate) const ENDS: [Kind; 11] = [
     Kind { name: "split", how: How::Guest("--offloads on"), sends: BOTH, takes: BOTH },
     Kind { name: "packed", how: How::Guest("--offloads on --packed"), sends: BOTH, takes: BOTH },
     Kind { name: "off", how: How::Guest("--offloads off"), sends: NONE, takes: NONE },
@@ -59,8 +60,9 @@ pub(crate) const ENDS: [Kind; 10] = [
         takes: BOTH,
     },
     Kind { name: "tap", how: How::Tap, sends: BOTH, takes: BOTH },
-    Kind { name: "packet-mmap", how: How::Veth("packet-mmap"), sends: BOTH, takes: BOTH },
-    Kind { name: "af-xdp", how: How::Veth("af-xdp"), sends: NONE, takes: BOTH },
+    Kind { name: "packet-mmap", how: How::Veth("packet-mmap", ""), sends: BOTH, takes: BOTH },
+    Kind { name: "af-xdp", how: How::Veth("af-xdp", ""), sends: BOTH, takes: BOTH },
+    Kind { name: "af-xdp-copy", how: How::Veth("af-xdp", ",mode=copy"), sends: NONE, takes: BOTH },
 ];
 
 /// A namespace's way to the switch.
@@ -90,10 +92,10 @@ impl Joined {
                 format!("vhost-user:name={name},socket={}", self.socket(scratch).display())
             }
             How::Tap => format!("tap:name={name},ifname=eth0,netns={}", space.name()),
-            How::Veth(kind) => {
+            How::Veth(kind, rest) => {
                 let ends = ["type", "veth", "peer", "name", name, "netns", place.name()];
                 let _ = space.ip(&[&["link", "add", "eth0"][..], &ends[..]].concat())?;
-                format!("{kind}:name={name},ifname={name},netns={}", place.name())
+                format!("{kind}:name={name},ifname={name},netns={}{rest}", place.name())
             }
         })
     }

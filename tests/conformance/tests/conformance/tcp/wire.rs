@@ -20,13 +20,14 @@ const DATAGRAM: usize = 1000;
 const USO_BYTES: usize = 40_000;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    let senders = ["split", "packed", "tap", "packet-mmap", "af-xdp"];
+    let senders = ["split", "packed", "tap", "packet-mmap", "af-xdp", "af-xdp-copy"];
     let wire = senders.into_iter().map(|sender| {
         trial(format!("tcp/wire-from-{sender}"), move |environment, scratch| {
             look(environment, scratch, [kind(sender)?, kind("off")?])
         })
     });
-    let uso = [("split", "off"), ("packed", "split"), ("tap", "packet-mmap")].map(|(from, to)| {
+    let ways = [("split", "off"), ("packed", "split"), ("tap", "packet-mmap"), ("af-xdp", "split")];
+    let uso = ways.map(|(from, to)| {
         trial(format!("tcp/uso-from-{from}-to-{to}"), move |environment, scratch| {
             datagrams(environment, scratch, [kind(from)?, kind(to)?])
         })
