@@ -158,3 +158,26 @@ fn prepare(steps: &mut Steps, needs_root: bool) -> Result<()> {
     }
     build(&["--release", "-p", "causeway", "-p", "causeway-guest"])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Options that several measurements have are written once; defaults differ.
+    #[test]
+    fn each_has_its_own_number_of_runs() {
+        let all = Kind::augment_subcommands(clap::Command::new("bench"));
+        let runs = |name: &str| {
+            let command = all.find_subcommand(name).unwrap();
+            let runs = command.get_arguments().find(|argument| argument.get_id() == "runs");
+            runs.unwrap().get_default_values().to_vec()
+        };
+        for name in ["pvp", "latency", "fairness", "costs", "scale", "uplinks", "tcp"] {
+            assert_eq!(runs(name), ["7"], "{name}");
+        }
+        assert_eq!(runs("crash-record"), ["7"]);
+        for (name, count) in [("idle", "3"), ("sweep", "3"), ("migration", "5")] {
+            assert_eq!(runs(name), [count], "{name}");
+        }
+    }
+}

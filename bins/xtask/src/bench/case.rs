@@ -11,16 +11,30 @@ const BURSTS: u32 = 4;
 const BURSTS_OF_LARGE: u32 = 1;
 const LARGE: u16 = 2000;
 
-/// Which cases to measure.
+/// Frames and the rings that they go through.
 #[derive(Args, Clone, Debug)]
-pub(crate) struct Selection {
+pub(crate) struct Frames {
     /// Bytes of a frame, without its check sequence
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "64,1500",
           value_parser = clap::value_parser!(u16).range(60..=9000))]
     pub(crate) sizes: Vec<u16>,
+    #[command(flatten)]
+    pub(crate) layouts: Layouts,
+}
+
+/// Layouts of rings.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Layouts {
     /// Layouts of the rings
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "split,packed")]
     pub(crate) rings: Vec<Ring>,
+}
+
+/// Which cases to measure.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Selection {
+    #[command(flatten)]
+    pub(crate) frames: Frames,
     /// Code paths of the guest's driver
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "mergeable")]
     paths: Vec<Path>,
@@ -112,8 +126,8 @@ impl Selection {
 
     fn product(&self) -> Vec<(u16, Ring, Path)> {
         let mut kinds = Vec::new();
-        for size in &self.sizes {
-            for ring in &self.rings {
+        for size in &self.frames.sizes {
+            for ring in &self.frames.layouts.rings {
                 kinds.extend(self.paths.iter().map(|path| (*size, *ring, *path)));
             }
         }

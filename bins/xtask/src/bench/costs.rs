@@ -9,7 +9,7 @@ use conformance::Environment;
 use super::back_end::{Setup, Subject};
 use super::case::Selection;
 use super::machine::Versions;
-use super::report::{Keep, Report, table};
+use super::report::{Keep, Report, Series};
 use super::round::{self, Run};
 use super::summary::{Row, Sample, rows};
 use super::{prepare, turn};
@@ -28,20 +28,16 @@ const LIMITS: &str = ",rate-mbps=1000000,rate-kpps=1000000,storm-kpps=1000";
 pub(crate) struct Options {
     #[command(flatten)]
     selection: Selection,
-    /// Runs of each
-    #[arg(long, value_name = "N", default_value_t = 7,
-          value_parser = clap::value_parser!(u16).range(1..=1000))]
-    runs: u16,
     #[command(flatten)]
-    keep: Keep,
+    series: Series,
 }
 
 pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
     prepare(steps, true)?;
     let environment = Environment::open()?;
     let mut versions = Versions::this()?;
-    let mut done: Vec<Run> = options.keep.earlier(NAME, &mut versions)?;
-    for number in 1..=options.runs {
+    let mut done: Vec<Run> = options.series.keep.earlier(NAME, &mut versions)?;
+    for number in 1..=options.series.runs {
         for case in options.selection.cases() {
             let usual = Setup::new(Subject::Causeway, case.size.into());
             let without = vec!["--sandbox".to_owned(), "off".to_owned()];
@@ -56,7 +52,7 @@ pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
         }
     }
     ensure!(!done.is_empty(), "no run succeeded");
-    publish(steps, &options.keep, done, versions)
+    publish(steps, &options.series.keep, done, versions)
 }
 
 fn publish(steps: &mut Steps, keep: &Keep, runs: Vec<Run>, versions: Versions) -> Result<()> {
@@ -65,12 +61,8 @@ fn publish(steps: &mut Steps, keep: &Keep, runs: Vec<Run>, versions: Versions) -
     let count = runs.len();
     let unit = "million frames per second, per direction";
     let report = Report::new(unit, versions, runs, summary)?;
-    println!("\nratio: of the line above, with sandbox and limits, to it, with neither");
-    for line in report.origin().into_iter().chain(table("Mpps", &report.summary, 2)) {
-        println!("{line}");
-    }
-    ensure!(!report.summary.is_empty(), "no run can be compared, nothing is written");
-    let json = keep.write_json(NAME, &report)?;
+    let said = "ratio: of the line above, with sandbox and limits, to it, with neither";
+    let json = keep.publish(NAME, &report, (said, "Mpps"))?;
     let text = verdict(&report.summary);
     println!("{text}");
     steps.note(NAME, Ok(format!("{count} runs in {}: {text}", json.display())));

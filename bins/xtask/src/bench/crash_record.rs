@@ -14,9 +14,9 @@ use conformance::Environment;
 
 use super::addresses::{self, Kept, Load};
 use super::back_end::{Setup, Subject};
-use super::case::{Case, Ring};
+use super::case::{Case, Layouts};
 use super::machine::Versions;
-use super::report::{Keep, Report, table};
+use super::report::{Keep, Report, Series};
 use super::round::{self, Run};
 use super::summary::{Row, Sample, rows};
 use super::{prepare, turn};
@@ -28,24 +28,19 @@ const SIZE: u16 = 64;
 /// Options of `cargo xtask bench crash-record`.
 #[derive(Args, Debug)]
 pub(crate) struct Options {
-    /// Layouts of the rings
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "split,packed")]
-    rings: Vec<Ring>,
-    /// Runs of each
-    #[arg(long, value_name = "N", default_value_t = 7,
-          value_parser = clap::value_parser!(u16).range(1..=1000))]
-    runs: u16,
     #[command(flatten)]
-    keep: Keep,
+    layouts: Layouts,
+    #[command(flatten)]
+    series: Series,
 }
 
 pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
     prepare(steps, true)?;
     let environment = Environment::open()?;
     let mut versions = Versions::this()?;
-    let mut done: Vec<Run> = options.keep.earlier(NAME, &mut versions)?;
-    for number in 1..=options.runs {
-        for ring in &options.rings {
+    let mut done: Vec<Run> = options.series.keep.earlier(NAME, &mut versions)?;
+    for number in 1..=options.series.runs {
+        for ring in &options.layouts.rings {
             for kept in [Kept::Record, Kept::Nothing] {
                 let case = Case::usual(SIZE, *ring);
                 let what = format!("{}, {}, run {number}", case.name(), kept.name());
@@ -61,7 +56,7 @@ pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
         }
     }
     ensure!(!done.is_empty(), "no run succeeded");
-    publish(steps, &options.keep, done, versions)
+    publish(steps, &options.series.keep, done, versions)
 }
 
 fn round_trip(
@@ -83,12 +78,8 @@ fn publish(steps: &mut Steps, keep: &Keep, runs: Vec<Run>, versions: Versions) -
     let summary = summarise(&samples);
     let count = runs.len();
     let report = Report::new("million frames per second", versions, runs, summary)?;
-    println!("\nratio: of the line above, which keeps something, to the one that keeps nothing");
-    for line in report.origin().into_iter().chain(table("Mpps", &report.summary, 2)) {
-        println!("{line}");
-    }
-    ensure!(!report.summary.is_empty(), "no run can be compared, nothing is written");
-    let json = keep.write_json(NAME, &report)?;
+    let said = "ratio: of the line above, which keeps something, to the one that keeps nothing";
+    let json = keep.publish(NAME, &report, (said, "Mpps"))?;
     steps.note(NAME, Ok(format!("{count} runs in {}", json.display())));
     Ok(())
 }

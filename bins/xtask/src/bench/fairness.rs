@@ -16,11 +16,11 @@ use conformance::Environment;
 use conformance::environment::host::hugepages;
 
 use super::back_end::{Setup, Subject};
-use super::case::Ring;
+use super::case::{Frames, Ring};
 use super::latency::{self, NEIGHBOURS, Run, Trips};
 use super::machine::Versions;
 use super::prepare;
-use super::report::{Keep, Report, table};
+use super::report::{Keep, Report, Series};
 use super::summary::{Row, rows};
 use super::turn;
 use crate::steps::Steps;
@@ -33,14 +33,10 @@ const GOAL: f64 = 2.0;
 
 /// Options of `cargo xtask bench fairness`.
 #[derive(Args, Debug)]
+#[command(mut_arg("sizes", |sizes| sizes.help("Bytes of the other guest's frames")))]
 pub(crate) struct Options {
-    /// Bytes of the other guest's frames
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "64,1500",
-          value_parser = clap::value_parser!(u16).range(60..=9000))]
-    sizes: Vec<u16>,
-    /// Layouts of the rings, of both
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "split,packed")]
-    rings: Vec<Ring>,
+    #[command(flatten)]
+    frames: Frames,
     /// Round trips per second of the slow guest: two frames each
     #[arg(long, value_name = "N", default_value_t = 35_000,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -49,12 +45,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 3,
           value_parser = clap::value_parser!(u16).range(1..=3600))]
     seconds: u16,
-    /// Runs of each
-    #[arg(long, value_name = "N", default_value_t = 7,
-          value_parser = clap::value_parser!(u16).range(1..=1000))]
-    runs: u16,
     #[command(flatten)]
-    keep: Keep,
+    series: Series,
 }
 
 pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
@@ -62,12 +54,12 @@ pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
     let environment = Environment::open()?;
     hugepages()?;
     let mut versions = Versions::this()?;
-    let mut done: Vec<Run> = options.keep.earlier(NAME, &mut versions)?;
+    let mut done: Vec<Run> = options.series.keep.earlier(NAME, &mut versions)?;
     let more_ports = NEIGHBOURS.map(str::to_owned).to_vec();
     let setup = Setup { more_ports, ..Setup::new(Subject::Causeway, 9000) };
-    for number in 1..=options.runs {
-        for ring in &options.rings {
-            for size in &options.sizes {
+    for number in 1..=options.series.runs {
+        for ring in &options.frames.layouts.rings {
+            for size in &options.frames.sizes {
                 // The same case twice: what differs is whether the other guest is there.
                 let trips = Trips {
                     seconds: options.seconds,
@@ -88,7 +80,7 @@ pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
         }
     }
     ensure!(!done.is_empty(), "no run succeeded");
-    publish(steps, &options.keep, done, versions)
+    publish(steps, &options.series.keep, done, versions)
 }
 
 fn publish(steps: &mut Steps, keep: &Keep, runs: Vec<Run>, versions: Versions) -> Result<()> {
@@ -96,12 +88,8 @@ fn publish(steps: &mut Steps, keep: &Keep, runs: Vec<Run>, versions: Versions) -
     let summary = rows(&samples, BESIDE);
     let (count, lost) = (runs.len(), runs.iter().map(|run| run.lost).sum::<u64>());
     let report = Report::new("microseconds", versions, runs, summary)?;
-    println!("\nratio: of the line above, beside the other guest, to it, alone");
-    for line in report.origin().into_iter().chain(table("us", &report.summary, 2)) {
-        println!("{line}");
-    }
-    ensure!(!report.summary.is_empty(), "no run can be compared, nothing is written");
-    let json = keep.write_json(NAME, &report)?;
+    let said = "ratio: of the line above, beside the other guest, to it, alone";
+    let json = keep.publish(NAME, &report, (said, "us"))?;
     let text = verdict(&report.summary, lost);
     println!("{text}");
     steps.note(NAME, Ok(format!("{count} runs in {}: {text}", json.display())));

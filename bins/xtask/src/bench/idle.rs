@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::machine::{Versions, qemu_version};
 use super::prepare;
 use super::quiet::Quiet;
-use super::report::{Keep, Report};
+use super::report::{Report, Series};
 use super::summary::{Spread, spread};
 use super::watch::Threads;
 use crate::steps::Steps;
@@ -26,6 +26,7 @@ const SETTLE: Duration = Duration::from_secs(1);
 
 /// Options of `cargo xtask bench idle`.
 #[derive(Args, Debug)]
+#[command(mut_arg("runs", |runs| runs.default_value("3")))]
 pub(crate) struct Options {
     /// Guests that do nothing
     #[arg(long, value_name = "N", default_value_t = 8,
@@ -38,12 +39,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 10,
           value_parser = clap::value_parser!(u16).range(1..=3600))]
     seconds: u16,
-    /// Runs
-    #[arg(long, value_name = "N", default_value_t = 3,
-          value_parser = clap::value_parser!(u16).range(1..=1000))]
-    runs: u16,
     #[command(flatten)]
-    keep: Keep,
+    series: Series,
 }
 
 /// One run.
@@ -67,7 +64,7 @@ enum Guests {
 pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
     prepare(steps, false)?;
     let mut versions = Versions::this()?;
-    let mut runs: Vec<Run> = options.keep.earlier(NAME, &mut versions)?;
+    let mut runs: Vec<Run> = options.series.keep.earlier(NAME, &mut versions)?;
     let environment = if options.attached { None } else { booted(steps, &mut versions)? };
     let mut scratch = Scratch::new("idle")?;
     let measured = measure(environment.as_ref(), options, &scratch);
@@ -80,7 +77,7 @@ pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
     for line in report.origin() {
         println!("{line}");
     }
-    let json = options.keep.write_json(NAME, &report)?;
+    let json = options.series.keep.write_json(NAME, &report)?;
     let shown = summary.map_or_else(String::new, |all| {
         format!("{:.3} % of a CPU ({:.3}-{:.3}); ", all.median, all.min, all.max)
     });
@@ -136,8 +133,8 @@ fn measure(
             Guests::Attached(quiet)
         }
     };
-    let runs =
-        (1..=options.runs).map(|number| look(&switch, environment.is_some(), (options, number)));
+    let runs = (1..=options.series.runs)
+        .map(|number| look(&switch, environment.is_some(), (options, number)));
     let runs = runs.collect::<Result<_>>()?;
     // A guest that ended meanwhile was not attached.
     let names: Vec<&str> = ports.iter().map(|(name, _)| name.as_str()).collect();
@@ -161,7 +158,7 @@ fn look(switch: &Switch, booted: bool, (options, number): (&Options, u16)) -> Re
     println!(
         "idle, {} guests, run {number} of {}: {cpu_seconds:.4} CPU seconds in {seconds:.1} s \
          ({percent:.3} %)",
-        options.guests, options.runs
+        options.guests, options.series.runs
     );
     Ok(Run { guests: options.guests, booted, seconds, cpu_seconds, percent })
 }

@@ -18,7 +18,7 @@ use super::back_end::{BackEnd, Setup, Subject, available, sockets};
 use super::machine::{Versions, guest_program};
 use super::prepare;
 use super::regime::{Regime, round_trip_ns};
-use super::report::{Keep, Report, table};
+use super::report::{Keep, Report, Series};
 use super::summary::{Row, Sample, rows};
 use super::turn::{self, Measured};
 use super::watch::{Threads, Watch};
@@ -39,14 +39,10 @@ pub(crate) struct Options {
     /// What to compare with
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "ovs,testpmd")]
     peers: Vec<Subject>,
-    /// Runs of each
-    #[arg(long, value_name = "N", default_value_t = 7,
-          value_parser = clap::value_parser!(u16).range(1..=1000))]
-    runs: u16,
     #[command(flatten)]
     trips: Trips,
     #[command(flatten)]
-    keep: Keep,
+    series: Series,
 }
 
 /// The round trips of a run.
@@ -119,8 +115,8 @@ pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
     let mut versions = Versions::this()?;
     let mut subjects = vec![Subject::CausewayBusy, Subject::Causeway, Subject::CausewayInterrupt];
     subjects.extend(available(steps, &environment, &options.peers, &mut versions));
-    let mut done: Vec<Run> = options.keep.earlier(NAME, &mut versions)?;
-    for number in 1..=options.runs {
+    let mut done: Vec<Run> = options.series.keep.earlier(NAME, &mut versions)?;
+    for number in 1..=options.series.runs {
         for subject in &subjects {
             let what = format!("latency, {}, run {number}", subject.name());
             let setup = Setup::new(*subject, 64);
@@ -130,7 +126,7 @@ pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
         }
     }
     ensure!(!done.is_empty(), "no run succeeded");
-    publish(steps, &options.keep, done, versions)
+    publish(steps, &options.series.keep, done, versions)
 }
 
 /// Measures the back end of `setup`, which is called `name`.
@@ -279,12 +275,8 @@ fn publish(steps: &mut Steps, keep: &Keep, runs: Vec<Run>, versions: Versions) -
     let summary: Vec<Row> = rows(&samples, Subject::CausewayBusy.name());
     let count = runs.len();
     let report = Report::new("microseconds", versions, runs, summary)?;
-    println!("\nratio: of causeway busy to it, below 1 is less time");
-    for line in report.origin().into_iter().chain(table("us", &report.summary, 2)) {
-        println!("{line}");
-    }
-    ensure!(!report.summary.is_empty(), "no run can be compared, nothing is written");
-    let json = keep.write_json(NAME, &report)?;
+    let said = "ratio: of causeway busy to it, below 1 is less time";
+    let json = keep.publish(NAME, &report, (said, "us"))?;
     steps.note(NAME, Ok(format!("{count} runs in {}", json.display())));
     Ok(())
 }

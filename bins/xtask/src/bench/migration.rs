@@ -25,7 +25,7 @@ use serde_json::json;
 
 use super::machine::{Versions, qemu_version};
 use super::prepare;
-use super::report::{Keep, Report};
+use super::report::{Report, Series};
 use super::summary::{Spread, spread};
 use crate::steps::Steps;
 
@@ -56,16 +56,13 @@ const PLAIN: [&str; 11] = [
 
 /// Options of `cargo xtask bench migration`.
 #[derive(Args, Debug)]
+#[command(mut_arg("runs", |runs| runs.default_value("5")))]
 pub(crate) struct Options {
-    /// Migrations of each back end
-    #[arg(long, value_name = "N", default_value_t = 5,
-          value_parser = clap::value_parser!(u16).range(1..=1000))]
-    runs: u16,
     /// Packed rings instead of split ones
     #[arg(long)]
     packed: bool,
     #[command(flatten)]
-    keep: Keep,
+    series: Series,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -159,16 +156,16 @@ pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
     prepare(steps, true)?;
     let environment = Environment::open()?;
     let mut versions = Versions::this()?;
-    let mut runs: Vec<Run> = options.keep.earlier(NAME, &mut versions)?;
+    let mut runs: Vec<Run> = options.series.keep.earlier(NAME, &mut versions)?;
     versions.qemu = Some(qemu_version(&environment)?);
-    for number in 1..=options.runs {
+    for number in 1..=options.series.runs {
         for subject in [Subject::Causeway, Subject::Testpmd] {
             let mut scratch = Scratch::new("migration")?;
             let moved = migrate(&environment, &scratch, (subject, options.packed));
             let run = moved.with_context(|| format!("logs in {}", scratch.keep().display()))?;
             println!(
                 "migration, run {number} of {}, {subject:?}: down {} ms of {} ms",
-                options.runs, run.downtime_ms, run.total_ms
+                options.series.runs, run.downtime_ms, run.total_ms
             );
             runs.push(run);
         }
@@ -179,7 +176,7 @@ pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
     for line in report.origin() {
         println!("{line}");
     }
-    let json = options.keep.write_json(NAME, &report)?;
+    let json = options.series.keep.write_json(NAME, &report)?;
     let lines: Vec<String> = summary.iter().map(Summary::line).collect();
     steps.note("migration", Ok(format!("{}; {}", lines.join("; "), json.display())));
     Ok(())

@@ -8,7 +8,7 @@ use super::back_end::{Setup, Subject, available};
 use super::case::Selection;
 use super::machine::Versions;
 use super::regime::Regime;
-use super::report::{Keep, Report, table};
+use super::report::{Keep, Report, Series};
 use super::round::{self, Run};
 use super::summary::{Sample, rows};
 use super::{chart, prepare, turn};
@@ -24,22 +24,18 @@ pub(crate) struct Options {
     /// What to compare with
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "ovs,testpmd")]
     peers: Vec<Subject>,
-    /// Runs of each
-    #[arg(long, value_name = "N", default_value_t = 7,
-          value_parser = clap::value_parser!(u16).range(1..=1000))]
-    runs: u16,
     #[command(flatten)]
-    keep: Keep,
+    series: Series,
 }
 
 pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
     prepare(steps, true)?;
     let environment = Environment::open()?;
     let mut versions = Versions::this()?;
-    let mut done: Vec<Run> = options.keep.earlier(NAME, &mut versions)?;
+    let mut done: Vec<Run> = options.series.keep.earlier(NAME, &mut versions)?;
     let mut subjects = vec![Subject::Causeway];
     subjects.extend(available(steps, &environment, &options.peers, &mut versions));
-    for number in 1..=options.runs {
+    for number in 1..=options.series.runs {
         for case in options.selection.cases() {
             for subject in &subjects {
                 let what = format!("{}, {}, run {number}", case.name(), subject.name());
@@ -51,7 +47,7 @@ pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
         }
     }
     ensure!(!done.is_empty(), "no run succeeded");
-    publish(steps, &options.keep, done, versions)
+    publish(steps, &options.series.keep, done, versions)
 }
 
 fn publish(steps: &mut Steps, keep: &Keep, runs: Vec<Run>, versions: Versions) -> Result<()> {
@@ -60,16 +56,11 @@ fn publish(steps: &mut Steps, keep: &Keep, runs: Vec<Run>, versions: Versions) -
     let summary = rows(&samples, Subject::Causeway.name());
     let count = runs.len();
     let report = Report::new("million frames per second, per direction", versions, runs, summary)?;
-    println!();
-    for line in report.origin().into_iter().chain(table("Mpps", &report.summary, 2)) {
-        println!("{line}");
-    }
-    println!(
+    let said = format!(
         "{left_out} of {count} runs left out: meanwhile the regime changed, other programs took a \
          CPU, or frames were dropped"
     );
-    ensure!(!report.summary.is_empty(), "no run can be compared, nothing is written");
-    let json = keep.write_json(NAME, &report)?;
+    let json = keep.publish(NAME, &report, (&said, "Mpps"))?;
     let title = "Frames per second, guest to guest, one CPU for the switch";
     let drawn = chart::draw(title, "Mpps per direction", &report.summary, &report.origin());
     let svg = keep.write("pvp.svg", &drawn)?;

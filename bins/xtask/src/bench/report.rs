@@ -23,6 +23,17 @@ pub(crate) struct Keep {
     add: bool,
 }
 
+/// How often each is measured, and where that goes.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct Series {
+    /// Runs of each
+    #[arg(long, value_name = "N", default_value_t = 7,
+          value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) runs: u16,
+    #[command(flatten)]
+    pub(crate) keep: Keep,
+}
+
 /// A file of results: where, when and with what, every run, and what follows from them.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Report<R, S> {
@@ -77,6 +88,22 @@ impl Keep {
         }
         *versions = std::mem::take(versions).or(report.versions);
         Ok(report.runs)
+    }
+
+    /// Shows the rows below what is `said` of them, their values in a column `unit`, and writes
+    /// `NAME.json`. Returns its path.
+    pub(crate) fn publish<R: Serialize>(
+        self,
+        name: &str,
+        report: &Report<R, Vec<Row>>,
+        (said, unit): (&str, &str),
+    ) -> Result<PathBuf> {
+        println!("\n{said}");
+        for line in report.origin().into_iter().chain(table(unit, &report.summary, 2)) {
+            println!("{line}");
+        }
+        ensure!(!report.summary.is_empty(), "no run can be compared, nothing is written");
+        self.write_json(name, report)
     }
 
     /// Writes `NAME.json` and returns its path.

@@ -11,9 +11,9 @@ use conformance::Environment;
 
 use super::addresses::{self, Kept, Load};
 use super::back_end::{Setup, Subject};
-use super::case::{Case, Ring};
+use super::case::{Case, Layouts, Ring};
 use super::machine::Versions;
-use super::report::{Keep, Report, table};
+use super::report::{Report, Series};
 use super::round::{self, Run};
 use super::summary::{Row, Sample, rows};
 use super::{prepare, turn};
@@ -39,15 +39,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 10_000,
           value_parser = clap::value_parser!(u32).range(2..=30_000))]
     in_use: u32,
-    /// Layouts of the rings
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "split,packed")]
-    rings: Vec<Ring>,
-    /// Runs of each
-    #[arg(long, value_name = "N", default_value_t = 7,
-          value_parser = clap::value_parser!(u16).range(1..=1000))]
-    runs: u16,
     #[command(flatten)]
-    keep: Keep,
+    layouts: Layouts,
+    #[command(flatten)]
+    series: Series,
 }
 
 /// What can be scaled up.
@@ -67,10 +62,10 @@ pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
     prepare(steps, true)?;
     let environment = Environment::open()?;
     let mut versions = Versions::this()?;
-    let mut done: Vec<Run> = options.keep.earlier(NAME, &mut versions)?;
-    for number in 1..=options.runs {
+    let mut done: Vec<Run> = options.series.keep.earlier(NAME, &mut versions)?;
+    for number in 1..=options.series.runs {
         for part in &options.parts {
-            for ring in &options.rings {
+            for ring in &options.layouts.rings {
                 let at = (*ring, number);
                 match part {
                     Part::Guests => {
@@ -135,14 +130,8 @@ fn publish(steps: &mut Steps, options: &Options, runs: Vec<Run>, versions: Versi
     let summary = summarise(&samples, options);
     let count = runs.len();
     let report = Report::new("million frames per second", versions, runs, summary)?;
-    println!(
-        "\nratio: of the line above, with more, to it, with less; above 1 is faster with more"
-    );
-    for line in report.origin().into_iter().chain(table("Mpps", &report.summary, 2)) {
-        println!("{line}");
-    }
-    ensure!(!report.summary.is_empty(), "no run can be compared, nothing is written");
-    let json = options.keep.write_json(NAME, &report)?;
+    let said = "ratio: of the line above, with more, to it, with less; above 1 is faster with more";
+    let json = options.series.keep.publish(NAME, &report, (said, "Mpps"))?;
     steps.note(NAME, Ok(format!("{count} runs in {}", json.display())));
     Ok(())
 }

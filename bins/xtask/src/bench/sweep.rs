@@ -15,11 +15,11 @@ use conformance::scratch::target_folder;
 use serde::Serialize;
 
 use super::back_end::{Setup, Subject};
-use super::case::{Case, Ring};
+use super::case::{Case, Frames};
 use super::latency::{self, Trips};
 use super::machine::Versions;
 use super::readme::side_by_side;
-use super::report::{Keep, Report, table};
+use super::report::{Keep, Report, Series};
 use super::summary::{Row, Sample, rows};
 use super::turn::{self, Measured};
 use super::{prepare, round};
@@ -30,6 +30,7 @@ const FLAGS: &str = "--cfg sweep";
 
 /// Options of `cargo xtask bench sweep`.
 #[derive(Args, Debug)]
+#[command(mut_arg("runs", |runs| runs.default_value("3")))]
 pub(crate) struct Options {
     /// What to vary
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "burst,ahead,poll-us")]
@@ -50,19 +51,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 10_000,
           value_parser = clap::value_parser!(u32).range(1..))]
     rate_pps: u32,
-    /// Bytes of a frame, without its check sequence
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "64,1500",
-          value_parser = clap::value_parser!(u16).range(60..=9000))]
-    sizes: Vec<u16>,
-    /// Layouts of the rings
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "split,packed")]
-    rings: Vec<Ring>,
-    /// Runs of each
-    #[arg(long, value_name = "N", default_value_t = 3,
-          value_parser = clap::value_parser!(u16).range(1..=1000))]
-    runs: u16,
     #[command(flatten)]
-    keep: Keep,
+    frames: Frames,
+    #[command(flatten)]
+    series: Series,
 }
 
 /// What can be varied.
@@ -94,7 +86,7 @@ pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
     let mut versions = Versions::this()?;
     let (builds, spins) = variants(options)?;
     let mut done = Vec::new();
-    for number in 1..=options.runs {
+    for number in 1..=options.series.runs {
         for case in cases(options) {
             for variant in &builds {
                 let what = format!("{}, {}, run {number}", case.name(), variant.name);
@@ -115,15 +107,15 @@ pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
         }
     }
     ensure!(!done.is_empty(), "no run succeeded");
-    publish(steps, &options.keep, done, versions)
+    publish(steps, &options.series.keep, done, versions)
 }
 
 fn cases(options: &Options) -> Vec<Case> {
     let of_size = |size: &u16| {
         let size = *size;
-        options.rings.iter().map(move |ring| Case::usual(size, *ring))
+        options.frames.layouts.rings.iter().map(move |ring| Case::usual(size, *ring))
     };
-    options.sizes.iter().flat_map(of_size).collect()
+    options.frames.sizes.iter().flat_map(of_size).collect()
 }
 
 const SHIPPED: &str = "as shipped";
@@ -247,12 +239,8 @@ fn publish(steps: &mut Steps, keep: &Keep, runs: Vec<Run>, versions: Versions) -
     let summary: Vec<Row> = rows(&samples, SHIPPED);
     let count = runs.len();
     let report = Report::new("see the case", versions, runs, summary)?;
-    println!("\nratio: of the build as shipped to it");
-    for line in report.origin().into_iter().chain(table("value", &report.summary, 2)) {
-        println!("{line}");
-    }
-    ensure!(!report.summary.is_empty(), "no run can be compared, nothing is written");
-    let json = keep.write_json(NAME, &report)?;
+    let said = "ratio: of the build as shipped to it";
+    let json = keep.publish(NAME, &report, (said, "value"))?;
     let text = keep.write("sweep.md", &markdown(&report))?;
     steps.note(NAME, Ok(format!("{count} runs in {} and {}", json.display(), text.display())));
     Ok(())

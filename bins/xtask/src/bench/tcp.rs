@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::machine::Versions;
 use super::prepare;
 use super::regime::Regime;
-use super::report::{Keep, Report, table};
+use super::report::{Keep, Report, Series};
 use super::summary::{Sample, rows};
 use super::turn::{self, Measured};
 use crate::steps::Steps;
@@ -37,16 +37,12 @@ pub(crate) struct Options {
     /// Only cases whose name has this in it
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
-    /// Runs of each
-    #[arg(long, value_name = "N", default_value_t = 7,
-          value_parser = clap::value_parser!(u16).range(1..=1000))]
-    runs: u16,
     /// Seconds of a run
     #[arg(long, value_name = "N", default_value_t = 3,
           value_parser = clap::value_parser!(u16).range(1..=60))]
     seconds: u16,
     #[command(flatten)]
-    keep: Keep,
+    series: Series,
 }
 
 /// One run.
@@ -150,9 +146,9 @@ pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
     let environment = Environment::open()?;
     let mut versions = Versions::this()?;
     versions.ovs = environment.ovs().and_then(|programs| programs.version()).ok();
-    let mut done: Vec<Run> = options.keep.earlier(NAME, &mut versions)?;
+    let mut done: Vec<Run> = options.series.keep.earlier(NAME, &mut versions)?;
     let only = options.only.as_deref().unwrap_or_default();
-    for number in 1..=options.runs {
+    for number in 1..=options.series.runs {
         for (case, subject, way) in all().into_iter().filter(|(case, ..)| case.contains(only)) {
             let what = format!("{case}, {subject}, run {number}");
             turn::take(steps, &what, &mut done, || {
@@ -170,7 +166,7 @@ pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
         }
     }
     ensure!(!done.is_empty(), "no run succeeded");
-    publish(steps, &options.keep, done, versions)
+    publish(steps, &options.series.keep, done, versions)
 }
 
 fn publish(steps: &mut Steps, keep: &Keep, runs: Vec<Run>, versions: Versions) -> Result<()> {
@@ -184,12 +180,7 @@ fn publish(steps: &mut Steps, keep: &Keep, runs: Vec<Run>, versions: Versions) -
     let summary = rows(&runs.iter().map(sample).collect::<Vec<_>>(), OURS);
     let count = runs.len();
     let report = Report::new("Gbit/s of payload", versions, runs, summary)?;
-    println!();
-    for line in report.origin().into_iter().chain(table("Gbit/s", &report.summary, 2)) {
-        println!("{line}");
-    }
-    ensure!(!report.summary.is_empty(), "no run can be compared, nothing is written");
-    let json = keep.write_json(NAME, &report)?;
+    let json = keep.publish(NAME, &report, ("", "Gbit/s"))?;
     steps.note(NAME, Ok(format!("{count} runs in {}", json.display())));
     Ok(())
 }

@@ -30,7 +30,7 @@ use conformance::{Environment, Forwarder, Scratch, Switch};
 use super::back_end::{BackEnd, Subject};
 use super::machine::Versions;
 use super::regime::{Regime, round_trip_ns};
-use super::report::{Keep, Report, table};
+use super::report::{Keep, Report, Series, table};
 use super::round::Run;
 use super::summary::{Sample, median, rows};
 use super::watch::{Disturbance, Spent, Watch};
@@ -70,12 +70,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "64,1500",
           value_parser = clap::value_parser!(u16).range(60..=1514))]
     sizes: Vec<u16>,
-    /// Runs of each
-    #[arg(long, value_name = "N", default_value_t = 7,
-          value_parser = clap::value_parser!(u16).range(1..=1000))]
-    runs: u16,
     #[command(flatten)]
-    keep: Keep,
+    series: Series,
 }
 
 /// A kind of uplink, as its SPEC says it.
@@ -152,8 +148,8 @@ pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
     prepare(steps, true)?;
     let environment = Environment::open()?;
     let mut versions = Versions::this()?;
-    let mut done: Vec<Run> = options.keep.earlier(NAME, &mut versions)?;
-    for number in 1..=options.runs {
+    let mut done: Vec<Run> = options.series.keep.earlier(NAME, &mut versions)?;
+    for number in 1..=options.series.runs {
         for case in Case::all(options) {
             for subject in [Subject::Causeway, Subject::Testpmd] {
                 let what =
@@ -165,7 +161,7 @@ pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
         }
     }
     ensure!(!done.is_empty(), "no run succeeded");
-    publish(steps, &options.keep, done, versions)
+    publish(steps, &options.series.keep, done, versions)
 }
 
 fn subject_name(subject: Subject, case: Case) -> &'static str {
