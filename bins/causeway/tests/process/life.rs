@@ -1,10 +1,12 @@
 //! How a switch comes and goes.
 
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
-use crate::bed::{Bed, causeway};
+use crate::bed::{Bed, causeway, eventually};
 
 const GUEST: [&str; 2] = ["--port", "vhost-user:name=g0,socket=g0.sock"];
 
@@ -49,14 +51,51 @@ fn stale_sockets_are_replaced() {
 #[test]
 fn an_idle_switch_does_nearly_nothing() {
     let bed = Bed::started(&[GUEST[0], GUEST[1], "--port", "vhost-user:name=g1,socket=g1.sock"]);
-    // A tick is 10 ms. Not optimised, and on a busy machine, the control thread takes 1 to 3 of
-    // them in 2 s; a worker that polls, 200. Conformance has the figure of the shipped program.
-    let mut looks = (0..5).map(|_| {
-        let before = ticks(&bed);
-        std::thread::sleep(std::time::Duration::from_secs(2));
-        ticks(&bed) - before
+    let (workers, control): (Vec<_>, Vec<_>) =
+        threads(&bed).into_iter().partition(|(name, _)| name.starts_with("worker-"));
+    assert!(!workers.is_empty() && control.len() == 1, "{workers:?} {control:?}");
+    // What was to be done at the start is done.
+    eventually("workers sleep", || {
+        let before = (all_ran(&workers), std::thread::sleep(Duration::from_millis(200)));
+        (all_ran(&workers), ()) == before
     });
-    assert!(looks.any(|used| used <= 8), "more than 8 ticks in each of 5 looks");
+    let ((asleep, before), began) = ((all_ran(&workers), ran(&control[0].1)), Instant::now());
+    std::thread::sleep(Duration::from_secs(3));
+    let (after, seconds) = (ran(&control[0].1), began.elapsed().as_secs() + 2);
+    // Other programs that want the CPU change none of these.
+    assert_eq!(all_ran(&workers), asleep, "a worker woke up");
+    assert!(after.wakes - before.wakes <= seconds, "once a second: {before:?} {after:?}");
+    // Not optimised it takes some milliseconds each time. Conformance has the figure of the
+    // shipped program.
+    let spent = Duration::from_nanos(after.ran_ns - before.ran_ns);
+    assert!(spent <= Duration::from_millis(20 * seconds), "{spent:?}");
+}
+
+/// Name and folder of each thread.
+fn threads(bed: &Bed) -> Vec<(String, PathBuf)> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", bed.id())).unwrap();
+    let folders = tasks.map(|task| task.unwrap().path());
+    folders.map(|at| (std::fs::read_to_string(at.join("comm")).unwrap(), at)).collect()
+}
+
+/// What a thread has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Ran {
+    ran_ns: u64,
+    /// How often it waited for something.
+    wakes: u64,
+}
+
+fn ran(thread: &Path) -> Ran {
+    let read = |name: &str| std::fs::read_to_string(thread.join(name)).unwrap();
+    let (times, status) = (read("schedstat"), read("status"));
+    let wakes = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    let ran_ns = times.split_whitespace().next().unwrap().parse().unwrap();
+    Ran { ran_ns, wakes: wakes.unwrap().trim().parse().unwrap() }
+}
+
+fn all_ran(threads: &[(String, PathBuf)]) -> Vec<Ran> {
+    threads.iter().map(|(_, thread)| ran(thread)).collect()
 }
 
 /// The CPU time that a switch took so far.

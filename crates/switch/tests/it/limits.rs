@@ -35,8 +35,9 @@ fn a_rate_holds_frames_back_and_loses_none() {
         let began = Instant::now();
         slow.send(&frames(250));
         let stats = settle(&switch, &[&slow]);
-        // 50 at once and 200 in 200 ms, less what a burst may overdraw.
-        assert!(began.elapsed() >= Duration::from_millis(150), "{:?}", began.elapsed());
+        // 50 at once and 200 in 200 ms, less a nanosecond here and there: it may take longer, but
+        // never less, however busy the machine is.
+        assert!(began.elapsed() >= Duration::from_micros(199_900), "{:?}", began.elapsed());
         let arrived: Vec<u32> = other.take().iter().map(|frame| number(frame)).collect();
         assert_eq!(arrived, (0..250).collect::<Vec<_>>());
         let queue = &stats.ports[0].queues[0];
