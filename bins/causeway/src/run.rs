@@ -127,6 +127,7 @@ impl Start<'_> {
         .map_err(Failure::Runtime)?;
         switch_config.at_start = sandbox.at_start();
         let switch = Switch::start(&switch_config).map_err(failed("start the workers"))?;
+        leave_to_workers(&switch_config.workers);
         let mut service = ServiceManager::of_environment();
         service.or(|| taken.as_mut().and_then(Taken::service));
         let mut app = App::new(switch, server, signals).map_err(Failure::Runtime)?;
@@ -307,6 +308,20 @@ fn workers<'a>(
             let most = if pairs == 0 { usable.len() } else { pairs };
             Ok(switch::Workers::Cpus(usable.into_iter().take(most).collect()))
         }
+    }
+}
+
+/// Keeps this thread, and those that it starts from now on, off the workers' CPUs, if there are
+/// others: what a front end has the control thread do is not to cost a worker time.
+fn leave_to_workers(workers: &switch::Workers) {
+    let switch::Workers::Cpus(taken) = workers else { return };
+    let mut others = rustix::thread::CpuSet::new();
+    let usable = usable_cpus().unwrap_or_default();
+    usable.into_iter().filter(|cpu| !taken.contains(cpu)).for_each(|cpu| others.set(cpu));
+    if others.count() > 0
+        && let Err(error) = rustix::thread::sched_setaffinity(None, &others)
+    {
+        tracing::warn!(%error, "the control thread may take CPUs of workers");
     }
 }
 

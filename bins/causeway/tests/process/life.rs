@@ -106,6 +106,35 @@ fn ticks(bed: &Bed) -> u64 {
 }
 
 #[test]
+fn the_control_thread_leaves_workers_their_cpus() {
+    let of = |bed: &Bed, name: &str| {
+        let all = threads(bed);
+        cpus(&all.iter().find(|(of, _)| of.trim() == name).unwrap().1)
+    };
+    let own = cpus(Path::new("/proc/thread-self"));
+    let (first, others) = own.split_first().unwrap();
+    let bed = Bed::started(&[GUEST[0], GUEST[1], "--workers", &first.to_string()]);
+    assert_eq!(of(&bed, "worker-0"), [*first]);
+    // Where workers have all there are, there is no choice.
+    assert_eq!(of(&bed, "causeway"), if others.is_empty() { &*own } else { others });
+    let all = own.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
+    let bed = Bed::started(&[GUEST[0], GUEST[1], "--workers", &all]);
+    assert_eq!(of(&bed, "causeway"), own);
+}
+
+/// On which CPUs a thread may run.
+fn cpus(thread: &Path) -> Vec<usize> {
+    let status = std::fs::read_to_string(thread.join("status")).unwrap();
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+    let number = |text: &str| text.parse::<usize>().unwrap();
+    let range = |part: &str| match part.split_once('-') {
+        Some((from, to)) => number(from)..=number(to),
+        None => number(part)..=number(part),
+    };
+    list.trim().split(',').flat_map(range).collect()
+}
+
+#[test]
 fn a_switch_without_free_fds_waits_and_then_answers() {
     let bed = Bed::started(&GUEST);
     let id = Pid::from_raw(bed.id().try_into().unwrap());
