@@ -1,5 +1,6 @@
 //! Two good guests that exchange frames all the time, and miss none.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use virtq::Layout;
 /// Their addresses.
 pub(crate) const GOOD: [MacAddr; 2] = [MacAddr([2, 0, 0, 0, 0, 1]), MacAddr([2, 0, 0, 0, 0, 2])];
 /// Frames on their way in each direction: no queue overflows.
-const WINDOW: u64 = 16;
+pub(crate) const WINDOW: u64 = 16;
 
 /// The thread that plays both.
 pub(crate) struct Good {
@@ -24,6 +25,9 @@ pub(crate) struct Good {
     stop: Arc<AtomicBool>,
     /// Frames that are to be sent beside the exchange.
     flood: Sender<MacAddr>,
+    /// How many were asked for, and how many of them the ring has.
+    asked: Cell<u64>,
+    flooded: Arc<AtomicU64>,
     guests: Option<([Remote; 2], Receiver<MacAddr>)>,
     thread: Option<JoinHandle<()>>,
 }
@@ -38,6 +42,8 @@ impl Good {
             arrived: Arc::default(),
             stop: Arc::default(),
             flood,
+            asked: Cell::default(),
+            flooded: Arc::default(),
             guests: Some(([join(0).unwrap(), join(1).unwrap()], more)),
             thread: None,
         }
@@ -52,8 +58,9 @@ impl Good {
     /// The exchange begins: both ports are up.
     pub(crate) fn start(&mut self) {
         let (count, ended) = (Arc::clone(&self.arrived), Arc::clone(&self.stop));
+        let flooded = Arc::clone(&self.flooded);
         let (guests, more) = self.guests.take().unwrap();
-        let run = move || exchange(guests, &count, (&ended, &more));
+        let run = move || exchange(guests, &count, (&ended, &more, &flooded));
         self.thread = Some(std::thread::spawn(run));
     }
 
@@ -64,7 +71,13 @@ impl Good {
 
     /// Sends a frame to `to`, soon.
     pub(crate) fn flood(&self, to: MacAddr) {
+        self.asked.set(self.asked.get() + 1);
         self.flood.send(to).expect("the good guests live");
+    }
+
+    /// Whether the switch can see all that was to be flooded.
+    pub(crate) fn has_flooded(&self) -> bool {
+        self.flooded.load(Ordering::Relaxed) == self.asked.get()
     }
 
     /// Whether the thread has ended before it was asked to.
@@ -89,7 +102,7 @@ struct Flow {
 fn exchange(
     mut guests: [Remote; 2],
     arrived: &[AtomicU64; 2],
-    (stop, more): (&AtomicBool, &Receiver<MacAddr>),
+    (stop, more, flooded): (&AtomicBool, &Receiver<MacAddr>, &AtomicU64),
 ) {
     let mut flows = [Flow::default(), Flow::default()];
     let mut last = Instant::now();
@@ -99,6 +112,8 @@ fn exchange(
         for dst in more.try_iter() {
             let frame = TestFrame { dst, src: GOOD[0], tci: None, id: 0, len: 60 };
             assert!(guests[0].guest.send(&frame.bytes(), 1).unwrap());
+            let _ = guests[0].guest.flush();
+            let _ = flooded.fetch_add(1, Ordering::Relaxed);
         }
         for (at, flow) in flows.iter_mut().enumerate() {
             let other = 1 - at;

@@ -1,7 +1,10 @@
 //! The switch, the good guests beside it, and what is looked at after each case.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,7 +17,7 @@ use virtq::Layout;
 
 use crate::bed::Bed;
 use crate::evil::Evil;
-use crate::good::Good;
+use crate::good::{Good, WINDOW};
 
 /// How long something may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -109,7 +112,8 @@ impl<'a> Stage<'a> {
 
 pub(crate) struct World {
     bed: Bed,
-    control: PathBuf,
+    /// One connection for all questions: the switch has it before and after.
+    control: RefCell<BufReader<UnixStream>>,
     socket: PathBuf,
     good: Good,
     /// Memory of a good guest.
@@ -152,7 +156,9 @@ impl World {
             arguments.extend(["--port", port]);
         }
         let bed = Bed::started(&arguments);
-        let (control, socket) = (bed.control(), bed.path("evil.sock"));
+        let control = UnixStream::connect(bed.control()).unwrap();
+        control.set_read_timeout(Some(PATIENCE)).unwrap();
+        let (control, socket) = (RefCell::new(BufReader::new(control)), bed.path("evil.sock"));
         let good = Good::join(&[bed.path("good0.sock"), bed.path("good1.sock")]);
         let good_memory = good.memory();
         let mut world = Self { bed, control, socket, good, good_memory };
@@ -168,7 +174,13 @@ impl World {
     }
 
     fn ask(&self, request: &Request) -> Value {
-        match control::client::ask(&self.control, request).unwrap() {
+        let mut control = self.control.borrow_mut();
+        let mut line = serde_json::to_string(request).unwrap();
+        line.push('\n');
+        control.get_mut().write_all(line.as_bytes()).unwrap();
+        line.clear();
+        let _ = control.read_line(&mut line).unwrap();
+        match serde_json::from_str(&line).unwrap() {
             Reply::Ok(value) => value,
             other @ (Reply::Usage(_) | Reply::Failed(_)) => panic!("{other:?}"),
         }
@@ -190,17 +202,25 @@ impl World {
         queues.map(|queue| queue["drops"][reason].as_u64().unwrap()).sum()
     }
 
-    /// Waits until the good guests have exchanged frames from now on.
+    /// Waits until the good guests have exchanged frames from now on, and the switch has dealt
+    /// with all that was flooded before: a case must not meet a frame of the one before it.
     pub(crate) fn progress(&self) {
+        eventually("what is to be flooded was sent", || {
+            assert!(!self.good.has_ended(), "a good guest lost something");
+            self.good.has_flooded()
+        });
         let before = self.good.arrived();
+        // With a window of frames on their way, one window later they were sent after that, and two
+        // windows later they came in a later burst than the flooded ones.
+        let enough = 2 * (WINDOW + 1);
         eventually("the good guests go on, in both directions", || {
             assert!(!self.good.has_ended(), "a good guest lost something");
             let now = self.good.arrived();
-            now.iter().zip(before).all(|(now, before)| *now >= before + 2)
+            now.iter().zip(before).all(|(now, before)| *now >= before + enough)
         });
     }
 
-    /// Has a good guest send a frame to `to`: to an unknown station it reaches every port.
+    /// Has a good guest send a frame to `to`, soon: to an unknown station it reaches every port.
     pub(crate) fn flood(&self, to: MacAddr) {
         self.good.flood(to);
     }
@@ -231,7 +251,7 @@ impl World {
         eventually("nothing is being closed", || !self.held().threads.contains_key("closer"));
     }
 
-    /// What the switch has while none of our own questions is under way.
+    /// What the switch has.
     fn held(&self) -> Held {
         let process = Path::new("/proc").join(self.bed.id().to_string());
         let entries = |what: &str| {
