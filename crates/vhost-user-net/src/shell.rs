@@ -21,6 +21,7 @@ mod listener;
 mod misses;
 mod reconnect;
 mod rings;
+mod share;
 mod timer;
 mod transfer;
 
@@ -42,6 +43,7 @@ use listener::Listener;
 pub use listener::OpenError;
 use reconnect::Reconnect;
 use rings::FabricRings;
+use share::{Credit, say};
 use timer::Timer;
 use transfer::Transfers;
 
@@ -183,6 +185,9 @@ pub struct VhostUserPort {
     missed: Arc<OwnedFd>,
     /// What the back channel did not take is sent then.
     ask_again: Option<Instant>,
+    /// What it may take of the control thread, and how long it has to wait for more.
+    share: Credit,
+    rest_until: Option<Instant>,
 }
 
 /// How connections come about.
@@ -225,6 +230,8 @@ impl VhostUserPort {
             stale: None,
             missed,
             ask_again: None,
+            share: Credit::of_control(),
+            rest_until: None,
         };
         port.show();
         Ok(port)
@@ -252,7 +259,7 @@ impl VhostUserPort {
         if let Some(err) = link.session.err_eventfd(ring) {
             virtio_net::notify::signal(err);
         }
-        tracing::warn!(port = %self.settings.name, ring = ring.0, "{fault}");
+        say!(self.rings, warn, ring = ring.0, "{fault}");
         self.status.error(format!("ring {}: {fault}", ring.0));
         self.show();
     }
@@ -322,19 +329,17 @@ impl VhostUserPort {
                 self.closer.close_stream(stream);
                 link.sent_away = link.sent_away.saturating_add(1);
                 if link.sent_away <= LOGGED_REFUSALS {
-                    tracing::warn!(port = %self.settings.name, "a second front end was sent away");
+                    say!(self.rings, warn, "a second front end was sent away");
                 }
                 self.status.error("a second front end tried to connect and was sent away");
             }
             Ok(None) => {}
             Err(error) => {
-                tracing::warn!(port = %self.settings.name, %error, "cannot accept");
+                say!(self.rings, warn, %error, "cannot accept");
                 self.status.error(format!("cannot accept a connection: {error}"));
                 // The listener stays readable: without a pause this would spin.
-                let nothing = Events::new(&listener.as_fd(), EventSet::empty());
-                if ops.modify(nothing).is_ok() {
-                    self.accept_again = Instant::now().checked_add(ACCEPT_PAUSE);
-                }
+                self.accept_again = Instant::now().checked_add(ACCEPT_PAUSE);
+                self.watch(ops);
                 self.arm_timer();
             }
         }
@@ -369,14 +374,14 @@ impl VhostUserPort {
         session.set_waker(Arc::clone(&self.missed));
         let connection = Connection::new(stream, self.closer.clone());
         self.link = Some(Link::new(connection, session, interest));
-        tracing::info!(port = %self.settings.name, "front end connected");
+        say!(self.rings, info, "front end connected");
         self.show();
     }
 
     /// Reads, handles and answers as much as is there, within a turn.
     fn serve(&mut self, ops: &mut EventOps<'_>) {
         let Some(link) = &mut self.link else { return };
-        let result = link.turn(&mut self.rings, &self.settings.name, &self.status);
+        let result = link.turn(&mut self.rings, &self.status);
         // What was lost meanwhile, perhaps on this very thread, explains what went wrong.
         if self.check_hostile(ops) {
             return;
@@ -392,7 +397,9 @@ impl VhostUserPort {
     /// Asks for what the connection waits for.
     fn watch_link(&mut self, ops: &mut EventOps<'_>) -> Result<(), Disconnect> {
         let Some(link) = &mut self.link else { return Ok(()) };
-        let interest = link.wanted(&self.rings);
+        let rests = self.rest_until.is_some();
+        // Its end is told all the same.
+        let interest = if rests { EventSet::empty() } else { link.wanted(&self.rings) };
         if interest != link.interest {
             link.interest = interest;
             let events = Events::new(&link.connection.as_fd(), interest);
@@ -407,7 +414,8 @@ impl VhostUserPort {
         let until = now.checked_add(HOLD).unwrap_or(now);
         let held = self.link.as_mut().and_then(|link| link.session.hold_rings(until));
         let asked = self.rings.transfers.asked_until();
-        let next = [held, self.accept_again, self.ask_again, asked].into_iter().flatten().min();
+        let own = [self.accept_again, self.ask_again, self.rest_until];
+        let next = own.into_iter().chain([held, asked]).flatten().min();
         if let Some(next) = next.filter(|_| next != self.armed) {
             self.timer.arm(whole_ms(next.saturating_duration_since(now)));
         }
@@ -421,17 +429,15 @@ impl VhostUserPort {
         let now = Instant::now();
         if let Some(link) = &mut self.link {
             link.session.release_held_rings(now, &mut self.rings);
-            link.complain_of_rings(&self.settings.name, &self.status);
+            link.complain_of_rings(&mut self.rings, &self.status);
         }
         self.answer_state(ops);
         if self.ask_again.take_if(|again| *again <= now).is_some() {
             self.ask();
         }
-        if let Way::Listen(listener) = &self.way
-            && self.accept_again.take_if(|again| *again <= now).is_some()
-            && let Err(error) = ops.modify(Events::new(&listener.as_fd(), EventSet::IN))
-        {
-            self.status.set(PortState::Down, format!("cannot watch the socket: {error}"));
+        let rested = self.rest_until.take_if(|until| *until <= now);
+        if rested.or(self.accept_again.take_if(|again| *again <= now)).is_some() {
+            self.watch(ops);
         }
         self.arm_timer();
         self.show();
@@ -443,13 +449,13 @@ impl VhostUserPort {
         self.rings.transfers.end();
         self.rings.end_late();
         if let Err(error) = ops.remove(Events::empty(&link.connection.as_fd())) {
-            tracing::warn!(port = %self.settings.name, %error, "cannot forget the connection");
+            say!(self.rings, warn, %error, "cannot forget the connection");
         }
         link.connection.close();
         if matches!(reason, Disconnect::Left) {
-            tracing::info!(port = %self.settings.name, "front end disconnected");
+            say!(self.rings, info, "front end disconnected");
         } else {
-            tracing::warn!(port = %self.settings.name, "front end sent away: {reason}");
+            say!(self.rings, warn, "front end sent away: {reason}");
             self.status.error(reason.to_string());
         }
         self.retry();
@@ -515,13 +521,21 @@ impl MutEventSubscriber for VhostUserPort {
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        let before = share::cpu_time();
+        self.handle(events, ops);
+        self.charge(before, ops);
+    }
+}
+
+impl VhostUserPort {
+    fn handle(&mut self, events: Events, ops: &mut EventOps<'_>) {
         self.changes = self.changes.wrapping_add(1);
         let fd = events.fd();
         let of_link = |link: &Link| link.connection.as_fd().as_raw_fd() == fd;
         if self.link.as_ref().is_some_and(of_link) {
             let gone = events.event_set().intersects(EventSet::HANG_UP | EventSet::ERROR);
             let waits = self.link.as_ref().is_some_and(|link| link.waits(&self.rings));
-            match gone && waits {
+            match gone && (waits || self.rests()) {
                 true => self.unlink(&Disconnect::Left, ops),
                 false => self.serve(ops),
             }

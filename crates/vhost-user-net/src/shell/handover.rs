@@ -13,6 +13,7 @@ use super::connection::Connection;
 use super::listener::Listener;
 use super::misses;
 use super::reconnect::Reconnect;
+use super::share::Credit;
 use super::timer::Timer;
 use super::{FabricRings, Link, PortLinks, PortSettings, SocketMode, VhostUserPort, Way};
 use crate::codec::FrontendReq;
@@ -86,6 +87,8 @@ impl VhostUserPort {
             stale,
             missed,
             ask_again: None,
+            share: Credit::of_control(),
+            rest_until: None,
         })
     }
 

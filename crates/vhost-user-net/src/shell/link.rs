@@ -9,6 +9,7 @@ use port::StatusCell;
 use super::connection::{Connection, Disconnect};
 use super::misses::Questions;
 use super::rings::FabricRings;
+use super::share::say;
 use super::{LOGGED_REFUSALS, TURN_MESSAGES, TURN_TIME};
 use crate::session::{Rings, Session};
 
@@ -46,7 +47,6 @@ impl Link {
     pub(super) fn turn(
         &mut self,
         rings: &mut FabricRings,
-        name: &str,
         status: &StatusCell,
     ) -> Result<(), Disconnect> {
         self.connection.flush()?;
@@ -55,7 +55,7 @@ impl Link {
         if self.waits {
             return Ok(());
         }
-        let result = self.handle_messages(rings, name, status);
+        let result = self.handle_messages(rings, status);
         rings.late.go_on();
         result
     }
@@ -63,7 +63,6 @@ impl Link {
     fn handle_messages(
         &mut self,
         rings: &mut FabricRings,
-        name: &str,
         status: &StatusCell,
     ) -> Result<(), Disconnect> {
         let began = Instant::now();
@@ -76,14 +75,14 @@ impl Link {
             }
             let Some(message) = self.connection.receive()? else { break };
             let request = message.header.request;
-            tracing::trace!(port = name, request, payload = ?message.payload, "message");
+            tracing::trace!(port = rings.name, request, payload = ?message.payload, "message");
             let outcome = self.session.handle(message, rings)?;
             if let Some(error) = outcome.refused {
-                self.complain("refused", &error, (name, status));
+                self.complain("refused", &error, (rings, status));
             }
-            self.complain_of_rings(name, status);
+            self.complain_of_rings(rings, status);
             if let Some(ask) = outcome.ask {
-                self.ask_state(ask, rings, (name, status))?;
+                self.ask_state(ask, rings, status)?;
             }
             if let Some(reply) = outcome.reply {
                 self.connection.send(&reply, outcome.fd)?;
@@ -95,9 +94,9 @@ impl Link {
         Ok(())
     }
 
-    pub(super) fn complain_of_rings(&mut self, name: &str, status: &StatusCell) {
+    pub(super) fn complain_of_rings(&mut self, rings: &mut FabricRings, status: &StatusCell) {
         for error in self.session.take_complaints() {
-            self.complain("not started", &error, (name, status));
+            self.complain("not started", &error, (rings, status));
         }
     }
 
@@ -116,11 +115,15 @@ impl Link {
         }
     }
 
-    pub(super) fn complain(&mut self, what: &str, error: &dyn Display, to: (&str, &StatusCell)) {
-        let (name, status) = to;
+    pub(super) fn complain(
+        &mut self,
+        what: &str,
+        error: &dyn Display,
+        (rings, status): (&mut FabricRings, &StatusCell),
+    ) {
         self.refusals = self.refusals.saturating_add(1);
         if self.refusals <= LOGGED_REFUSALS {
-            tracing::warn!(port = name, "{what}: {error}");
+            say!(rings, warn, "{what}: {error}");
         }
         status.error(error.to_string());
     }

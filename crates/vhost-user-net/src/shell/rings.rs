@@ -11,6 +11,7 @@ use virtq::mem::RecordPage;
 use virtq::{Inflight, QueueConfig, QueueError, Recovery, RingPosition};
 
 use super::late::{Late, Rest};
+use super::share::{Talk, say};
 use super::{CountersOf, PortLinks, PortSettings, Transfers};
 use crate::rarp;
 use crate::record::{Identity, Records};
@@ -32,6 +33,8 @@ pub(super) struct FabricRings {
     pub(super) late: Late,
     /// The device's state on its way.
     pub(super) transfers: Transfers,
+    /// What the port says in the log.
+    pub(super) talk: Talk,
 }
 
 impl FabricRings {
@@ -47,35 +50,35 @@ impl FabricRings {
             name: settings.name.clone(),
             transfers: Transfers::new(notice),
             late: Late::new(Arc::clone(notice)),
+            talk: Talk::default(),
         }
     }
 
     /// The front end's region of the ring, if it is one that serves.
-    fn inflight(&self, ring: RingIndex, start: &RingStart<'_>) -> Option<Inflight> {
+    fn inflight(&mut self, ring: RingIndex, start: &RingStart<'_>) -> Option<Inflight> {
         let inflight = Inflight::new(start.inflight.clone()?, &start.config);
         if inflight.is_none() {
-            let (port, ring) = (&self.name, ring.0);
-            tracing::warn!(port, ring, "the in-flight region is of another ring");
+            say!(self, warn, ring = ring.0, "the in-flight region is of another ring");
         }
         inflight
     }
 
     /// Where the ring goes on, as its in-flight region says.
     fn resubmit(
-        &self,
+        &mut self,
         ring: RingIndex,
         start: &RingStart<'_>,
         inflight: Option<&mut Inflight>,
     ) -> Result<Option<RingPosition>, QueueError> {
         let Some(inflight) = inflight.filter(|_| !start.known) else { return Ok(None) };
-        let (port, ring) = (&self.name, ring.0);
+        let ring = ring.0;
         match inflight.recover(&start.config, start.memory)? {
             Recovery::At(position) => {
-                tracing::info!(port, ring, ?position, "goes on as its in-flight region says");
+                say!(self, info, ring, ?position, "goes on as its in-flight region says");
                 Ok(Some(position))
             }
             Recovery::Unlikely(why) => {
-                tracing::warn!(port, ring, why, "the in-flight region does not fit");
+                say!(self, warn, ring, why, "the in-flight region does not fit");
                 Ok(None)
             }
             Recovery::Unknown => Ok(None),
@@ -84,7 +87,7 @@ impl FabricRings {
 
     /// Where the ring goes on, if that is not certain and its record knows.
     fn recover(
-        &self,
+        &mut self,
         ring: RingIndex,
         start: &RingStart<'_>,
         (page, identity): (&RecordPage, &Identity),
@@ -92,14 +95,14 @@ impl FabricRings {
         if start.known || !Records::knows(page, identity) {
             return Ok(None);
         }
-        let (port, ring, told) = (&self.name, ring.0, start.config.position);
+        let (ring, told) = (ring.0, start.config.position);
         match start.config.recover(start.memory, page)? {
             Recovery::At(position) => {
-                tracing::info!(port, ring, ?position, ?told, "goes on as recorded");
+                say!(self, info, ring, ?position, ?told, "goes on as recorded");
                 Ok(Some(position))
             }
             Recovery::Unlikely(why) => {
-                tracing::info!(port, ring, why, "the record does not fit: the driver began anew");
+                say!(self, info, ring, why, "the record does not fit: the driver began anew");
                 Ok(None)
             }
             Recovery::Unknown => Ok(None),

@@ -26,6 +26,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::{Errno, read, write};
 
 use super::connection::Disconnect;
+use super::share::say;
 use super::{FabricRings, Link, VhostUserPort};
 use crate::codec::FrontendReq;
 use crate::session::StateAsk;
@@ -264,27 +265,21 @@ impl Link {
         &mut self,
         ask: StateAsk,
         rings: &mut FabricRings,
-        to: (&str, &StatusCell),
+        status: &StatusCell,
     ) -> Result<(), Disconnect> {
         let begun = match ask {
             StateAsk::Save(pipe) => {
                 let snapshot = rings.snapshot();
                 let (stations, flows) = (snapshot.stations.len(), snapshot.flows.len());
                 let stream = state::encode(&snapshot);
-                tracing::info!(
-                    port = to.0,
-                    stations,
-                    flows,
-                    bytes = stream.len(),
-                    "state is saved"
-                );
+                say!(rings, info, stations, flows, bytes = stream.len(), "state is saved");
                 rings.transfers.begin(Way::Save(pipe, stream))
             }
             StateAsk::Load(pipe) => rings.transfers.begin(Way::Load(pipe)),
-            StateAsk::Check => return self.check_state(rings, to),
+            StateAsk::Check => return self.check_state(rings, status),
         };
         if let Err(error) = &begun {
-            self.complain("refused", error, to);
+            self.complain("refused", error, (rings, status));
         }
         let request = FrontendReq::SET_DEVICE_STATE_FD.into();
         self.connection.send(&StateAsk::reply(request, begun.is_ok()), None)
@@ -293,7 +288,7 @@ impl Link {
     fn check_state(
         &mut self,
         rings: &mut FabricRings,
-        to: (&str, &StatusCell),
+        status: &StatusCell,
     ) -> Result<(), Disconnect> {
         let Some(outcome) = rings.transfers.outcome(Instant::now()) else { return Ok(()) };
         let success = match outcome {
@@ -302,11 +297,11 @@ impl Link {
                 let restored = rings.restore(&snapshot);
                 let (stations, flows) = (restored.stations, restored.flows);
                 let refused = restored.refused;
-                tracing::info!(port = to.0, stations, refused, flows, "goes on with its state");
+                say!(rings, info, stations, refused, flows, "goes on with its state");
                 true
             }
             Err(error) => {
-                self.complain("refused", &error, to);
+                self.complain("refused", &error, (rings, status));
                 false
             }
         };
@@ -322,8 +317,7 @@ impl VhostUserPort {
         let Some(link) = self.link.as_mut().filter(|_| self.rings.transfers.is_asked()) else {
             return;
         };
-        let to = (self.settings.name.as_str(), &self.status);
-        if let Err(reason) = link.check_state(&mut self.rings, to) {
+        if let Err(reason) = link.check_state(&mut self.rings, &self.status) {
             return self.unlink(&reason, ops);
         }
         if !self.rings.transfers.is_asked() {

@@ -137,3 +137,71 @@ fn connections_beside_its_own_cost_a_neighbour_one_each() {
         while bench.manager.run_with_timeout(0).unwrap() > 0 {}
     }
 }
+
+/// A flood is left alone sooner or later, its neighbour never; and it is served again.
+#[test]
+fn a_flood_uses_its_share_up_and_its_neighbours_do_not() {
+    let mut bench = ByHand::new();
+    let (mut evil, mut good) = (bench.connect(0), bench.connect(1));
+    for stream in [&mut evil, &mut good] {
+        stream.write_all(&questions(1)).unwrap();
+        bench.settle(stream);
+    }
+    let end = Instant::now() + Duration::from_secs(60);
+    let mut flooded = 0;
+    loop {
+        assert!(Instant::now() < end, "it is served for ever");
+        while flooded < 10 * TURN {
+            evil.write_all(&questions(TURN)).unwrap();
+            flooded += TURN;
+        }
+        good.write_all(&questions(1)).unwrap();
+        bench.round();
+        assert_eq!(answers(&mut good), 1, "the neighbour waits");
+        let handled = answers(&mut evil);
+        if handled == 0 {
+            break;
+        }
+        flooded -= handled;
+    }
+    // Others that come to its socket wait as well; nobody is told to go.
+    let mut third = bench.connect(0);
+    good.write_all(&questions(1)).unwrap();
+    bench.round();
+    assert_eq!((answers(&mut good), answers(&mut third)), (1, 0));
+    // A timer ends its rest.
+    while answers(&mut evil) == 0 {
+        assert!(Instant::now() < end, "it is never served again");
+        let _ = bench.manager.run_with_timeout(20).unwrap();
+    }
+}
+
+/// Who leaves while it is left alone is let go, and the next one is served in the end.
+#[test]
+fn a_front_end_that_comes_and_goes_without_end_waits_for_its_turn() {
+    let mut bench = ByHand::new();
+    let mut good = bench.connect(1);
+    good.write_all(&questions(1)).unwrap();
+    bench.settle(&mut good);
+    let end = Instant::now() + Duration::from_secs(60);
+    let mut evil = loop {
+        assert!(Instant::now() < end, "it is served for ever");
+        let mut evil = bench.connect(0);
+        evil.write_all(&questions(TURN)).unwrap();
+        good.write_all(&questions(1)).unwrap();
+        // It is accepted, answered, and gone: one of them finds nobody.
+        let mut handled = 0;
+        for _ in 0..4 {
+            bench.round();
+            handled += answers(&mut evil);
+        }
+        assert_eq!(answers(&mut good), 1, "the neighbour waits");
+        if handled == 0 {
+            break evil;
+        }
+    };
+    while answers(&mut evil) == 0 {
+        assert!(Instant::now() < end, "it is never served again");
+        let _ = bench.manager.run_with_timeout(20).unwrap();
+    }
+}
