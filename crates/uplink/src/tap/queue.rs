@@ -2,11 +2,12 @@
 //!
 //! ```text
 //!  kernel ── read ──► private buffer ──► Frame (head copied, body stays in the buffer)
-//!  kernel ◄─ writev ─ vnet header | private head | body, straight from the sender's memory
+//!  kernel ◄─ write ── vnet header, head and body, put together: an ordinary frame
+//!  kernel ◄─ writev ─ vnet header | private head | body, from the sender's memory: a larger one
 //! ```
 //!
 //! **Trust.** What the kernel gives came from the network. Bodies that are written may belong to a
-//! hostile guest: only their addresses are handed on.
+//! hostile guest: they are copied, or only their addresses are handed on.
 //! **Limits.** A frame has at most [`FRAME_MAX`] bytes, and at most 62 pieces of body. The frames
 //! of a burst stand one behind the other in [`BUFFER_BYTES`], which are all the memory that a queue
 //! takes: a burst ends where the largest frame has no room any more.
@@ -23,7 +24,7 @@ use port::{
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use virtq::mem::{MapError, Pool};
+use virtq::mem::{MapError, Pool, Reader};
 
 use crate::sys::{PIECES_MAX, Pieces};
 use crate::vnet::{self, HEADER, segment_bytes};
@@ -40,8 +41,9 @@ const LINE: usize = 64;
 /// Pieces of an ordinary frame: header, head, and a body of few buffers.
 const FEW: usize = 4;
 const FEW_PIECES: u32 = 2;
-/// Bytes of a header and the longest private head.
-const WHOLE: usize = HEADER + HEAD_ROOM + HEAD_MAX;
+/// Up to so many bytes of header and frame are put together for the kernel: an ordinary frame.
+const WHOLE: usize = 2048;
+const _: () = assert!(HEADER + HEAD_ROOM + HEAD_MAX <= WHOLE);
 /// How often a frame is offered to a kernel whose queue is full.
 const TRIES: u32 = 4;
 /// Bytes before the payload that an MTU counts.
@@ -179,17 +181,24 @@ impl Ingress for TapIngress {
 pub struct TapEgress {
     queue: Queue,
     adapter: Adapter,
+    /// Where an ordinary frame is put together.
+    whole: Box<[u8; WHOLE]>,
 }
 
 impl TapEgress {
     pub(super) fn new(queue: Queue) -> Self {
-        Self { queue, adapter: Adapter::default() }
+        Self { queue, adapter: Adapter::default(), whole: Box::new([0; WHOLE]) }
     }
 }
 
 impl Queue {
     /// Sends frames that the kernel takes as they are.
-    fn send(&self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
+    fn send(
+        &self,
+        batch: &Batch<'_>,
+        picked: &[u16],
+        whole: &mut [u8; WHOLE],
+    ) -> Result<(), QueueFault> {
         // ORDERING: a number of its own; a frame beside a change of the MTU may see either.
         let mtu = self.mtu.load(Ordering::Relaxed);
         let egress = &self.counters.egress;
@@ -197,7 +206,7 @@ impl Queue {
         let mut result = Ok(());
         for (done, index) in picked.iter().enumerate() {
             let Some(frame) = batch.frames().get(usize::from(*index)) else { continue };
-            match self.send_one(batch, frame, mtu) {
+            match self.send_one(batch, frame, (mtu, whole)) {
                 Outcome::Sent => {
                     count = count.wrapping_add(1);
                     bytes = bytes.wrapping_add(u64::from(frame.len()));
@@ -219,7 +228,12 @@ impl Queue {
 
     /// Sends one frame; what became of it.
     #[inline]
-    fn send_one(&self, batch: &Batch<'_>, frame: &Frame, mtu: u32) -> Outcome {
+    fn send_one(
+        &self,
+        batch: &Batch<'_>,
+        frame: &Frame,
+        (mtu, whole): (u32, &mut [u8; WHOLE]),
+    ) -> Outcome {
         let room = mtu.saturating_add(ETHERNET);
         let room = if frame.tag().is_some() { room.saturating_add(TAG) } else { room };
         if segment_bytes(frame) > room {
@@ -227,25 +241,20 @@ impl Queue {
         }
         let header = vnet::encode(&frame.offload);
         let head = frame.head();
-        if frame.body.len > 0 {
-            let few = frame.body.count <= FEW_PIECES;
+        // One buffer costs the kernel less than pieces, by more than a copy of an ordinary frame.
+        let end = HEADER.saturating_add(frame.len() as usize);
+        let Some(place) = whole.get_mut(..end) else {
             let parts = (&header, head);
-            return if few {
+            return if frame.body.count <= FEW_PIECES {
                 self.send_pieces::<FEW>(batch, frame, parts)
             } else {
                 self.send_pieces::<PIECES_MAX>(batch, frame, parts)
             };
-        }
-        // One buffer costs the kernel less than two pieces of one.
-        let mut whole = [0; WHOLE];
-        let end = HEADER.saturating_add(head.len());
-        let (start, rest) = whole.split_at_mut(HEADER);
-        start.copy_from_slice(&header);
-        let Some(place) = rest.get_mut(..head.len()) else {
-            return Outcome::Dropped(DropReason::UplinkError);
         };
-        place.copy_from_slice(head);
-        let bytes = whole.get(..end).unwrap_or_default();
+        if !put_together(place, (&header, head), batch.body(frame)) {
+            return Outcome::Dropped(DropReason::UplinkError);
+        }
+        let bytes = &*place;
         self.offer(|| rustix::io::write(&self.fd, bytes).map(drop).map_err(io::Error::from))
     }
 
@@ -290,6 +299,16 @@ impl Queue {
     }
 }
 
+/// Fills `place` with the parts of a frame; false if there are fewer bytes.
+#[inline]
+fn put_together(place: &mut [u8], (header, head): (&[u8], &[u8]), mut body: Reader<'_>) -> bool {
+    let Some((start, rest)) = place.split_at_mut_checked(header.len()) else { return false };
+    let Some((next, rest)) = rest.split_at_mut_checked(head.len()) else { return false };
+    start.copy_from_slice(header);
+    next.copy_from_slice(head);
+    body.read(rest) == rest.len()
+}
+
 /// What became of a frame.
 enum Outcome {
     Sent,
@@ -300,10 +319,10 @@ enum Outcome {
 
 impl Egress for TapEgress {
     fn send(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
-        let Self { queue, adapter } = self;
+        let Self { queue, adapter, whole } = self;
         let counters = &queue.counters.egress;
         let way = Way { takes: queue.takes, lost: DropReason::UplinkError, counters };
-        adapter.send(batch, picked, &way, |batch, picked| queue.send(batch, picked))
+        adapter.send(batch, picked, &way, |batch, picked| queue.send(batch, picked, whole))
     }
 
     fn notify(&mut self) -> Notified {
