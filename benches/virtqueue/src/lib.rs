@@ -6,12 +6,14 @@
 
 mod pairs;
 mod path;
+mod translations;
 
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 pub use pairs::{Pair, Traffic, pairs};
 pub use path::Path;
+pub use translations::Translations;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use virtq::driver::{Buffer, DriverConfig, DriverError, DriverQueue, Used};
 use virtq::mem::{GuestMap, GuestPhysAddr};

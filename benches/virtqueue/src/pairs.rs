@@ -18,7 +18,7 @@ use switch::{
 };
 use virtio_net::features::{MRG_RXBUF, VERSION_1, queue_options};
 use virtio_net::{QueueOptions, Receiveq, ReceiveqParts, Transmitq, TransmitqParts};
-use virtq::driver::{BufferPool, DriverConfig, DriverQueue, Used};
+use virtq::driver::{Buffer, BufferPool, DriverConfig, DriverQueue, Used};
 use virtq::mem::{GuestMap, GuestPhysAddr};
 use virtq::{Access, Iotlb, IotlbEntry, Iova, Layout, RingIotlb};
 
@@ -37,6 +37,12 @@ const TRANSMITQ_AT: GuestPhysAddr = GuestPhysAddr(0);
 const RECEIVEQ_AT: GuestPhysAddr = GuestPhysAddr(0x1_0000);
 const BUFFERS_AT: GuestPhysAddr = GuestPhysAddr(0x10_0000);
 const MEMORY_BYTES: usize = 0x10_0000 + 256 * 2048;
+const PAGE: u64 = 4096;
+const BUFFER_PAGES: u64 = 256 * 2048 / PAGE;
+/// All bits of a page's number but those that there are.
+const PAGE_BITS: u32 = u64::BITS - BUFFER_PAGES.ilog2();
+/// Where the device sees buffers of [`Traffic::Pages`].
+const FAR: u64 = 0x7000_0000_0000;
 /// Longer than the switch makes way for a guest that sent little.
 const CALM: std::time::Duration = std::time::Duration::from_millis(110);
 /// Stations behind a port of [`Traffic::Mixed`].
@@ -60,6 +66,8 @@ pub enum Traffic {
     Spread,
     /// As [`Self::Plain`], with both guests behind vIOMMUs that translate every address to itself.
     Iommu,
+    /// As [`Self::Iommu`], with an entry for each page of buffers, no two of them in one piece.
+    Pages,
 }
 
 /// A guest's driver with its buffers.
@@ -69,6 +77,8 @@ struct Guest {
     receiveq: DriverQueue,
     pool: BufferPool,
     used: [Used; BURST_MAX],
+    /// Whether descriptors name buffers by [`far`] addresses.
+    far: bool,
 }
 
 impl Guest {
@@ -76,10 +86,12 @@ impl Guest {
     fn new(
         layout: Layout,
         counters: &Arc<QueueCounters>,
-        iommu: bool,
+        traffic: Traffic,
     ) -> anyhow::Result<(Self, Transmitq, Receiveq)> {
         let map = GuestMap::private(MEMORY_BYTES)?;
-        let iotlb = iommu.then(|| identity(&map));
+        let far = traffic == Traffic::Pages;
+        let same = (traffic == Traffic::Iommu).then(|| identity(&map));
+        let iotlb = if far { Some(page_by_page(&map)) } else { same };
         let activate = |driver: &DriverQueue, access| {
             let mut queue = driver.queue_config().activate(&map)?;
             queue.set_iotlb(iotlb.clone().map(|iotlb| RingIotlb::new(iotlb, access)));
@@ -105,7 +117,8 @@ impl Guest {
             counters: Arc::clone(counters),
             options,
         });
-        let mut guest = Self { transmitq, receiveq, pool, used: [Used::default(); BURST_MAX] };
+        let used = [Used::default(); BURST_MAX];
+        let mut guest = Self { transmitq, receiveq, pool, used, far };
         // A guest under load polls: no calls.
         guest.transmitq.disable_calls();
         guest.receiveq.disable_calls();
@@ -116,8 +129,13 @@ impl Guest {
         Ok((guest, way_in, way_out))
     }
 
+    fn buffer(&self, index: u32, len: u32) -> Buffer {
+        let buffer = self.pool.buffer(index, len);
+        if self.far { Buffer { addr: far(buffer.addr), ..buffer } } else { buffer }
+    }
+
     fn give(&mut self, index: u64) -> anyhow::Result<()> {
-        let buffer = self.pool.buffer(u32::try_from(index)?, BUFFER_BYTES);
+        let buffer = self.buffer(u32::try_from(index)?, BUFFER_BYTES);
         Ok(self.receiveq.add_writable(&[buffer], index)?)
     }
 
@@ -132,7 +150,7 @@ impl Guest {
     fn offer(&mut self, count: u16, frame_bytes: u32) -> anyhow::Result<()> {
         for number in 0..u32::from(count) {
             let index = GIVEN.wrapping_add(number % TO_SEND);
-            let buffer = self.pool.buffer(index, frame_bytes.wrapping_add(HEADER));
+            let buffer = self.buffer(index, frame_bytes.wrapping_add(HEADER));
             self.transmitq.add_readable(&[buffer], u64::from(index))?;
         }
         self.transmitq.publish();
@@ -173,6 +191,25 @@ fn identity(map: &GuestMap) -> Arc<Iotlb> {
     let (addr, len) = (GuestPhysAddr(0), MEMORY_BYTES as u64);
     let all = IotlbEntry { iova: Iova(0), addr, len, access: Access::ReadWrite };
     let _ = iotlb.insert(&[all]);
+    Arc::new(iotlb)
+}
+
+/// Where the device sees a buffer: the pages are in another order there.
+fn far(addr: GuestPhysAddr) -> GuestPhysAddr {
+    let offset = addr.0.wrapping_sub(BUFFERS_AT.0);
+    let (page, rest) = (offset / PAGE, offset % PAGE);
+    let page = page.reverse_bits().unbounded_shr(PAGE_BITS);
+    GuestPhysAddr(FAR.wrapping_add(page.wrapping_mul(PAGE)).wrapping_add(rest))
+}
+
+/// A translation for each page of buffers.
+fn page_by_page(map: &GuestMap) -> Arc<Iotlb> {
+    let iotlb = Iotlb::new(map, Box::new(|| ()));
+    for page in 0..BUFFER_PAGES {
+        let addr = GuestPhysAddr(BUFFERS_AT.0.wrapping_add(page.wrapping_mul(PAGE)));
+        let (iova, access) = (Iova(far(addr).0), Access::ReadWrite);
+        let _ = iotlb.insert(&[IotlbEntry { iova, addr, len: PAGE, access }]);
+    }
     Arc::new(iotlb)
 }
 
@@ -226,7 +263,8 @@ pub fn pairs(layout: Layout, traffic: Traffic, count: usize) -> anyhow::Result<V
         | Traffic::Mixed
         | Traffic::Multiqueue
         | Traffic::Spread
-        | Traffic::Iommu => (VlanRule::Any, VlanRule::Any),
+        | Traffic::Iommu
+        | Traffic::Pages => (VlanRule::Any, VlanRule::Any),
     };
     // In this order each worker gets one pair.
     let pairs = if traffic == Traffic::Multiqueue { 2 } else { 1 };
@@ -245,7 +283,7 @@ pub fn pairs(layout: Layout, traffic: Traffic, count: usize) -> anyhow::Result<V
         limits: limits.clone(),
         ..port(rule)
     };
-    let how = (layout, traffic == Traffic::Iommu);
+    let how = (layout, traffic);
     let senders = join_all(&switch, how, ("sender", &port(access)), count)?;
     let receivers = join_all(&switch, how, ("receiver", &port(trunk)), count)?;
     let mut joined = Vec::new();
@@ -286,7 +324,7 @@ pub fn pairs(layout: Layout, traffic: Traffic, count: usize) -> anyhow::Result<V
 
 fn join_all(
     switch: &Switch,
-    (layout, iommu): (Layout, bool),
+    (layout, traffic): (Layout, Traffic),
     (name, like): (&str, &PortConfig),
     count: usize,
 ) -> anyhow::Result<Vec<(Guest, PortId)>> {
@@ -298,7 +336,7 @@ fn join_all(
         for pair in (0..like.pairs).rev() {
             let none = || anyhow::anyhow!("a port without pair {pair}");
             let counters = port.counters(pair).ok_or_else(none)?;
-            let (guest, way_in, way_out) = Guest::new(layout, &counters, iommu)?;
+            let (guest, way_in, way_out) = Guest::new(layout, &counters, traffic)?;
             let at = QueueId { port: port.id, pair };
             switch.attach_egress(at, Box::new(way_out));
             if pair == 0 {
@@ -395,13 +433,13 @@ impl Pair {
 
 #[cfg(test)]
 mod tests {
-    use super::Traffic::{Iommu, Mixed, Multiqueue, Plain, Spread, Vlan};
+    use super::Traffic::{Iommu, Mixed, Multiqueue, Pages, Plain, Spread, Vlan};
     use super::{Layout, pairs};
 
     #[test]
     fn every_frame_arrives() {
         for layout in [Layout::Split, Layout::Packed] {
-            let all = [Plain, Vlan, Mixed, Multiqueue, Spread, Iommu];
+            let all = [Plain, Vlan, Mixed, Multiqueue, Spread, Iommu, Pages];
             for traffic in all {
                 // Frames that are spread arrive at one worker: there is one pair.
                 let most = if traffic == Spread { 1 } else { 2 };

@@ -23,8 +23,8 @@ use crate::chain::{ChainBuf, Token};
 use crate::config::{QueueConfig, QueueError, RingPosition, WRAP_BIT};
 use crate::dirty::RingLog;
 use crate::inflight::Inflight;
-use crate::iotlb::RingIotlb;
-use crate::mem::{GuestMap, Hit, PackedAreas};
+use crate::iotlb::{self, Lookup, Ring, RingIotlb};
+use crate::mem::{GuestMap, PackedAreas, RawDesc};
 use crate::notify::{self, EVENT_DESC, EVENT_DISABLE, EVENT_ENABLE, packed_event};
 use crate::record::Record;
 use crate::shared::Shared;
@@ -94,16 +94,14 @@ impl Place {
 #[derive(Debug)]
 pub struct Packed {
     areas: PackedAreas,
-    /// The memory region of the last buffer.
-    hit: Hit,
+    /// Where buffers are.
+    lookup: Lookup,
     /// All bits of the ids below the greatest power of two that is not above the size.
     small_ids: u16,
     /// What `stop` gives back, but for the position.
     config: QueueConfig,
     /// The flags that mean something in indirect tables.
     table_flags: u16,
-    /// Set by the first broken chain; then nothing is popped any more.
-    fault: Option<ChainError>,
     /// The next descriptor to read.
     avail: Place,
     /// The next descriptor to mark used.
@@ -124,8 +122,6 @@ pub struct Packed {
     kicks: Kicks,
     /// Where writes are noted while the guest migrates.
     log: Option<Box<RingLog>>,
-    /// How addresses are translated behind a vIOMMU.
-    iotlb: Option<Box<RingIotlb>>,
     /// Where a successor finds out how far we came; looked at once per burst.
     record: Option<Record>,
     /// The front end's in-flight region; looked at once per burst.
@@ -140,11 +136,10 @@ impl Packed {
         Ok(Self {
             fetched: config.outstanding()?,
             areas: PackedAreas::new(memory, &config)?,
-            hit: Hit::none(),
+            lookup: Lookup::new(),
             small_ids: config.size.checked_ilog2().map_or(0, |bits| (1u16 << bits).wrapping_sub(1)),
             config,
             table_flags: !0,
-            fault: None,
             avail: Place { index: avail, wrap: avail_wrap },
             used: Place { index: used, wrap: used_wrap },
             expected: 0,
@@ -154,7 +149,6 @@ impl Packed {
             called: false,
             kicks: Kicks::Unknown,
             log: None,
-            iotlb: None,
             record: None,
             inflight: None,
         })
@@ -195,56 +189,23 @@ impl Packed {
 
     pub(crate) fn pop(&mut self, buf: &mut ChainBuf, max: usize) -> Option<ChainError> {
         buf.clear();
-        if self.iotlb.is_some() && !self.is_translated() {
-            return self.fault;
+        if self.lookup.iotlb.is_some() {
+            return iotlb::pop(self, buf, max);
         }
-        if self.fault.is_none() {
-            self.fault = pop::burst(self, buf, max).err();
-            if self.iotlb.is_some() {
-                self.judge();
-            }
+        if self.lookup.fault.is_none() {
+            self.lookup.fault = pop::burst::<false>(self, buf, max).err();
         }
-        self.fault
-    }
-
-    /// Before a burst behind a vIOMMU: takes the newest translations. False if the next chain still
-    /// waits for one.
-    #[cold]
-    #[inline(never)]
-    fn is_translated(&mut self) -> bool {
-        self.refresh();
-        !self.is_waiting()
-    }
-
-    /// After it: a chain with an unknown address waits, it is no fault.
-    #[cold]
-    #[inline(never)]
-    fn judge(&mut self) {
-        if let Some(iotlb) = self.iotlb.as_mut() {
-            self.fault = self.fault.and_then(|fault| iotlb.judge(fault));
-        }
-        pop::look_ahead(self);
+        self.lookup.fault
     }
 
     pub(crate) fn set_iotlb(&mut self, iotlb: Option<Box<RingIotlb>>) {
-        self.iotlb = iotlb;
-        // Buffers that are available already will be needed soon.
-        self.refresh();
-        pop::look_ahead(self);
+        iotlb::set_iotlb(self, iotlb);
     }
 
-    /// Takes the newest translations.
-    fn refresh(&mut self) {
-        if let Some(map) = self.iotlb.as_mut().and_then(|iotlb| iotlb.refresh()) {
-            self.areas.set_map(map);
-            self.hit = Hit::none();
-        }
-    }
-
-    /// Whether the next chain waits for the front end.
+    /// Whether the next chain waits for a translation.
     #[inline(always)]
-    fn is_waiting(&self) -> bool {
-        self.iotlb.as_ref().is_some_and(|iotlb| iotlb.is_waiting())
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.lookup.is_waiting()
     }
 
     #[inline(always)]
@@ -288,10 +249,9 @@ impl Packed {
     pub(crate) fn has_available(&self) -> bool {
         // ORDERING: acquire, as in `pop`, although nothing but the flags is read here.
         let flags = (self.areas.meta(self.avail.index).load(Acquire) >> 48) as u16;
-        self.fault.is_none()
-            && self.fetched < self.config.size
+        self.fetched < self.config.size
             && flags & (AVAIL | USED) == self.avail.available()
-            && !self.is_waiting()
+            && self.lookup.is_open()
     }
 
     pub(crate) fn read_only(&mut self) {
@@ -314,7 +274,7 @@ impl Packed {
     }
 
     pub(crate) fn fault(&self) -> Option<ChainError> {
-        self.fault
+        self.lookup.fault
     }
 
     pub(crate) fn size(&self) -> u16 {
@@ -333,6 +293,28 @@ impl Packed {
     pub(crate) fn stop(mut self) -> QueueConfig {
         self.publish();
         QueueConfig { position: self.position().refetch(), ..self.config }
+    }
+}
+
+impl Ring for Packed {
+    #[inline(always)]
+    fn lookup(&mut self) -> &mut Lookup {
+        &mut self.lookup
+    }
+
+    #[inline(always)]
+    fn outstanding(&self) -> u16 {
+        self.fetched
+    }
+
+    #[inline(always)]
+    fn burst(&mut self, buf: &mut ChainBuf, max: usize) -> Result<(), ChainError> {
+        pop::burst::<true>(self, buf, max)
+    }
+
+    #[inline(always)]
+    fn upcoming(&self, skip: u16, most: u16, look: impl FnMut(RawDesc, bool)) -> u16 {
+        pop::upcoming(self, skip, most, look)
     }
 }
 

@@ -196,6 +196,13 @@ impl Virtq {
         either!(self, queue => queue.set_iotlb(iotlb));
     }
 
+    /// Whether the next chain is left in the ring until an address in it is known: the front end
+    /// was asked for it.
+    #[inline]
+    pub fn is_waiting(&self) -> bool {
+        either!(self, queue => queue.is_waiting())
+    }
+
     /// What is to be signalled after writes were noted, if they are.
     #[inline]
     pub fn log_call(&self) -> Option<&Arc<OwnedFd>> {

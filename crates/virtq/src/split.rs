@@ -19,8 +19,8 @@ use crate::chain::{ChainBuf, Token};
 use crate::config::{QueueConfig, QueueError, RingPosition};
 use crate::dirty::RingLog;
 use crate::inflight::Inflight;
-use crate::iotlb::RingIotlb;
-use crate::mem::{GuestMap, Hit, SplitAreas};
+use crate::iotlb::{self, Lookup, Ring, RingIotlb};
+use crate::mem::{GuestMap, RawDesc, SplitAreas};
 use crate::notify::{self, NO_NOTIFICATION};
 use crate::record::Record;
 use crate::shared::Shared;
@@ -30,12 +30,10 @@ use crate::{ChainError, queue::Kicks};
 #[derive(Debug)]
 pub struct Split {
     areas: SplitAreas,
-    /// The memory region of the last buffer.
-    hit: Hit,
+    /// Where buffers are.
+    lookup: Lookup,
     /// What `stop` gives back, but for the position.
     config: QueueConfig,
-    /// Set by the first broken chain; then nothing is popped any more.
-    fault: Option<ChainError>,
     /// The next available entry to read.
     next_avail: u16,
     /// `avail.idx` as it was when it was looked at last.
@@ -56,8 +54,6 @@ pub struct Split {
     kicks: Kicks,
     /// Where writes are noted while the guest migrates.
     log: Option<Box<RingLog>>,
-    /// How addresses are translated behind a vIOMMU.
-    iotlb: Option<Box<RingIotlb>>,
     /// Where a successor finds out how far we came; looked at once per burst.
     record: Option<Record>,
     /// The front end's in-flight region; looked at once per burst.
@@ -72,9 +68,8 @@ impl Split {
         let _ = config.outstanding()?;
         Ok(Self {
             areas: SplitAreas::new(memory, &config)?,
-            hit: Hit::none(),
+            lookup: Lookup::new(),
             config,
-            fault: None,
             next_avail: avail,
             seen_avail: avail,
             next_head: None,
@@ -85,7 +80,6 @@ impl Split {
             called: false,
             kicks: Kicks::Unknown,
             log: None,
-            iotlb: None,
             record: None,
             inflight: None,
         })
@@ -119,56 +113,23 @@ impl Split {
 
     pub(crate) fn pop(&mut self, buf: &mut ChainBuf, max: usize) -> Option<ChainError> {
         buf.clear();
-        if self.iotlb.is_some() && !self.is_translated() {
-            return self.fault;
+        if self.lookup.iotlb.is_some() {
+            return iotlb::pop(self, buf, max);
         }
-        if self.fault.is_none() {
-            self.fault = pop::burst(self, buf, max).err();
-            if self.iotlb.is_some() {
-                self.judge();
-            }
+        if self.lookup.fault.is_none() {
+            self.lookup.fault = pop::burst::<false>(self, buf, max).err();
         }
-        self.fault
-    }
-
-    /// Before a burst behind a vIOMMU: takes the newest translations. False if the next chain still
-    /// waits for one.
-    #[cold]
-    #[inline(never)]
-    fn is_translated(&mut self) -> bool {
-        self.refresh();
-        !self.is_waiting()
-    }
-
-    /// After it: a chain with an unknown address waits, it is no fault.
-    #[cold]
-    #[inline(never)]
-    fn judge(&mut self) {
-        if let Some(iotlb) = self.iotlb.as_mut() {
-            self.fault = self.fault.and_then(|fault| iotlb.judge(fault));
-        }
-        pop::look_ahead(self);
+        self.lookup.fault
     }
 
     pub(crate) fn set_iotlb(&mut self, iotlb: Option<Box<RingIotlb>>) {
-        self.iotlb = iotlb;
-        // Buffers that are available already will be needed soon.
-        self.refresh();
-        pop::look_ahead(self);
+        iotlb::set_iotlb(self, iotlb);
     }
 
-    /// Takes the newest translations.
-    fn refresh(&mut self) {
-        if let Some(map) = self.iotlb.as_mut().and_then(|iotlb| iotlb.refresh()) {
-            self.areas.set_map(map);
-            self.hit = Hit::none();
-        }
-    }
-
-    /// Whether the next chain waits for the front end.
+    /// Whether the next chain waits for a translation.
     #[inline(always)]
-    fn is_waiting(&self) -> bool {
-        self.iotlb.as_ref().is_some_and(|iotlb| iotlb.is_waiting())
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.lookup.is_waiting()
     }
 
     #[inline(always)]
@@ -209,7 +170,7 @@ impl Split {
     pub(crate) fn has_available(&self) -> bool {
         // ORDERING: acquire pairs with the driver's release of `avail.idx`.
         let available = self.areas.avail_idx().load(Acquire) != self.next_avail;
-        self.fault.is_none() && available && !self.is_waiting()
+        available && self.lookup.is_open()
     }
 
     pub(crate) fn set_log(&mut self, log: Option<Box<RingLog>>) {
@@ -231,7 +192,7 @@ impl Split {
     }
 
     pub(crate) fn fault(&self) -> Option<ChainError> {
-        self.fault
+        self.lookup.fault
     }
 
     pub(crate) fn size(&self) -> u16 {
@@ -245,6 +206,28 @@ impl Split {
     pub(crate) fn stop(mut self) -> QueueConfig {
         self.publish();
         QueueConfig { position: self.position().refetch(), ..self.config }
+    }
+}
+
+impl Ring for Split {
+    #[inline(always)]
+    fn lookup(&mut self) -> &mut Lookup {
+        &mut self.lookup
+    }
+
+    #[inline(always)]
+    fn outstanding(&self) -> u16 {
+        Self::outstanding(self)
+    }
+
+    #[inline(always)]
+    fn burst(&mut self, buf: &mut ChainBuf, max: usize) -> Result<(), ChainError> {
+        pop::burst::<true>(self, buf, max)
+    }
+
+    #[inline(always)]
+    fn upcoming(&self, skip: u16, most: u16, look: impl FnMut(RawDesc, bool)) -> u16 {
+        pop::upcoming(self, skip, most, look)
     }
 }
 

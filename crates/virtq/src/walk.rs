@@ -5,6 +5,7 @@ use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRI
 
 use crate::ChainError;
 use crate::chain::{Pile, Spread, Token};
+use crate::iotlb::RingIotlb;
 use crate::mem::{GuestMap, GuestPhysAddr, Hit, RawDesc, RawSeg};
 
 /// The descriptor goes on in another one.
@@ -28,11 +29,23 @@ const TABLE_BYTES: u32 = DESC_BYTES << 16;
 #[derive(Debug)]
 pub(crate) struct Sink<'a> {
     pub(crate) map: &'a GuestMap,
-    /// Where indirect tables are, if not in `map`: behind a vIOMMU they are read, whatever the
-    /// queue does with its buffers.
-    pub(crate) tables: Option<&'a GuestMap>,
+    /// Instead of `map`, behind a vIOMMU.
+    pub(crate) iotlb: Option<&'a mut RingIotlb>,
     pub(crate) hit: &'a mut Hit,
     pub(crate) segs: &'a mut Pile<RawSeg>,
+}
+
+impl Sink<'_> {
+    /// Adds the segments of a buffer that is not where the last one was. Returns false if a byte is
+    /// not mapped.
+    #[cold]
+    #[inline(never)]
+    fn resolve_slow(&mut self, addr: GuestPhysAddr, len: u32) -> bool {
+        match &mut self.iotlb {
+            None => self.map.resolve_slow(self.hit, addr, len, self.segs),
+            Some(iotlb) => iotlb.resolve(self.hit, addr, len, self.segs),
+        }
+    }
 }
 
 /// A chain whose descriptors are being read, in order.
@@ -84,10 +97,11 @@ impl<'a> Walk<'a> {
         } else {
             self.readable_len = self.total;
         }
-        if self.sink.map.resolve(&mut *self.sink.hit, addr, len, &mut *self.sink.segs) {
+        if let Some(seg) = self.sink.hit.resolve(addr, len) {
+            self.sink.segs.push(seg);
             return Ok(());
         }
-        Err(unmapped(addr, len))
+        if self.sink.resolve_slow(addr, len) { Ok(()) } else { Err(unmapped(addr, len)) }
     }
 
     /// Adds the descriptors of the indirect table that `table` points to, linked by `next`.
@@ -137,9 +151,9 @@ impl<'a> Walk<'a> {
     fn fetch(&mut self, table: RawDesc, index: u16) -> Result<RawDesc, ChainError> {
         let offset = u64::from(index).wrapping_mul(u64::from(DESC_BYTES));
         let addr = GuestPhysAddr(table.addr.wrapping_add(offset));
-        let desc = match self.sink.tables {
+        let desc = match &mut self.sink.iotlb {
             None => self.sink.map.fetch_desc(self.sink.hit, addr),
-            Some(tables) => fetch_translated(tables, addr),
+            Some(iotlb) => iotlb.fetch_desc(addr),
         };
         desc.ok_or(ChainError::TableUnmapped { addr })
     }
@@ -164,13 +178,6 @@ impl<'a> Walk<'a> {
 #[inline(always)]
 pub(crate) fn narrow(segments: usize) -> u32 {
     u32::try_from(segments).unwrap_or(u32::MAX)
-}
-
-/// As [`GuestMap::fetch_desc`], where tables are not where buffers are.
-#[cold]
-#[inline(never)]
-fn fetch_translated(tables: &GuestMap, addr: GuestPhysAddr) -> Option<RawDesc> {
-    tables.fetch_desc(&mut Hit::none(), addr)
 }
 
 #[cold]

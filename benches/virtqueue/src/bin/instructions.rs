@@ -14,6 +14,7 @@
 //! | `virtio-queue` and its | `virtqueue::Theirs::serve` | the same, of the crate `virtio-queue` |
 //! | `path-*` | `virtqueue::Path::serve` | one guest's transmitq to another's receiveq |
 //! | `switch-*` | `virtqueue::Pair::serve` | the same through the switch: a worker's whole turn |
+//! | `iotlb-*` | `virtqueue::Translations::serve` | a message about a translation |
 //! | `two-workers-*` | the same | two workers on two threads, each with a pair of its own |
 //!
 //! `offer` and `reclaim` are the driver's.
@@ -22,7 +23,7 @@
 use std::process::ExitCode;
 
 use virtq::Layout;
-use virtqueue::{Ours, Pair, Path, SIZE, Theirs, Traffic, Variant, pairs};
+use virtqueue::{Ours, Pair, Path, SIZE, Theirs, Traffic, Translations, Variant, pairs};
 
 /// Chains per run: divide callgrind's count by it.
 const CHAINS: u32 = 100_000;
@@ -31,6 +32,7 @@ const KINDS: &str = "split, packed, split-indirect, packed-indirect, split-in-or
                      switch-split-vlan, switch-packed-vlan, switch-split-mixed, \
                      switch-packed-mixed, switch-split-multiqueue, \
                      switch-split-iommu, switch-packed-iommu, \
+                     switch-split-pages, switch-packed-pages, iotlb-few, iotlb-full, \
                      switch-split-limits, switch-packed-limits, switch-split-spread, \
                      two-workers-split, two-workers-packed, virtio-queue, virtio-queue-indirect";
 
@@ -65,6 +67,12 @@ fn run(kind: &str, batch: usize) -> anyhow::Result<u64> {
             ring.offer(count)?;
             Ok((ring.serve(batch)?, ring.reclaim()?))
         })
+    } else if kind.starts_with("iotlb-") {
+        let mut translations = Translations::new(kind == "iotlb-full")?;
+        frames(CHAINS, burst, |count| {
+            translations.serve(count);
+            Ok(())
+        })
     } else if kind.starts_with("path-") {
         let mut path = Path::new(layout)?;
         frames(CHAINS, burst, |count| {
@@ -81,6 +89,7 @@ fn run(kind: &str, batch: usize) -> anyhow::Result<u64> {
             Some("spread") => Traffic::Spread,
             Some("multiqueue") => Traffic::Multiqueue,
             Some("iommu") => Traffic::Iommu,
+            Some("pages") => Traffic::Pages,
             _ => Traffic::Plain,
         };
         let workers = if kind.starts_with("two-workers-") { 2 } else { 1 };

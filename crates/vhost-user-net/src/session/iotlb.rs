@@ -124,6 +124,11 @@ impl Session {
         known
     }
 
+    /// The memory that a ring is in, as its addresses have it.
+    pub(super) fn map_of(iotlb: &Iotlb, config: &QueueConfig) -> GuestMap {
+        iotlb.map_of(&parts(config).map(|(addr, len, _)| (Iova(addr.0), len)))
+    }
+
     pub(super) fn iotlb_message(
         &mut self,
         message: IotlbMessage,

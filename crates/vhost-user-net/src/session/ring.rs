@@ -282,7 +282,7 @@ impl Session {
         if behind.as_ref().is_some_and(|iotlb| !Self::is_known(iotlb, &config)) {
             return Ok(());
         }
-        let translated = behind.map(|iotlb| iotlb.whole_map());
+        let translated = behind.map(|iotlb| Self::map_of(&iotlb, &config));
         let start = RingStart {
             config,
             memory: translated.as_ref().unwrap_or(memory),

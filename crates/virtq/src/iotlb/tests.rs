@@ -187,6 +187,10 @@ fn tables_are_read_also_where_buffers_are_written() {
         assert_eq!(bed.tlb.take_misses(), [miss(FAR, Access::Write)]);
         bed.knows(&[entry(FAR, DATA + PAGE, PAGE, Access::Write)]);
         assert_eq!(bed.pop(&mut queue), (1, None));
+        let _ = bed.tlb.remove(Iova(FAR + PAGE), PAGE);
+        bed.offer((FAR + PAGE, 16), INDIRECT);
+        assert_eq!(bed.pop(&mut queue), (0, None), "where tables are is forgotten, too");
+        assert_eq!(bed.tlb.take_misses(), [miss(FAR + PAGE, Access::Read)]);
     });
 }
 
@@ -249,4 +253,162 @@ fn every_page_of_a_buffer_is_asked_for_ahead() {
         let pages = [miss(FAR, Access::Read), miss(FAR + 2 * PAGE, Access::Read)];
         assert_eq!(bed.tlb.take_misses(), pages);
     });
+}
+
+/// Entries of one page each, the first `pages` of the data, in an order in which no two are in one
+/// piece.
+fn scattered(pages: u64) -> Vec<IotlbEntry> {
+    let there = |n: u64| FAR + (n * 5 % pages) * PAGE;
+    (0..pages).map(|n| entry(there(n), DATA + n * PAGE, PAGE, Access::ReadWrite)).collect()
+}
+
+#[test]
+fn what_a_ring_found_is_forgotten_when_any_of_it_is_removed() {
+    both(|layout| {
+        let (mut bed, mut queue) = Bed::new(layout, Access::Read);
+        bed.knows(&scattered(7));
+        let all = |bed: &mut Bed| (0..7).for_each(|n| bed.offer((FAR + n * PAGE, 5), 0));
+        all(&mut bed);
+        assert_eq!(bed.pop(&mut queue), (7, None));
+        assert_eq!(bed.pop(&mut queue), (0, None), "nothing is known of an empty ring");
+        // Another entry takes one's place, then one goes: neither is the one that was used last.
+        bed.guest.write(DATA + 9 * PAGE, b"moved");
+        bed.knows(&[entry(FAR + 2 * PAGE, DATA + 9 * PAGE, PAGE, Access::Read)]);
+        bed.offer((FAR + 2 * PAGE, 5), 0);
+        assert_eq!(bed.guest.pop_bytes(&mut queue), b"moved");
+        let _ = bed.tlb.remove(Iova(FAR + 4 * PAGE), PAGE);
+        bed.offer((FAR + 4 * PAGE, 5), 0);
+        assert_eq!(bed.pop(&mut queue), (0, None));
+        assert_eq!(bed.tlb.take_misses(), [miss(FAR + 4 * PAGE, Access::Read)]);
+        assert_eq!(bed.pop(&mut queue), (0, None));
+        assert!(queue.is_waiting());
+    });
+}
+
+#[test]
+fn what_was_removed_is_asked_for_again_ahead() {
+    both(|layout| {
+        let (mut bed, mut queue) = Bed::new(layout, Access::Write);
+        bed.knows(&scattered(7));
+        (0..7).for_each(|n| bed.offer((FAR + n * PAGE, 1500), WRITE));
+        let mut buf = crate::ChainBuf::default();
+        assert_eq!(queue.pop(&mut buf, 2).len(), 2);
+        let _ = bed.tlb.remove(Iova(FAR + 5 * PAGE), PAGE);
+        assert_eq!(queue.pop(&mut buf, 1).len(), 1);
+        assert_eq!(bed.tlb.take_misses(), [miss(FAR + 5 * PAGE, Access::Write)]);
+        assert_eq!(queue.pop(&mut buf, 1).len(), 1);
+        assert_eq!(bed.tlb.take_misses(), []);
+    });
+}
+
+#[test]
+fn what_left_for_want_of_room_is_forgotten_by_rings_when_it_is_removed() {
+    both(|layout| {
+        let (mut bed, mut queue) = Bed::new(layout, Access::Read);
+        bed.knows(&[entry(FAR, DATA, PAGE, Access::Read)]);
+        bed.offer((FAR, 5), 0);
+        assert_eq!(bed.pop(&mut queue), (1, None));
+        let others = (1..=ENTRIES_MAX as u64).map(|n| entry(FAR + n * PAGE, 0, PAGE, Access::Read));
+        bed.knows(&others.collect::<Vec<_>>());
+        assert_eq!(bed.tlb.translate(Iova(FAR)), None);
+        assert!(!bed.tlb.remove(Iova(FAR), PAGE));
+        bed.offer((FAR, 5), 0);
+        assert_eq!(bed.pop(&mut queue), (0, None));
+        assert_eq!(bed.tlb.take_misses(), [miss(FAR, Access::Read)]);
+    });
+}
+
+#[test]
+fn entries_that_go_on_where_others_end_are_one_piece() {
+    both(|layout| {
+        let (mut bed, mut queue) = Bed::new(layout, Access::Read);
+        // From the middle on, so that it is joined on both sides; the last one is elsewhere.
+        for page in [3, 2, 4, 1, 5, 0] {
+            bed.knows(&[entry(FAR + page * PAGE, DATA + page * PAGE, PAGE, Access::Read)]);
+        }
+        bed.knows(&[entry(FAR + 6 * PAGE, DATA, PAGE, Access::Read)]);
+        bed.knows(&[entry(FAR + 7 * PAGE, DATA + PAGE, PAGE, Access::Write)]);
+        bed.guest.write(DATA + 3 * PAGE - 3, b"abcdef");
+        bed.offer((FAR + 3 * PAGE - 3, 6), 0);
+        bed.offer((FAR + 100, 6 * 4096), 0);
+        assert_eq!(bed.guest.pop_bytes(&mut queue), b"abcdef");
+        let mut buf = crate::ChainBuf::default();
+        let chains = queue.pop(&mut buf, 64);
+        let segments: Vec<u32> = chains.readable(0).segs.iter().map(|seg| seg.len()).collect();
+        assert_eq!(segments, [6 * 4096 - 100, 100], "six pages, and the one behind them");
+        bed.offer((FAR + 7 * PAGE - 1, 2), 0);
+        let denied = ChainError::Denied { addr: GuestPhysAddr(FAR + 7 * PAGE) };
+        assert_eq!(bed.pop(&mut queue), (0, Some(denied)), "not into what may not be read");
+    });
+}
+
+#[test]
+fn another_memory_is_used_from_the_next_burst_on() {
+    both(|layout| {
+        let (mut bed, mut queue) = Bed::new(layout, Access::Read);
+        bed.knows(&scattered(2));
+        bed.guest.write(DATA, b"old");
+        bed.offer((FAR, 3), 0);
+        assert_eq!(bed.guest.pop_bytes(&mut queue), b"old");
+        let other = Guest::new(layout, 256);
+        other.write(DATA, b"new");
+        bed.tlb.set_memory(&other.map);
+        bed.offer((FAR, 3), 0);
+        assert_eq!(bed.guest.pop_bytes(&mut queue), b"new");
+    });
+}
+
+#[test]
+fn chains_that_come_back_are_known_still() {
+    both(|layout| {
+        let (mut bed, mut queue) = Bed::new(layout, Access::Write);
+        bed.knows(&scattered(7));
+        (0..7).for_each(|n| bed.offer((FAR + n * PAGE, 1500), WRITE));
+        let mut buf = crate::ChainBuf::default();
+        assert_eq!(queue.pop(&mut buf, 5).len(), 5);
+        queue.unpop_after(&buf, 2);
+        bed.offer((FAR + 8 * PAGE, 1500), WRITE);
+        assert_eq!(bed.pop(&mut queue), (5, None));
+        assert_eq!(bed.tlb.take_misses(), [miss(FAR + 8 * PAGE, Access::Write)]);
+    });
+}
+
+/// What a map of pages does, against a map by page that looks at all of it.
+#[test]
+fn entries_are_as_a_naive_map_has_them() {
+    let (bed, _queue) = Bed::new(Layout::Split, Access::Read);
+    let mut naive: Vec<IotlbEntry> = Vec::new();
+    let mut seed = 1u64;
+    let mut random = |below: u64| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (seed >> 33) % below
+    };
+    for _ in 0..20_000 {
+        let (first, len) = (random(64), random(6) + 1);
+        let overlaps = |e: &IotlbEntry| {
+            e.iova.0 < FAR + (first + len) * PAGE && FAR + first * PAGE < e.iova.0 + e.len
+        };
+        naive.retain(|e| !overlaps(e));
+        let iova = FAR + first * PAGE;
+        if random(3) == 0 {
+            let _ = bed.tlb.remove(Iova(iova), len * PAGE);
+        } else {
+            let access = match random(3) {
+                0 => Access::Read,
+                1 => Access::Write,
+                _ => Access::ReadWrite,
+            };
+            let new = entry(iova, DATA + random(4) * PAGE, len * PAGE, access);
+            bed.knows(&[new]);
+            naive.push(new);
+        }
+        let at = FAR + random(64 * PAGE);
+        let want = if random(2) == 0 { Access::Read } else { Access::Write };
+        let found = naive.iter().find(|e| (e.iova.0..e.iova.0 + e.len).contains(&at));
+        let here = found.map(|e| GuestPhysAddr(e.addr.0 + (at - e.iova.0)));
+        assert_eq!(bed.tlb.translate(Iova(at)), here);
+        let known = found.is_some_and(|e| e.access.allows(want));
+        assert_eq!(bed.tlb.first_missing(Iova(at), 1, want), (!known).then_some(Iova(at)));
+        assert_eq!(bed.tlb.len(), naive.len());
+    }
 }

@@ -58,6 +58,40 @@ impl Hit {
             offset < self.region.len && self.region.len.wrapping_sub(offset) >= u64::from(len);
         fits.then(|| RawSeg::new(self.region.host.wrapping_add(offset as usize), len))
     }
+
+    /// The bytes from `addr` to the end of the region; none if it is outside.
+    #[inline(always)]
+    pub(crate) fn left(&self, addr: u64) -> u64 {
+        self.region.len.saturating_sub(addr.wrapping_sub(self.region.base))
+    }
+
+    /// Copies the descriptor at `addr`, if it lies in the region.
+    #[inline]
+    pub(crate) fn fetch_desc(&self, addr: GuestPhysAddr) -> Option<RawDesc> {
+        self.resolve(addr, 16).and_then(RawDesc::fetch)
+    }
+
+    /// Copies the descriptor at `addr`, in one piece or several; `find` tells what each is in.
+    pub(crate) fn fetch_desc_in_pieces(
+        addr: GuestPhysAddr,
+        find: impl Fn(u64) -> Option<Self>,
+    ) -> Option<RawDesc> {
+        let (mut segs, mut at, mut left) = (Vec::new(), addr.0, 16u32);
+        while left > 0 {
+            let hit = find(at)?;
+            let step = u32::try_from(hit.left(at)).unwrap_or(u32::MAX).min(left);
+            segs.push(hit.resolve(GuestPhysAddr(at), step)?);
+            left = left.wrapping_sub(step);
+            at = at.wrapping_add(u64::from(step));
+        }
+        RawDesc::fetch_bytes(&segs)
+    }
+
+    /// Whether the descriptor's buffer is in the region.
+    #[inline(always)]
+    pub(crate) fn holds(&self, desc: RawDesc) -> bool {
+        self.left(desc.addr) >= u64::from(desc.len()).max(1)
+    }
 }
 
 /// Buffers of fewer bytes are found with one comparison: the 14 low bits of a length.
@@ -103,10 +137,10 @@ impl Simple {
             .then(|| RawSeg::new(self.host.wrapping_add(offset as usize), desc.len()))
     }
 
-    /// As [`Self::resolve`], of any length; `hit` is what this was made from.
-    pub(crate) fn resolve_long(&self, hit: &Hit, desc: RawDesc) -> Option<RawSeg> {
-        let as_wanted = desc.meta & self.mask & !LONG == self.want;
-        hit.resolve(GuestPhysAddr(desc.addr), desc.len()).filter(|_| as_wanted)
+    /// Whether the descriptor is as wanted, of any length and anywhere.
+    #[inline(always)]
+    pub(crate) fn is_like(&self, desc: RawDesc) -> bool {
+        desc.meta & self.mask & !LONG == self.want
     }
 }
 
@@ -212,10 +246,9 @@ impl GuestMap {
 
     /// This memory as seen behind a vIOMMU: each piece is (address there, address here, bytes).
     /// They must be sorted and must not overlap; what of them is not in this memory is left out.
-    pub(crate) fn view(&self, pieces: &[(u64, u64, u64)]) -> Self {
-        let mut regions = Vec::with_capacity(pieces.len());
-        for (base, addr, len) in pieces {
-            let (mut base, mut addr, mut left) = (*base, *addr, *len);
+    pub(crate) fn view(&self, pieces: impl Iterator<Item = (u64, u64, u64)>) -> Self {
+        let mut regions = Vec::new();
+        for (mut base, mut addr, mut left) in pieces {
             while left > 0 {
                 let Some((host, here)) = self.lookup(addr) else { break };
                 let step = here.min(left);
@@ -228,16 +261,21 @@ impl GuestMap {
         Self { inner: Arc::new(Inner { regions: regions.into(), _keep: keep }) }
     }
 
-    /// The first address of `[addr, addr + len)` that is not mapped.
-    pub(crate) fn first_unmapped(&self, addr: GuestPhysAddr, len: u64) -> Option<GuestPhysAddr> {
-        let (mut at, mut left) = (addr.0, len);
-        while left > 0 {
-            let Some((_, here)) = self.lookup(at) else { return Some(GuestPhysAddr(at)) };
-            let step = here.min(left);
-            left = left.saturating_sub(step);
-            at = at.checked_add(step)?;
-        }
-        None
+    /// What of a piece (address there, address here, bytes) is in one region of this memory, around
+    /// the address `at` there; as seen from there.
+    pub(crate) fn seen_from(&self, piece: (u64, u64, u64), at: u64) -> Option<Hit> {
+        let (base, addr, len) = piece;
+        let here = addr.checked_add(at.checked_sub(base)?)?;
+        let region = self.inner.regions.get(self.index_of(here)?)?;
+        let first = addr.max(region.base);
+        let behind = region.base.saturating_add(region.len).min(addr.saturating_add(len));
+        let skipped = usize::try_from(first.wrapping_sub(region.base)).ok()?;
+        let region = Region {
+            base: base.wrapping_add(first.wrapping_sub(addr)),
+            len: behind.checked_sub(first)?,
+            host: region.host.wrapping_add(skipped),
+        };
+        Some(Hit { region })
     }
 
     /// No memory at all.
@@ -333,7 +371,7 @@ impl GuestMap {
 
     #[cold]
     #[inline(never)]
-    fn resolve_slow(
+    pub(crate) fn resolve_slow(
         &self,
         hit: &mut Hit,
         addr: GuestPhysAddr,

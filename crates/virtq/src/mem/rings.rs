@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use super::word::RingMem;
-use super::{GuestMap, RawSeg, Reader, Simple, Word, prefetch_read, prefetch_write};
+use super::{GuestMap, RawSeg, Reader, Word, prefetch_read, prefetch_write};
 use crate::config::{QueueConfig, QueueError, RingArea};
 use crate::shared::Shared;
 
@@ -107,11 +107,6 @@ impl SplitAreas {
     #[inline(always)]
     pub(crate) fn map(&self) -> &GuestMap {
         &self.map
-    }
-
-    /// Looks buffers up in another view of the same memory, which keeps it mapped as well.
-    pub(crate) fn set_map(&mut self, map: GuestMap) {
-        self.map = map;
     }
 
     #[inline(always)]
@@ -267,15 +262,19 @@ impl Heads<'_> {
         (head, Some(desc))
     }
 
-    /// The hot loop: fills `chains` with the buffers of the next heads, as long as each is as
-    /// wanted. Returns how many.
+    /// The hot loop: fills `chains` with the buffers of the next heads, as long as each is found.
+    /// Returns how many.
     #[inline(always)]
-    pub(crate) fn resolve(mut self, simple: Simple, chains: &mut [RawSeg]) -> usize {
+    pub(crate) fn resolve(
+        mut self,
+        find: impl Fn(RawDesc) -> Option<RawSeg>,
+        chains: &mut [RawSeg],
+    ) -> usize {
         let first = self.next;
         for chain in chains {
             let next = self.next;
             let (head, desc) = self.wide_next();
-            let Some(found) = desc.and_then(|desc| simple.resolve(desc)) else {
+            let Some(found) = desc.and_then(&find) else {
                 return next.wrapping_sub(first);
             };
             *chain = found.tagged(head);
@@ -349,11 +348,6 @@ impl PackedAreas {
     #[inline(always)]
     pub(crate) fn map(&self) -> &GuestMap {
         &self.map
-    }
-
-    /// Looks buffers up in another view of the same memory, which keeps it mapped as well.
-    pub(crate) fn set_map(&mut self, map: GuestMap) {
-        self.map = map;
     }
 
     pub(crate) fn size(&self) -> u16 {
@@ -441,27 +435,59 @@ pub(crate) struct Descs<'a> {
 
 impl Descs<'_> {
     /// The hot loop: copies descriptors and fills `chains` with their buffers, as long as each is
-    /// as wanted. Returns how many.
+    /// found. Returns how many.
     #[inline(always)]
-    pub(crate) fn resolve(self, simple: Simple, chains: &mut [RawSeg]) -> u16 {
+    pub(crate) fn resolve(
+        self,
+        find: impl Fn(RawDesc) -> Option<RawSeg>,
+        chains: &mut [RawSeg],
+    ) -> u16 {
         let count = self.left.min(chains.len());
         let (mut at, mut done) = (self.at, 0u16);
         for chain in chains.get_mut(..count).unwrap_or_default() {
-            // SAFETY: one of the `left` descriptors, which are aligned to 16.
-            let meta: Word<'_, u64> = unsafe { at.word(8) };
-            // ORDERING: acquire pairs with the driver's release of the flags, which are in this
-            // word: the address that is read next is the one that belongs to them.
-            let meta = meta.load(Acquire);
-            // SAFETY: as above.
-            let addr: Word<'_, u64> = unsafe { at.word(0) };
-            let desc = RawDesc { addr: addr.load(Relaxed), meta };
-            let Some(found) = simple.resolve(desc) else { break };
+            // SAFETY: one of the `left` descriptors.
+            let desc = unsafe { copied(at) };
+            let Some(found) = find(desc) else { break };
             *chain = found.tagged(u32::from(desc.third()));
             at.ptr = at.ptr.wrapping_add(16);
             done = done.wrapping_add(1);
         }
         done
     }
+
+    /// Shows the descriptors as long as their flags, under `mask`, are `want`. Returns how many.
+    #[inline(always)]
+    pub(crate) fn show(self, mask: u16, want: u16, mut look: impl FnMut(RawDesc)) -> u16 {
+        let (mut at, mut seen) = (self.at, 0u16);
+        for _ in 0..self.left {
+            // SAFETY: one of the `left` descriptors.
+            let desc = unsafe { copied(at) };
+            if desc.fourth() & mask != want {
+                break;
+            }
+            look(desc);
+            at.ptr = at.ptr.wrapping_add(16);
+            seen = seen.wrapping_add(1);
+        }
+        seen
+    }
+}
+
+/// Copies the descriptor at `at`, flags first.
+///
+/// # Safety
+///
+/// It must be mapped, and aligned to 16.
+#[inline(always)]
+unsafe fn copied(at: RingMem) -> RawDesc {
+    // SAFETY: the caller's descriptor; its second word.
+    let meta: Word<'_, u64> = unsafe { at.word(8) };
+    // ORDERING: acquire pairs with the driver's release of the flags, which are in this word: the
+    // address that is read next is the one that belongs to them.
+    let meta = meta.load(Acquire);
+    // SAFETY: as above, its first word.
+    let addr: Word<'_, u64> = unsafe { at.word(0) };
+    RawDesc { addr: addr.load(Relaxed), meta }
 }
 
 /// The second words of descriptors, one after the other; invariant as of [`Descs`].

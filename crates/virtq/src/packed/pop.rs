@@ -3,62 +3,92 @@
 use super::{AVAIL, Packed, USED};
 use crate::ChainError;
 use crate::chain::{BURST_SEGS, ChainBuf, RUN, Spread, Token};
-use crate::iotlb::{LOOK_AHEAD, RingIotlb};
-use crate::mem::{GuestPhysAddr, RawDesc, Simple};
+use crate::iotlb::Lookup;
+use crate::mem::{RawDesc, RawSeg, Simple};
 use crate::walk::{INDIRECT, NEXT, Sink, WRITE, Walk, check_indirect};
 
 /// Reads up to `max` chains: runs of simple chains, each within one lap, with a careful look at
-/// each descriptor that ends a run.
-pub(super) fn burst(q: &mut Packed, buf: &mut ChainBuf, max: usize) -> Result<(), ChainError> {
+/// each descriptor that ends a run. `BEHIND` a vIOMMU or not.
+#[inline(always)]
+pub(super) fn burst<const BEHIND: bool>(
+    q: &mut Packed,
+    buf: &mut ChainBuf,
+    max: usize,
+) -> Result<(), ChainError> {
     let room = q.room(buf, max);
     if room == 0 || !q.check_state(q.areas.desc(q.avail.index))? {
         return Ok(());
     }
     let room = u16::try_from(room).unwrap_or(u16::MAX);
     q.areas.prefetch(q.avail.index, q.expected.min(room));
-    let result = runs(q, buf, max);
+    let result = runs::<BEHIND>(q, buf, max);
     if buf.chains.len() > 0 {
         q.expected = u16::try_from(buf.chains.len()).unwrap_or(u16::MAX);
     }
     result
 }
 
-/// Asks the front end for addresses of the next chains.
-pub(super) fn look_ahead(q: &Packed) {
-    let Some(iotlb) = &q.iotlb else { return };
-    let mut at = q.avail;
-    for _ in 0..q.config.size.wrapping_sub(q.fetched).min(LOOK_AHEAD) {
-        let desc = q.areas.desc(at.index);
-        if desc.fourth() & (AVAIL | USED) != at.available() {
-            return;
-        }
-        let is_table = desc.fourth() & INDIRECT != 0;
-        iotlb.look_at(q.areas.map(), GuestPhysAddr(desc.addr), desc.len(), is_table);
-        at = at.forward(1, q.config.size);
+/// Shows the descriptors that are available: those of the next `most` after `skip`.
+#[inline(always)]
+pub(super) fn upcoming(
+    q: &Packed,
+    skip: u16,
+    most: u16,
+    mut look: impl FnMut(RawDesc, bool),
+) -> u16 {
+    let most = q.config.size.wrapping_sub(q.fetched).min(most);
+    let mut seen = skip.min(most);
+    // Two laps at most.
+    for _ in 0..2 {
+        let at = q.avail.forward(seen, q.config.size);
+        let descs = q.areas.descs(at.index, usize::from(most.wrapping_sub(seen)));
+        let here = descs.show(AVAIL | USED, at.available(), |desc| {
+            look(desc, desc.fourth() & INDIRECT != 0);
+        });
+        seen = seen.wrapping_add(here);
     }
+    seen
 }
 
 #[inline(always)]
-fn runs(q: &mut Packed, buf: &mut ChainBuf, max: usize) -> Result<(), ChainError> {
+fn runs<const BEHIND: bool>(
+    q: &mut Packed,
+    buf: &mut ChainBuf,
+    max: usize,
+) -> Result<(), ChainError> {
     let mut turned = false;
     loop {
         let run = q.room(buf, max).min(RUN);
         if run == 0 {
             return Ok(());
         }
-        let descs = q.areas.descs(q.avail.index, run);
-        let done = descs.resolve(q.simple(buf.writable), buf.chains.spare(run));
+        let done = if BEHIND {
+            found(q, buf.writable, buf.chains.spare(run))
+        } else {
+            let simple = q.simple(buf.writable);
+            let descs = q.areas.descs(q.avail.index, run);
+            descs.resolve(|desc| simple.resolve(desc), buf.chains.spare(run))
+        };
         buf.chains.advance(usize::from(done));
         q.fetch(done);
-        if usize::from(done) < run && !odd(q, buf, max, &mut turned)? {
+        if usize::from(done) < run && !odd::<BEHIND>(q, buf, max, &mut turned)? {
             return Ok(());
         }
     }
 }
 
+/// A run behind a vIOMMU: buffers may be wherever the ring has found something.
+#[inline(never)]
+fn found(q: &Packed, writable: bool, run: &mut [RawSeg]) -> u16 {
+    let Some(iotlb) = &q.lookup.iotlb else { return 0 };
+    let simple = q.simple(writable);
+    let find = |desc| simple.resolve(desc).or_else(|| iotlb.found(&simple, desc));
+    q.areas.descs(q.avail.index, run.len()).resolve(find, run)
+}
+
 /// Reads the chains that a run left, until one looks simple again. False if there are no more.
 #[inline(never)]
-fn odd(
+fn odd<const BEHIND: bool>(
     q: &mut Packed,
     buf: &mut ChainBuf,
     max: usize,
@@ -78,14 +108,14 @@ fn odd(
             if again || buf.turn(flags & WRITE != 0, turned) {
                 break;
             }
-            if let Some(seg) = simple.resolve_long(&q.hit, desc) {
+            if let Some(seg) = q.lookup.resolve::<BEHIND>(&simple, desc) {
                 buf.chains.push(seg.tagged(u32::from(desc.third())));
                 q.fetch(1);
                 continue;
             }
         }
         let first = buf.segs.len();
-        let chain = q.careful(buf, desc);
+        let chain = q.careful::<BEHIND>(buf, desc);
         let slots = buf.settle(first, chain)?.slots;
         q.fetch(slots);
     }
@@ -109,7 +139,7 @@ impl Packed {
         let want = self.avail.available() | if writable { WRITE } else { 0 };
         // Ids of a size that is no power of two are all looked at carefully from there on.
         let ids = u64::from(self.small_ids ^ u16::MAX);
-        self.hit.simple(flags << 48 | ids << 32, u64::from(want) << 48)
+        self.lookup.hit.simple(flags << 48 | ids << 32, u64::from(want) << 48)
     }
 
     /// Whether the driver has made the descriptor available.
@@ -134,12 +164,17 @@ impl Packed {
 impl Packed {
     /// Any chain, which starts with `desc` at the next place.
     #[inline(always)]
-    fn careful(&mut self, buf: &mut ChainBuf, mut desc: RawDesc) -> Result<Spread, ChainError> {
+    fn careful<const BEHIND: bool>(
+        &mut self,
+        buf: &mut ChainBuf,
+        mut desc: RawDesc,
+    ) -> Result<Spread, ChainError> {
         let size = self.config.size;
         let room = size.wrapping_sub(self.fetched);
         let mut at = self.avail;
-        let tables = self.iotlb.as_deref().map(RingIotlb::tables);
-        let sink = Sink { map: self.areas.map(), tables, hit: &mut self.hit, segs: &mut buf.segs };
+        let Lookup { hit, iotlb, .. } = &mut self.lookup;
+        let iotlb = if BEHIND { iotlb.as_deref_mut() } else { None };
+        let sink = Sink { map: self.areas.map(), iotlb, hit, segs: &mut buf.segs };
         let mut walk = Walk::new(sink, size);
         for slots in 1..=room {
             let flags = desc.fourth();

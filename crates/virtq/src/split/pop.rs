@@ -6,14 +6,19 @@ use super::Split;
 use crate::ChainError;
 use crate::chain::{BURST_SEGS, ChainBuf, RUN, Spread, Token};
 use crate::config::QueueConfig;
-use crate::iotlb::{LOOK_AHEAD, RingIotlb};
-use crate::mem::{GuestPhysAddr, Hit, RawDesc, Simple, SplitAreas};
+use crate::iotlb::Lookup;
+use crate::mem::{Hit, RawDesc, RawSeg, Simple, SplitAreas};
 use crate::shared::Shared;
 use crate::walk::{INDIRECT, NEXT, Sink, WRITE, Walk, check_indirect};
 
 /// Reads up to `max` chains: one look at the available index, then runs of simple chains, with a
-/// careful look at each that ends a run.
-pub(super) fn burst(q: &mut Split, buf: &mut ChainBuf, max: usize) -> Result<(), ChainError> {
+/// careful look at each that ends a run. `BEHIND` a vIOMMU or not.
+#[inline(always)]
+pub(super) fn burst<const BEHIND: bool>(
+    q: &mut Split,
+    buf: &mut ChainBuf,
+    max: usize,
+) -> Result<(), ChainError> {
     let left = ready(q, max)?;
     if left == 0 {
         return Ok(());
@@ -23,23 +28,30 @@ pub(super) fn burst(q: &mut Split, buf: &mut ChainBuf, max: usize) -> Result<(),
         Some(head) if !q.asked => q.areas.prefetch_descs(head, left),
         Some(_) | None => q.asked = false,
     }
-    let result = runs(q, buf, left);
+    let result = runs::<BEHIND>(q, buf, left);
     q.next_head = in_order(q, first);
     result
 }
 
-/// Asks the front end for addresses of the next chains.
-pub(super) fn look_ahead(q: &Split) {
-    let Some(iotlb) = &q.iotlb else { return };
-    // ORDERING: acquire, as in `ready`.
-    let ahead = q.areas.avail_idx().load(Acquire).wrapping_sub(q.next_avail);
-    let mut heads = q.areas.heads(q.next_avail);
-    for _ in 0..ahead.min(q.config.size).min(LOOK_AHEAD) {
+/// Shows the descriptors of heads that are available: those of the next `most` after `skip`.
+#[inline(always)]
+pub(super) fn upcoming(
+    q: &Split,
+    skip: u16,
+    most: u16,
+    mut look: impl FnMut(RawDesc, bool),
+) -> u16 {
+    let known = q.seen_avail.wrapping_sub(q.next_avail);
+    // ORDERING: acquire, as in `ready`, which has seen what is known.
+    let idx = if known > 0 { q.seen_avail } else { q.areas.avail_idx().load(Acquire) };
+    let ahead = idx.wrapping_sub(q.next_avail).min(q.config.size).min(most);
+    let mut heads = q.areas.heads(q.next_avail.wrapping_add(skip));
+    for _ in skip..ahead {
         if let (_, Some(desc)) = heads.next() {
-            let is_table = desc.third() & INDIRECT != 0;
-            iotlb.look_at(q.areas.map(), GuestPhysAddr(desc.addr), desc.len(), is_table);
+            look(desc, desc.third() & INDIRECT != 0);
         }
     }
+    ahead
 }
 
 /// Asks for what the next burst of `count` chains will need, if they are available by now.
@@ -67,25 +79,43 @@ fn in_order(q: &Split, first: u16) -> Option<u16> {
 }
 
 #[inline(always)]
-fn runs(q: &mut Split, buf: &mut ChainBuf, mut left: usize) -> Result<(), ChainError> {
+fn runs<const BEHIND: bool>(
+    q: &mut Split,
+    buf: &mut ChainBuf,
+    mut left: usize,
+) -> Result<(), ChainError> {
     let mut turned = false;
     while left > 0 && buf.segs.len() <= BURST_SEGS {
         let run = buf.chains.spare(left.min(RUN));
         let count = run.len();
-        let done = q.areas.heads(q.next_avail).resolve(simple(q.hit, buf.writable), run);
+        let done = if BEHIND {
+            found(q, buf.writable, run)
+        } else {
+            let simple = simple(q.lookup.hit, buf.writable);
+            q.areas.heads(q.next_avail).resolve(|desc| simple.resolve(desc), run)
+        };
         buf.chains.advance(done);
         left = left.wrapping_sub(done);
         q.next_avail = advanced(q.next_avail, done);
         if done < count {
-            left = left.wrapping_sub(odd(q, buf, left, &mut turned)?);
+            left = left.wrapping_sub(odd::<BEHIND>(q, buf, left, &mut turned)?);
         }
     }
     Ok(())
 }
 
+/// A run behind a vIOMMU: buffers may be wherever the ring has found something.
+#[inline(never)]
+fn found(q: &Split, writable: bool, run: &mut [RawSeg]) -> usize {
+    let Some(iotlb) = &q.lookup.iotlb else { return 0 };
+    let simple = simple(q.lookup.hit, writable);
+    let find = |desc| simple.resolve(desc).or_else(|| iotlb.found(&simple, desc));
+    q.areas.heads(q.next_avail).resolve(find, run)
+}
+
 /// Reads the chains that a run left, until one looks simple again; returns how many.
 #[inline(never)]
-fn odd(
+fn odd<const BEHIND: bool>(
     q: &mut Split,
     buf: &mut ChainBuf,
     left: usize,
@@ -96,12 +126,12 @@ fn odd(
         let (head, desc) = q.areas.heads(q.next_avail).next();
         let flags = desc.map_or(INDIRECT, RawDesc::third);
         if flags & (NEXT | INDIRECT) == 0 {
-            let simple = simple(q.hit, buf.writable);
+            let simple = simple(q.lookup.hit, buf.writable);
             let again = done > 0 && desc.is_some_and(|desc| simple.resolve(desc).is_some());
             if again || buf.turn(flags & WRITE != 0, turned) {
                 break;
             }
-            if let Some(seg) = desc.and_then(|desc| simple.resolve_long(&q.hit, desc)) {
+            if let Some(seg) = desc.and_then(|desc| q.lookup.resolve::<BEHIND>(&simple, desc)) {
                 buf.chains.push(seg.tagged(u32::from(head)));
                 q.next_avail = advanced(q.next_avail, 1);
                 done = done.wrapping_add(1);
@@ -109,8 +139,9 @@ fn odd(
             }
         }
         let first = buf.segs.len();
-        let tables = q.iotlb.as_deref().map(RingIotlb::tables);
-        let sink = Sink { map: q.areas.map(), tables, hit: &mut q.hit, segs: &mut buf.segs };
+        let Lookup { hit, iotlb, .. } = &mut q.lookup;
+        let iotlb = if BEHIND { iotlb.as_deref_mut() } else { None };
+        let sink = Sink { map: q.areas.map(), iotlb, hit, segs: &mut buf.segs };
         let chain = careful(&q.areas, sink, &q.config, (head, desc));
         let _ = buf.settle(first, chain)?;
         q.next_avail = advanced(q.next_avail, 1);
