@@ -99,7 +99,7 @@ fn the_switch_that_a_guest_moves_to_knows_it_at_once() {
             let (came, went, held) = ledger(&after);
             came == went && held == 0
         });
-        let both = "goes on with its state port=\"b\" stations=1 refused=0 flows=0";
+        let both = "goes on with its state port=b stations=1 refused=0 flows=0";
         assert!(after.log().contains(both), "{}", after.log());
     }
 }
