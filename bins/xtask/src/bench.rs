@@ -79,8 +79,9 @@ pub(crate) enum Kind {
     Costs(costs::Options),
     /// What a hostile guest costs a good one that shares a worker with it
     ///
-    /// Frames per second of the good guest beside each of the hostile one's acts, and without; it
-    /// must not lose any.
+    /// Frames per second of the good guest beside each of the hostile one's acts, without it, and
+    /// beside somebody harmless who takes the same CPU time; it must not lose any. Writes
+    /// hostile.json.
     Hostile(hostile::Options),
     /// CPU time that the switch takes with guests attached that do nothing
     ///
@@ -176,7 +177,7 @@ mod tests {
             assert_eq!(runs(name), ["7"], "{name}");
         }
         assert_eq!(runs("crash-record"), ["7"]);
-        for (name, count) in [("idle", "3"), ("sweep", "3"), ("migration", "5")] {
+        for (name, count) in [("idle", "3"), ("sweep", "3"), ("hostile", "3"), ("migration", "5")] {
             assert_eq!(runs(name), [count], "{name}");
         }
     }

@@ -16,7 +16,7 @@ use super::migration;
 use super::report::{Report, saved_folder};
 use super::round::Run;
 use super::summary::{Row, Spread};
-use super::{crash_record, takeover, uplinks};
+use super::{crash_record, hostile, takeover, uplinks};
 use crate::steps::Steps;
 
 /// Options of `cargo xtask bench readme`.
@@ -35,7 +35,7 @@ struct IdleRun {
 }
 
 /// The tables of the README.
-const SECTIONS: [&str; 9] = [
+const SECTIONS: [&str; 10] = [
     "pvp",
     "latency",
     "scale",
@@ -45,6 +45,7 @@ const SECTIONS: [&str; 9] = [
     takeover::NAME,
     crash_record::NAME,
     migration::NAME,
+    hostile::NAME,
 ];
 
 pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
@@ -129,6 +130,8 @@ fn section(name: &str) -> Result<String> {
             let lines = report.summary.iter().map(|one| format!("* {}\n", one.line()));
             format!("Downtime:\n\n{}\n{}", lines.collect::<String>(), origin(&report))
         }),
+        hostile::NAME => load::<Value, Vec<hostile::Summary>>(name)?
+            .map(|report| format!("{}\n{}", hostile::markdown(&report.summary), origin(&report))),
         other => bail!("there are no results called {other}"),
     }
     .unwrap_or_else(|| "No results are saved.\n".to_owned()))

@@ -2,10 +2,12 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 use testkit::request::{GET_FEATURES, SET_MEM_TABLE, SET_OWNER, SET_VRING_CALL};
 use testkit::{GuestSettings, Remote, SharedMemory};
 use virtq::Layout;
@@ -16,8 +18,9 @@ const PAUSE: Duration = Duration::from_micros(500);
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What it does, again and again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Act {
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(in crate::bench) enum Act {
     /// 32 kicks with nothing to do.
     Kicks,
     /// 64 messages.
@@ -62,13 +65,24 @@ impl Act {
     }
 }
 
+/// What is asked of who is beside the good guest.
+pub(super) struct Phase;
+
+impl Phase {
+    /// To begin; what it does does not count.
+    pub(super) const LEADS: u8 = 0;
+    /// To go on: the good guest is there.
+    pub(super) const COUNTS: u8 = 1;
+    pub(super) const ENDS: u8 = 2;
+}
+
 /// What it did.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Done {
-    pub(super) count: u64,
+    count: u64,
     /// How long that took, and how much of it the guest was running.
-    pub(super) time: Duration,
-    pub(super) running: Duration,
+    time: Duration,
+    running: Duration,
 }
 
 impl Done {
@@ -77,12 +91,16 @@ impl Done {
         self.running.as_secs_f64() / self.time.as_secs_f64().max(f64::MIN_POSITIVE)
     }
 
+    pub(super) fn per_second(&self) -> f64 {
+        f64::from(u32::try_from(self.count).unwrap_or(u32::MAX)) / self.time.as_secs_f64()
+    }
+
     /// Takes the same CPU as often and for as long as the acts did, and does nothing else.
-    pub(super) fn mimic(&self, stop: &AtomicBool) -> Result<()> {
+    pub(super) fn mimic(&self, phase: &AtomicU8) -> Result<()> {
         tie()?;
         let each = |time: Duration| time.div_f64(f64::from(u32::try_from(self.count).unwrap_or(1)));
         let (run, cycle) = (each(self.running), each(self.time));
-        while !stop.load(Ordering::Relaxed) {
+        while phase.load(Ordering::Relaxed) != Phase::ENDS {
             let begin = cpu_time();
             while cpu_time().saturating_sub(begin) < run {}
             std::thread::sleep(cycle.saturating_sub(run));
@@ -133,18 +151,25 @@ impl Hostile {
         }
     }
 
-    /// Does it until `stop`.
-    pub(super) fn repeat(&self, act: Act, stop: &AtomicBool) -> Result<Done> {
+    /// Does it until it is to end; returns what it did since it counts.
+    pub(super) fn repeat(&self, act: Act, phase: &AtomicU8) -> Result<Done> {
         tie()?;
         virtq::mem::guard::install()?;
         let mut remote = self.join()?;
         if act == Act::FullCall {
             fill_calls(&mut remote)?;
         }
-        let mut count = 0u64;
-        let (start, before) = (Instant::now(), cpu_time());
-        while !stop.load(Ordering::Relaxed) {
-            self.once(act, count, &mut remote)?;
+        let (mut count, mut counts) = (0u64, false);
+        let (mut start, mut before) = (Instant::now(), cpu_time());
+        loop {
+            match phase.load(Ordering::Relaxed) {
+                Phase::ENDS => break,
+                Phase::COUNTS if !counts => {
+                    (counts, count, start, before) = (true, 0, Instant::now(), cpu_time());
+                }
+                _ => {}
+            }
+            self.once(act, (counts, count), &mut remote)?;
             count = count.saturating_add(1);
             std::thread::sleep(PAUSE);
         }
@@ -159,7 +184,7 @@ impl Hostile {
         Ok(())
     }
 
-    fn once(&self, act: Act, count: u64, remote: &mut Remote) -> Result<()> {
+    fn once(&self, act: Act, at: (bool, u64), remote: &mut Remote) -> Result<()> {
         match act {
             Act::Kicks => (0..32).for_each(|_| remote.guest.kick()),
             Act::Messages => {
@@ -184,7 +209,7 @@ impl Hostile {
             }
             Act::Connections => drop(std::os::unix::net::UnixStream::connect(&self.socket)?),
             Act::CutShort => {
-                if count == 100 {
+                if at == (true, 100) {
                     rustix::fs::ftruncate(remote.memory.as_fd(), 0)?;
                 }
                 let _ = remote.guest.send(&[0xff; 60], 1);
