@@ -46,6 +46,7 @@ drop_reasons! {
     PortDown "port_down" "The egress port went away or its queue stopped.";
     HandOverFull "hand_over_full" "The worker that the frame's flow belongs to had no room for it.";
     DeferralFull "deferral_full" "Too many frames wait for a guest whose memory is not there yet.";
+    NotTranslated "not_translated" "Too many frames wait for addresses of the guest's vIOMMU.";
     KernelRingFull "kernel_ring_full" "The kernel found the uplink's receive queue full.";
     KernelNoBuffer "kernel_no_buffer" "The kernel had no buffer of the uplink that could take it.";
     KernelTruncated "kernel_truncated" "The kernel had no room for the whole frame in a block.";

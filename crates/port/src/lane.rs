@@ -29,7 +29,7 @@ const PARCEL_BYTES: u32 = 128 << 10;
 
 /// A burst on its way to another worker.
 #[derive(Debug)]
-struct Parcel {
+pub(crate) struct Parcel {
     frames: Vec<Frame>,
     count: usize,
     /// One slot: the bodies, one after the other.
@@ -39,17 +39,31 @@ struct Parcel {
 }
 
 impl Parcel {
-    fn new() -> io::Result<Box<Self>> {
+    pub(crate) fn new() -> io::Result<Box<Self>> {
         let bodies = Pool::new(1, PARCEL_BYTES).map_err(io::Error::other)?;
         Ok(Box::new(Self { frames: Vec::new(), count: 0, bodies, used: 0, bytes: 0 }))
     }
 
-    fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         (self.count, self.used, self.bytes) = (0, 0, 0);
     }
 
+    /// Number of frames.
+    pub(crate) fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Its frames from `first` on.
+    pub(crate) fn batch<'a>(&'a self, first: usize, frames: &'a mut FrameBuf) -> Batch<'a> {
+        frames.clear();
+        let taken = self.frames.get(first..self.count).unwrap_or_default();
+        frames.room().iter_mut().zip(taken).for_each(|(place, frame)| place.clone_from(frame));
+        frames.keep_many(taken.len());
+        frames.batch(self.bodies.store(), None)
+    }
+
     /// Copies a frame. Returns false if there is no room.
-    fn put(&mut self, batch: &Batch<'_>, frame: &Frame) -> bool {
+    pub(crate) fn put(&mut self, batch: &Batch<'_>, frame: &Frame) -> bool {
         if self.count >= BURST_MAX {
             return false;
         }
@@ -190,11 +204,8 @@ impl Ingress for Lane {
         self.release();
         self.open = self.full.pop().ok();
         let Some(parcel) = &self.open else { return frames.batch(SegStore::empty(), None) };
-        let taken = parcel.frames.iter().take(parcel.count);
-        frames.room().iter_mut().zip(taken).for_each(|(place, frame)| place.clone_from(frame));
-        frames.keep_many(parcel.count);
         self.counters.ingress.received(parcel.count as u64, parcel.bytes);
-        frames.batch(parcel.bodies.store(), None)
+        parcel.batch(0, frames)
     }
 
     fn release(&mut self) {

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod adapt;
+pub mod backlog;
 mod batch;
 pub mod capture;
 mod coalesce;

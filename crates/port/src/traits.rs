@@ -88,6 +88,21 @@ pub trait Egress: Send {
     /// A fault: the queue takes nothing more. Frames not sent are counted as dropped.
     fn send(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault>;
 
+    /// Frames that [`Self::send`] keeps because the other side has something to say first.
+    fn held(&self) -> u64 {
+        0
+    }
+
+    /// Sends what is held, as far as that is possible by now; the other side has said something.
+    /// Publishes; does not notify.
+    ///
+    /// # Errors
+    ///
+    /// A fault, as of [`Self::send`].
+    fn resume(&mut self) -> Result<(), QueueFault> {
+        Ok(())
+    }
+
     /// Notifies the other side, if it wants that, and counts how that was decided. The worker has
     /// executed a full fence since.
     fn notify(&mut self) -> Notified;
@@ -126,6 +141,10 @@ pub trait Fabric: Send + Sync {
 
     /// Closes a way out. When this returns, no worker touches it, nor its memory.
     fn detach_egress(&self, at: QueueId) -> Option<Box<dyn Egress>>;
+
+    /// The other side of a way out has said something that frames may wait for there: those are
+    /// sent. See [`Egress::resume`].
+    fn resume_egress(&self, at: QueueId);
 
     /// Returns when nobody uses any more what was taken from a queue, its chains and frames, before
     /// this was called: every worker has ended the turn that it was in.

@@ -15,9 +15,10 @@ use port::{
     StatusCell,
 };
 
-use crate::event::{Events, events};
+use crate::event::{Events, Way, events};
 use crate::guard::{Guard, PortLimits};
 use crate::own::Own;
+use crate::pipeline::resume_egress;
 use crate::placement::Admin;
 use crate::shared::{Arrival, Message, Shared};
 use crate::stats::{add_totals, read_ends, read_rx};
@@ -480,7 +481,7 @@ impl Fabric for Switch {
         let old = self.note_pair(at, |record| {
             let mut slot = record.port.lock(at.pair)?;
             let counters = Arc::clone(egress.counters());
-            let expected = counters.egress.ended();
+            let expected = counters.egress.ended().wrapping_add(egress.held());
             let old = slot.take();
             *slot = EgressSlot {
                 egress: Some(egress),
@@ -505,6 +506,12 @@ impl Fabric for Switch {
         });
         self.shared.wake_all();
         egress
+    }
+
+    fn resume_egress(&self, at: QueueId) {
+        if let Some(Err(failure)) = self.port_of(at).map(|port| resume_egress(&port, at)) {
+            self.shared.report(failure.at, Way::Egress, failure.what);
+        }
     }
 
     fn originate(&self, from: PortId, frame: &[u8]) {

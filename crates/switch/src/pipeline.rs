@@ -26,6 +26,7 @@ use port::{
 pub(crate) use classify::PairCache;
 use classify::{Classifier, Verdict};
 use deliver::Delivery;
+pub(crate) use deliver::resume_egress;
 
 use crate::fdb::Fdb;
 use crate::steering::FlowHashes;

@@ -146,6 +146,14 @@ impl<E: Egress + 'static> Egress for FaultyEgress<E> {
         self.inner.send(batch, picked)
     }
 
+    fn held(&self) -> u64 {
+        self.inner.held()
+    }
+
+    fn resume(&mut self) -> Result<(), QueueFault> {
+        self.inner.resume()
+    }
+
     fn notify(&mut self) -> Notified {
         self.inner.notify()
     }

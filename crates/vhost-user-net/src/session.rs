@@ -181,6 +181,9 @@ pub trait Rings {
     /// Returns when nobody uses any more what was taken from a ring before this was called.
     fn quiesce(&mut self);
 
+    /// Something that frames for a running receiveq may wait for was said: a translation.
+    fn resume(&mut self, ring: RingIndex);
+
     /// Forgets where a ring is, if there is a record: the front end knows, or it starts anew.
     fn forget(&mut self, ring: RingIndex);
 

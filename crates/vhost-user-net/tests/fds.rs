@@ -45,6 +45,7 @@ mod tests {
         fn detach_egress(&self, at: QueueId) -> Option<Box<dyn Egress>> {
             self.egress.lock().unwrap().remove(&at)
         }
+        fn resume_egress(&self, _: QueueId) {}
         fn quiesce(&self) {}
         fn originate(&self, _: PortId, _: &[u8]) {}
         fn snapshot(&self, _: PortId) -> PortSnapshot {

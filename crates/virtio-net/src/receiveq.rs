@@ -13,13 +13,17 @@
 //! it one buffer, or it is dropped as `too_large`. A buffer that cannot hold the header breaks the
 //! specification and goes back with nothing written. Kicks stay suppressed.
 //! No room: the ring is looked at again [`QueueOptions::retries`] times per burst, then frames are
-//! dropped as `no_buffer`; a guest that gave nothing in the last burst gets no second look.
+//! dropped as `no_buffer`; a guest that gave nothing in the last burst gets no second look. Behind
+//! a vIOMMU frames wait for the address of the next buffer (`waiting`), and are dropped as
+//! `not_translated` when there are too many.
 
 mod deliver;
+mod waiting;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use port::backlog::Backlog;
 use port::{
     Adapter, BURST_MAX, Batch, Coalescer, DropReason, Egress, Gso, Notified, OffloadSet,
     QueueCounters, QueueFault, Way,
@@ -32,6 +36,9 @@ use deliver::{Job, Turn, deliver_mergeable, deliver_single};
 
 /// The most chains that are popped for a burst at first; one frame may then take more.
 const POP_MAX: usize = 4 * BURST_MAX;
+
+/// How often one look at the ring may find that translations have changed meanwhile.
+const CHANGES_MAX: u32 = 4;
 
 /// What a [`Receiveq`] is made of.
 #[derive(Debug)]
@@ -71,6 +78,10 @@ pub struct Receiveq {
     coalescer: Coalescer,
     /// Segments may be made into large frames.
     coalesces: bool,
+    /// Where frames wait for translations; behind a vIOMMU only.
+    backlog: Option<Backlog>,
+    /// Frames wait there, because the next chain does.
+    stalled: bool,
 }
 
 /// How a look at the ring ended.
@@ -112,6 +123,8 @@ impl Receiveq {
             adapter: Adapter::default(),
             coalescer: Coalescer::default(),
             coalesces,
+            backlog: None,
+            stalled: false,
         }
     }
 
@@ -166,46 +179,67 @@ impl Receiveq {
         self.parts
     }
 
+    /// Sends to a ring in which nothing waits.
+    #[inline(always)]
+    fn send_now(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
+        if self.filter.is_none() {
+            return self.deliver(batch, picked);
+        }
+        self.send_embedded(batch, picked)
+    }
+
     /// Delivers frames, put together where the driver takes large ones.
     #[inline(always)]
     fn deliver(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
         if self.coalesces {
             return self.coalesce(batch, picked);
         }
-        self.deliver_each(batch, picked)
+        self.deliver_or_hold(batch, picked)
+    }
+
+    /// Delivers frames; those wait for which the ring asks for an address.
+    #[inline(always)]
+    fn deliver_or_hold(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
+        let left = self.deliver_each(batch, picked)?;
+        if left > 0 {
+            let done = picked.len().saturating_sub(left);
+            self.hold(batch, picked.get(done..).unwrap_or_default());
+        }
+        Ok(())
     }
 
     #[inline(never)]
     fn coalesce(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
         if !self.coalescer.wants(batch, picked) {
-            return self.deliver_each(batch, picked);
+            return self.deliver_or_hold(batch, picked);
         }
         let mut coalescer = std::mem::take(&mut self.coalescer);
         let counters = Arc::clone(&self.parts.counters);
         let way = (self.parts.options.to_driver, &*counters.egress);
         let result =
-            coalescer.send(batch, picked, way, |batch, picked| self.deliver_each(batch, picked));
+            coalescer.send(batch, picked, way, |batch, picked| self.deliver_or_hold(batch, picked));
         self.coalescer = coalescer;
         result
     }
 
-    /// Delivers frames; what the driver does not take is adapted on the way.
+    /// Delivers frames; what the driver does not take is adapted on the way. Returns how many of
+    /// the last ones have to wait.
     #[inline(always)]
-    fn deliver_each(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
+    fn deliver_each(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<usize, QueueFault> {
         let mut left = picked;
         self.deliver_fitting(batch, &mut left)?;
-        if left.is_empty() { Ok(()) } else { self.deliver_others(batch, left) }
+        if left.is_empty() { Ok(0) } else { self.deliver_others(batch, left) }
     }
 
     /// As [`Self::deliver_each`], where the first frame must be adapted.
     #[cold]
-    fn deliver_others(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
+    fn deliver_others(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<usize, QueueFault> {
         let mut left = picked;
-        while !left.is_empty() {
+        while !left.is_empty() && !self.stalled {
             left = self.adapt(batch, left)?;
             self.deliver_fitting(batch, &mut left)?;
         }
-        Ok(())
+        Ok(left.len())
     }
 
     /// Delivers adapted what the driver does not take at the beginning of `picked`. Returns what is
@@ -224,7 +258,11 @@ impl Receiveq {
         let takes = OffloadSet { csum, ..whole };
         let way = Way { takes, lost: DropReason::PortDown, counters: &counters.egress };
         let (done, result) = adapter.adapt(batch, picked, &way, |batch, mut picked| {
-            self.deliver_fitting(batch, &mut picked)
+            self.deliver_fitting(batch, &mut picked)?;
+            if self.stalled {
+                self.hold(batch, picked);
+            }
+            Ok(())
         });
         self.adapter = adapter;
         let left = picked.get(done..).unwrap_or_default();
@@ -234,19 +272,25 @@ impl Receiveq {
         result.map(|()| left)
     }
 
-    /// Delivers the first of `left`, up to one that the driver does not take, and leaves the rest.
+    /// Delivers the first of `left`, up to one that the driver does not take or for which the ring
+    /// asks for an address, and leaves the rest.
     #[inline(never)]
     fn deliver_fitting(&mut self, batch: &Batch<'_>, left: &mut &[u16]) -> Result<(), QueueFault> {
         self.turn.clear();
         let mut retries = self.parts.options.retries;
         let mut want = left.len().saturating_mul(self.chains_per_frame).min(POP_MAX);
         let mut result = Ok(());
-        while !left.is_empty() {
+        let mut changes = CHANGES_MAX;
+        while !left.is_empty() && !self.stalled {
             let (frames, look) = self.look(batch, left, want);
             *left = left.get(frames..).unwrap_or_default();
             match look {
                 Look::Done | Look::Adapt => break,
                 Look::Short => want = want.saturating_mul(2).max(BURST_MAX),
+                Look::Dry(_) if self.stalls() => break,
+                Look::Dry(_) if changes > 0 && self.has_changed() => {
+                    changes = changes.saturating_sub(1);
+                }
                 Look::Dry(1..) if (retries == 0 || self.starved) && is_large(batch, left) => break,
                 Look::Dry(available) => *left = self.starve(left, available, &mut retries),
                 Look::Broken(fault) => {
@@ -377,10 +421,18 @@ impl Egress for Receiveq {
             self.parts.counters.egress.dropped(DropReason::PortDown, picked.len() as u64);
             return Ok(());
         }
-        if self.filter.is_none() {
-            return self.deliver(batch, picked);
+        if self.stalled {
+            return self.send_behind(batch, picked);
         }
-        self.send_embedded(batch, picked)
+        self.send_now(batch, picked)
+    }
+
+    fn held(&self) -> u64 {
+        self.backlog.as_ref().map_or(0, Backlog::frames)
+    }
+
+    fn resume(&mut self) -> Result<(), QueueFault> {
+        self.deliver_held()
     }
 
     fn notify(&mut self) -> Notified {

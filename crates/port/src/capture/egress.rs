@@ -72,6 +72,14 @@ impl Egress for TappedEgress {
         result
     }
 
+    fn held(&self) -> u64 {
+        self.inner.held()
+    }
+
+    fn resume(&mut self) -> Result<(), QueueFault> {
+        self.inner.resume()
+    }
+
     fn notify(&mut self) -> Notified {
         self.inner.notify()
     }

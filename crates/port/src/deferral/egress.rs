@@ -98,11 +98,15 @@ fn pass_on(
     let sent = egress.send(&batch, picked.get(..batch.len()).unwrap_or(&picked));
     drop(batch);
     lane.release();
+    notify(egress);
+    sent.map(|()| true)
+}
+
+fn notify(egress: &mut impl Egress) {
     // ORDERING: SeqCst: what was published stands before the look at whether the driver wants to
     // know; pairs with the driver's fence.
     fence(Ordering::SeqCst);
     let _ = egress.notify();
-    sent.map(|()| true)
 }
 
 impl<E: Egress + 'static> DeferredEgress<E> {
@@ -157,6 +161,12 @@ impl<E: Egress + 'static> Egress for DeferredEgress<E> {
         Ok(())
     }
 
+    /// The thread does, in its next turn.
+    fn resume(&mut self) -> Result<(), QueueFault> {
+        self.giver.wake();
+        Ok(())
+    }
+
     fn notify(&mut self) -> Notified {
         Notified::Nobody
     }
@@ -182,6 +192,10 @@ impl<E: Egress + 'static> Work for Giving<E> {
     fn turn(&mut self) -> Result<bool, QueueFault> {
         if let Some(begin) = self.begin.take() {
             begin(&mut self.egress);
+        }
+        if self.egress.held() > 0 {
+            self.egress.resume()?;
+            notify(&mut self.egress);
         }
         pass_on(&mut self.lane, &mut self.frames, &mut self.egress)
     }

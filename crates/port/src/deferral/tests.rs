@@ -282,3 +282,66 @@ fn frames_of_a_late_ring_come_in_order_and_stay_in_order_without_the_thread() {
     assert_eq!(totals.drops[DropReason::Runt as usize], 250, "one for each burst of 8");
     assert_eq!(totals.rx_frames, 2250);
 }
+
+/// Holds all frames until it was let go on.
+struct Holding {
+    held: u64,
+    /// How often it was asked to go on.
+    asked: Arc<AtomicUsize>,
+    open: Arc<AtomicUsize>,
+    counters: Arc<QueueCounters>,
+}
+
+impl Egress for Holding {
+    fn send(&mut self, _: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
+        self.held += picked.len() as u64;
+        Ok(())
+    }
+
+    fn held(&self) -> u64 {
+        self.held
+    }
+
+    fn resume(&mut self) -> Result<(), QueueFault> {
+        // ORDERING: Relaxed: the wake-up comes after it.
+        if self.open.load(Ordering::Relaxed) > 0 {
+            self.counters.egress.sent(std::mem::take(&mut self.held), 0);
+        }
+        // ORDERING: Relaxed: a count.
+        let _ = self.asked.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn notify(&mut self) -> Notified {
+        Notified::Called
+    }
+
+    fn counters(&self) -> &Arc<QueueCounters> {
+        &self.counters
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any + Send> {
+        self
+    }
+}
+
+#[test]
+fn what_the_half_holds_is_sent_by_its_thread_when_it_may_go_on() {
+    let (open, asked): (Arc<AtomicUsize>, Arc<AtomicUsize>) = Default::default();
+    let counters: Arc<QueueCounters> = Arc::default();
+    let inner = Holding {
+        held: 3,
+        asked: Arc::clone(&asked),
+        open: Arc::clone(&open),
+        counters: Arc::clone(&counters),
+    };
+    let rest = EgressRest::empty().unwrap();
+    let mut late = DeferredEgress::start(plan(&Arc::default()), inner, |_| (), rest).unwrap();
+    // ORDERING: Relaxed: a count. The thread has nothing to do then, until it is woken.
+    wait_for("the thread's look", || asked.load(Ordering::Relaxed) == 1);
+    assert_eq!(counters.egress.ended(), 0);
+    // ORDERING: Relaxed: the wake-up comes after it.
+    open.store(1, Ordering::Relaxed);
+    late.resume().unwrap();
+    wait_for("the thread", || counters.egress.ended() == 3);
+}

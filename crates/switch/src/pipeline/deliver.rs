@@ -4,6 +4,7 @@
 //! the lock is released: that egress is closed, its frames are counted, everything else goes on.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{Ordering, fence};
 
 use port::{BURST_MAX, Batch, DropReason, Frame, Notified, PortId, QueueId};
 
@@ -11,7 +12,7 @@ use super::{Env, Failure, Origin, Trouble};
 use crate::panics::{drop_quietly, panic_text};
 use crate::room;
 use crate::steering::FlowHashes;
-use crate::table::{EgressSlot, Entry, Table};
+use crate::table::{EgressSlot, Entry, Port, Table};
 use crate::vlan::Tagging;
 
 /// All indexes of a burst, in order.
@@ -303,6 +304,28 @@ fn send(
             Sent::Failed(Failure { at, what: Trouble::Fault(fault) })
         }
         Err(panic) => Sent::Failed(Failure { at, what: Trouble::Panic(close(&mut slot, &*panic)) }),
+    }
+}
+
+/// Lets an egress send what it holds, under its lock, and notifies its other side.
+pub(crate) fn resume_egress(port: &Port, at: QueueId) -> Result<(), Failure> {
+    let Some(mut slot) = port.lock(at.pair) else { return Ok(()) };
+    let (false, Some(egress)) = (slot.broken, slot.egress.as_mut()) else { return Ok(()) };
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        let resumed = egress.resume();
+        // ORDERING: SeqCst: as in a worker's turn, used entries before the read of whether the
+        // driver wants to be notified.
+        fence(Ordering::SeqCst);
+        let _ = egress.notify();
+        resumed
+    }));
+    match outcome {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(fault)) => {
+            slot.broken = true;
+            Err(Failure { at, what: Trouble::Fault(fault) })
+        }
+        Err(panic) => Err(Failure { at, what: Trouble::Panic(close(&mut slot, &*panic)) }),
     }
 }
 

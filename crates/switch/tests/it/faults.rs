@@ -176,3 +176,41 @@ fn the_event_fd_is_readable_while_there_are_events() {
     assert!(switch.events().next().is_none());
     assert!(!readable(0));
 }
+
+#[test]
+fn what_an_egress_holds_is_sent_when_it_may_go_on_and_never_forgotten() {
+    for behaviour in [Behaviour::Good, Behaviour::EgressFaults, Behaviour::EgressPanics] {
+        let switch = Switch::start(&SwitchConfig::default()).unwrap();
+        let ports = plain_ports(&switch, 2);
+        let (from, to) = (&ports[0].1, &ports[1].1);
+        to.behave(Behaviour::Holds);
+        from.send(&[frame(BROADCAST, mac(1), 1), frame(BROADCAST, mac(1), 2)]);
+        wait_for("the frames", || from.waiting() == 0 && switch.stats().held == 2);
+        let id = at(ports[1].0.id, 0);
+        // Whoever stops and starts it takes along what it holds.
+        let egress = switch.detach_egress(id).unwrap();
+        assert_eq!(egress.held(), 2);
+        switch.attach_egress(id, egress);
+        let before = to.egress_notified.load(std::sync::atomic::Ordering::SeqCst);
+        to.behave(behaviour);
+        switch.resume_egress(id);
+        assert_eq!(switch.stats().held, 0, "{behaviour:?}");
+        let stats = switch.stats();
+        crate::mock::check_law(&stats);
+        let lost = (drops(&stats, DropReason::PortDown), drops(&stats, DropReason::Panicked));
+        if behaviour == Behaviour::Good {
+            assert_eq!(lost, (0, 0));
+            assert!(to.egress_notified.load(std::sync::atomic::Ordering::SeqCst) > before);
+            continue;
+        }
+        assert_eq!(lost, if behaviour == Behaviour::EgressFaults { (2, 0) } else { (0, 2) });
+        let told = matches!(
+            next_event(&switch),
+            SwitchEvent::Panicked { way: Way::Egress, .. }
+                | SwitchEvent::Faulted { way: Way::Egress, .. }
+        );
+        assert!(told);
+        // It is out of service: nothing happens any more.
+        switch.resume_egress(id);
+    }
+}

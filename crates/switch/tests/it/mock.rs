@@ -45,6 +45,8 @@ pub(crate) enum Behaviour {
     NotifyPanics,
     Slow,
     NoRoom,
+    /// The egress keeps what it is given.
+    Holds,
 }
 
 impl Wire {
@@ -169,6 +171,7 @@ impl Ingress for MockIngress {
 pub(crate) struct MockEgress {
     pub(crate) wire: Arc<Wire>,
     counters: Arc<QueueCounters>,
+    held: u64,
 }
 
 impl Egress for MockEgress {
@@ -178,6 +181,10 @@ impl Egress for MockEgress {
         if self.wire.does(Behaviour::EgressFaults) {
             counters.dropped(DropReason::PortDown, picked.len() as u64);
             return Err(fault());
+        }
+        if self.wire.does(Behaviour::Holds) {
+            self.held = self.held.wrapping_add(picked.len() as u64);
+            return Ok(());
         }
         if self.wire.does(Behaviour::NoRoom) {
             counters.dropped(DropReason::NoBuffer, picked.len() as u64);
@@ -193,6 +200,20 @@ impl Egress for MockEgress {
                 panic!("egress panics late");
             }
         }
+        Ok(())
+    }
+
+    fn held(&self) -> u64 {
+        self.held
+    }
+
+    fn resume(&mut self) -> Result<(), QueueFault> {
+        assert!(!self.wire.does(Behaviour::EgressPanics), "egress panics");
+        if self.wire.does(Behaviour::EgressFaults) {
+            self.counters.egress.dropped(DropReason::PortDown, std::mem::take(&mut self.held));
+            return Err(fault());
+        }
+        self.counters.egress.sent(std::mem::take(&mut self.held), 0);
         Ok(())
     }
 
@@ -236,7 +257,7 @@ pub(crate) fn attach_ingress(switch: &Switch, port: &PortHandle, pair: u16, wire
 /// Returns when every worker knows of it: a frame that is flooded from now on arrives here too.
 pub(crate) fn attach_egress(switch: &Switch, port: &PortHandle, pair: u16, wire: &Arc<Wire>) {
     let counters = port.counters(pair).unwrap();
-    let egress = MockEgress { wire: Arc::clone(wire), counters };
+    let egress = MockEgress { wire: Arc::clone(wire), counters, held: 0 };
     switch.attach_egress(at(port.id, pair), Box::new(egress));
     switch.quiesce();
 }

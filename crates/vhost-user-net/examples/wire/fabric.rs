@@ -130,6 +130,15 @@ impl Fabric for Wire {
         lock(&self.egress).remove(&at)
     }
 
+    fn resume_egress(&self, at: QueueId) {
+        if let Some(egress) = lock(&self.egress).get_mut(&at) {
+            let _ = egress.resume();
+            // ORDERING: SeqCst: what was published before the look at what the driver wants.
+            fence(Ordering::SeqCst);
+            let _ = egress.notify();
+        }
+    }
+
     fn quiesce(&self) {
         // Held for a turn.
         drop(lock(&self.ingress));

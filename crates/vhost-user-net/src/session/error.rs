@@ -164,6 +164,9 @@ pub enum SetUpError {
     /// Memory that is still arriving needs a thread, and there is none left.
     #[error("no thread is left to serve a ring whose memory is still arriving")]
     NoThread,
+    /// Frames for a ring behind a vIOMMU may have to wait, and there is no memory for that.
+    #[error("no memory is left for frames that wait for translations")]
+    NoRoom,
 }
 
 /// Why a connected port carries no frames.

@@ -18,7 +18,6 @@ use virtio_net::notify;
 use virtq::mem::{GuestMap, GuestPhysAddr};
 use virtq::{Access, Iotlb, IotlbEntry, Iova, Layout, QueueConfig, RingIotlb};
 
-use super::ring::Ring;
 use super::{ACCESS_PLATFORM, RingIndex, Rings, Session, SessionError};
 use crate::codec::{IotlbKind, IotlbMessage};
 use crate::memory::FrontendAddr;
@@ -140,7 +139,7 @@ impl Session {
                 let entries = self.entries(&message, access)?;
                 if iotlb.insert(&entries) {
                     self.try_start_all(rings);
-                    self.wake_rings();
+                    self.wake_rings(rings);
                 }
             }
             IotlbKind::Invalidate => {
@@ -153,7 +152,7 @@ impl Session {
                 rings.quiesce();
                 self.try_start_all(rings);
                 if waited {
-                    self.wake_rings();
+                    self.wake_rings(rings);
                 }
             }
             IotlbKind::Miss(_) => return Err(SessionError::IotlbMiss),
@@ -197,11 +196,14 @@ impl Session {
             .any(|(addr, len, _)| addr.0 < end && message.iova.0 < addr.0.saturating_add(*len))
     }
 
-    /// Lets workers that sleep look at rings again whose next chain waited: as a kick would.
-    fn wake_rings(&self) {
-        let kick = |ring: &Ring| ring.kick.clone().filter(|_| ring.running);
-        for kick in self.rings.values().filter_map(kick) {
-            notify::signal(&kick);
+    /// Looks at rings again whose next chain waited: transmitqs by workers, as after a kick.
+    fn wake_rings(&self, rings: &mut dyn Rings) {
+        for (index, ring) in self.rings.iter().filter(|(_, ring)| ring.running) {
+            if !index.is_transmitq() {
+                rings.resume(*index);
+            } else if let Some(kick) = &ring.kick {
+                notify::signal(kick);
+            }
         }
     }
 }

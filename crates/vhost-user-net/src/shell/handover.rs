@@ -133,6 +133,10 @@ impl VhostUserPort {
         if let Some(link) = self.link.as_mut().filter(|link| !link.session.is_late()) {
             link.session.pause(transmitqs, &mut self.rings);
         }
+        if !transmitqs {
+            // What waits here has been counted as received: it does not go along.
+            self.rings.end_waiting();
+        }
     }
 
     /// Starts the rings of one direction. Start the receiveqs of all ports first.

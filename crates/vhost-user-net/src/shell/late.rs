@@ -17,7 +17,7 @@ use port::deferral::{
     DeferredEgress, DeferredIngress, EgressRest, IngressRest, Notice, Pacer, Plan,
 };
 use port::{Egress, Ingress, QueueCounters, QueueFault};
-use virtio_net::{Receiveq, ReceiveqParts, Transmitq, TransmitqParts};
+use virtio_net::{Receiveq, Transmitq, TransmitqParts};
 use virtq::mem::Userfault;
 
 use super::VhostUserPort;
@@ -117,18 +117,18 @@ impl Late {
         Ok(Box::new(half))
     }
 
-    /// The same for a receiveq.
+    /// The same for a receiveq, which was not touched yet.
     pub(super) fn egress(
         &mut self,
         ring: RingIndex,
         port: &str,
-        parts: ReceiveqParts,
+        queue: Receiveq,
     ) -> Result<Box<dyn Egress>, SetUpError> {
         let rest = match self.rests.remove(&ring) {
             Some(Rest::Egress(rest)) => rest,
             _ => EgressRest::empty().map_err(|_| SetUpError::NoThread)?,
         };
-        let (queue, begin) = (Receiveq::untouched(parts), Receiveq::suppress_kicks);
+        let begin = Receiveq::suppress_kicks;
         let half = DeferredEgress::start(self.plan(ring, port), queue, begin, rest);
         let half = half.map_err(|_| SetUpError::NoThread)?;
         let _ = self.threads.insert(ring, half.pacer());

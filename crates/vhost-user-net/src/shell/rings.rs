@@ -1,10 +1,14 @@
 //! Rings on the switch: a session's rings become the two halves of queue pairs and come back.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use port::{Egress, Fabric, Ingress, PortId, PortSnapshot, QueueCounters, QueueId, Restored};
+use port::backlog::Backlog;
+use port::{
+    DropReason, Egress, Fabric, Ingress, PortId, PortSnapshot, QueueCounters, QueueId, Restored,
+};
 use virtio_net::features::queue_options;
 use virtio_net::{QueueOptions, Receiveq, ReceiveqParts, Transmitq, TransmitqParts, notify};
 use virtq::mem::RecordPage;
@@ -16,6 +20,9 @@ use super::{CountersOf, PortLinks, PortSettings, Transfers};
 use crate::rarp;
 use crate::record::{Identity, Records};
 use crate::session::{RingIndex, RingStart, Rings, SetUpError, Stopped};
+
+/// Bursts that wait for translations of a receiveq's buffers.
+const WAITING_PARCELS: usize = 8;
 
 /// The switch, as a session uses it.
 pub(super) struct FabricRings {
@@ -31,6 +38,8 @@ pub(super) struct FabricRings {
     pub(super) name: String,
     /// Rings whose memory is still arriving.
     pub(super) late: Late,
+    /// What waits for translations in receiveqs that do not run.
+    waiting: BTreeMap<RingIndex, Backlog>,
     /// The device's state on its way.
     pub(super) transfers: Transfers,
     /// What the port says in the log.
@@ -51,6 +60,7 @@ impl FabricRings {
             transfers: Transfers::new(notice),
             late: Late::new(Arc::clone(notice)),
             talk: Talk::default(),
+            waiting: BTreeMap::new(),
         }
     }
 
@@ -125,12 +135,20 @@ impl FabricRings {
         &mut self,
         ring: RingIndex,
         parts: ReceiveqParts,
-        late: bool,
+        (late, translated): (bool, bool),
     ) -> Result<Box<dyn Egress>, SetUpError> {
-        if late {
-            return self.late.egress(ring, &self.name, parts);
+        let mut queue = if late { Receiveq::untouched(parts) } else { Receiveq::new(parts) };
+        let waiting = match self.waiting.remove(&ring) {
+            None if translated => Some(Backlog::new(WAITING_PARCELS)),
+            waiting => waiting.map(Ok),
+        };
+        if let Some(waiting) = waiting {
+            queue.set_backlog(waiting.map_err(|_| SetUpError::NoRoom)?);
         }
-        Ok(self.late.behind_egress(ring, Receiveq::new(parts)))
+        if late {
+            return self.late.egress(ring, &self.name, queue);
+        }
+        Ok(self.late.behind_egress(ring, queue))
     }
 
     fn at(&self, ring: RingIndex) -> QueueId {
@@ -166,6 +184,7 @@ impl Rings for FabricRings {
             queue.set_inflight(inflight);
         }
         queue.set_log(start.log);
+        let translated = start.iotlb.is_some();
         queue.set_iotlb(start.iotlb);
         let options = QueueOptions {
             enabled: start.enabled,
@@ -175,6 +194,7 @@ impl Rings for FabricRings {
         };
         let counters: Arc<QueueCounters> = (self.counters)(ring.pair());
         let (kick, call) = (start.kick, start.call);
+        let behind = (start.late, translated);
         let begins = position == RingPosition::start(start.config.layout);
         let lost = call.clone().filter(|_| start.resumed || recorded.is_some() || !begins);
         if ring.is_transmitq() {
@@ -183,8 +203,12 @@ impl Rings for FabricRings {
             self.fabric.attach_ingress(self.at(ring), ingress);
         } else {
             let parts = ReceiveqParts { queue, kick, call, counters, options };
-            let egress = self.make_egress(ring, parts, start.late)?;
+            let egress = self.make_egress(ring, parts, behind)?;
+            let waits = egress.held() > 0;
             self.fabric.attach_egress(self.at(ring), egress);
+            if waits {
+                self.fabric.resume_egress(self.at(ring));
+            }
         }
         // A call to the previous eventfd, or of a predecessor, may have come after the driver
         // looked at that one last: one call too many is harmless, one too few is not.
@@ -206,6 +230,10 @@ impl Rings for FabricRings {
             }
         }
         stopped
+    }
+
+    fn resume(&mut self, ring: RingIndex) {
+        self.fabric.resume_egress(self.at(ring));
     }
 
     fn quiesce(&mut self) {
@@ -239,13 +267,25 @@ impl FabricRings {
             self.late.take_ingress(ring, ingress)?.into_parts().queue
         } else {
             let egress = self.fabric.detach_egress(self.at(ring))?;
-            self.late.take_egress(ring, egress)?.into_parts().queue
+            let mut queue = self.late.take_egress(ring, egress)?;
+            let backlog = queue.take_backlog().filter(|backlog| !backlog.is_empty());
+            self.waiting.extend(backlog.map(|backlog| (ring, backlog)));
+            queue.into_parts().queue
         };
         Some(queue.into())
     }
 
+    /// Counts what still waits for translations as dropped: nobody goes on with it.
+    pub(super) fn end_waiting(&mut self) {
+        for (ring, mut waiting) in std::mem::take(&mut self.waiting) {
+            let counters = (self.counters)(ring.pair());
+            counters.egress.dropped(DropReason::PortDown, waiting.clear());
+        }
+    }
+
     /// Counts what still waits for rings whose memory was late: they do not start again.
     pub(super) fn end_late(&mut self) {
+        self.end_waiting();
         for (ring, rest) in self.late.take_rests() {
             match rest {
                 Rest::Ingress(rest) => rest.discard(),

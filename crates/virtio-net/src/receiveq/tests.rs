@@ -13,6 +13,7 @@ use crate::rig::{BOTH, Guest, Ledger, counter, options, pattern, receiveq, trans
 use crate::{HeaderLen, QueueOptions};
 
 mod offloads;
+mod waiting;
 
 const SIZES: [usize; 12] = [14, 42, 60, 64, 65, 100, 128, 129, 1514, 4096, 9014, 65535];
 

@@ -352,7 +352,7 @@ impl GuestMap {
 
     /// Appends the segments of `[addr, addr + len)`, split at region boundaries.
     /// Returns false, and may have appended some, if a byte is not mapped.
-    #[inline(always)]
+    #[cfg(any(test, feature = "driver"))]
     pub(crate) fn resolve(
         &self,
         hit: &mut Hit,
@@ -369,6 +369,7 @@ impl GuestMap {
         }
     }
 
+    /// The same, for what is not in the region of `hit`.
     #[cold]
     #[inline(never)]
     pub(crate) fn resolve_slow(

@@ -33,6 +33,7 @@ pub(super) enum Event {
     Stopped(u16),
     Announced([u8; 6]),
     Quiesced,
+    Resumed(u16),
     Forgotten(u16),
 }
 
@@ -90,6 +91,10 @@ impl Rings for Recorder {
 
     fn quiesce(&mut self) {
         self.events.push(Event::Quiesced);
+    }
+
+    fn resume(&mut self, ring: RingIndex) {
+        self.events.push(Event::Resumed(ring.0));
     }
 
     fn announce(&mut self, mac: [u8; 6]) {

@@ -183,3 +183,23 @@ fn pages_are_logged_where_the_guest_has_them() {
     let _ = rustix::io::pread(&log, &mut byte, bit / 8).unwrap();
     assert_eq!(byte[0], 1 << (bit % 8), "the used ring of ring 1");
 }
+
+#[test]
+fn an_answer_wakes_whoever_waits_for_it() {
+    let mut front = up(&[(0, 0x2_0000)]);
+    // A buffer of the receiveq that nobody knows.
+    let mut desc = (FAR + 200 * PAGE).to_le_bytes().to_vec();
+    desc.extend([5, 0, 0, 0, 2, 0, 0, 0]);
+    front.poke(0, &desc);
+    front.poke(0x4002, &[1, 0]);
+    let mut chains = ChainBuf::with_capacity(1);
+    let queue = &mut front.rings.queues.get_mut(&0).unwrap().queue;
+    assert!(queue.pop(&mut chains, 1).is_empty());
+    let _ = front.events();
+    assert_eq!(front.ack(update(100 * PAGE, PAGE), Vec::new()), 0);
+    assert_eq!(front.events(), [], "that is about something else");
+    assert_eq!(front.ack(update(200 * PAGE, PAGE), Vec::new()), 0);
+    assert_eq!(front.events(), [Event::Resumed(0)]);
+    assert_eq!(front.ack(update(200 * PAGE, PAGE), Vec::new()), 0);
+    assert_eq!(front.events(), [], "once");
+}

@@ -12,7 +12,7 @@ use crate::features::{GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, MRG_RXBUF};
 use crate::rig::{BOTH, Guest, Ledger, options, pattern, receiveq};
 
 /// A TCP frame of `payload` bytes over IPv4, with a partial checksum.
-fn tcp(payload: usize) -> Vec<u8> {
+pub(super) fn tcp(payload: usize) -> Vec<u8> {
     let mut frame = pattern(54 + payload, 1);
     frame[12..14].copy_from_slice(&[8, 0]);
     frame[14..16].copy_from_slice(&[0x45, 0]);
@@ -38,7 +38,7 @@ fn is_finished(frame: &[u8]) -> bool {
 }
 
 /// Sends `frame` with an offload behind and before an ordinary frame.
-fn send_offload(queue: &mut Receiveq, frame: &[u8], offload: Offload) {
+pub(super) fn send_offload(queue: &mut Receiveq, frame: &[u8], offload: Offload) {
     let mut pool = Pool::new(1, 1 << 17).unwrap();
     pool.slot_mut(0).unwrap()[..frame.len()].copy_from_slice(frame);
     let span = Pool::span(0, 0, frame.len() as u32);
@@ -131,7 +131,7 @@ fn segments_that_find_no_room_are_counted_one_by_one() {
 }
 
 /// The large frame that most tests send.
-const LARGE: Offload = Offload { gso: Gso::TcpV4, gso_size: 1000, hdr_len: 54, ..CSUM };
+pub(super) const LARGE: Offload = Offload { gso: Gso::TcpV4, gso_size: 1000, hdr_len: 54, ..CSUM };
 
 #[test]
 fn without_mergeable_buffers_a_large_frame_takes_a_large_one() {
