@@ -21,7 +21,7 @@ mod udp;
 mod vlan;
 
 pub use arp::{Arp, RARP_FRAME_LEN, rarp_announce};
-pub use checksum::{Checksum, Lanes, checksum};
+pub use checksum::{Checksum, checksum};
 pub use ethernet::{Ethernet, ethertype};
 pub use flow::{flow_hash, inner_flow_hash};
 pub use icmp::Icmp;

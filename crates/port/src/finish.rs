@@ -5,8 +5,8 @@
 //! its private head is refused. The body is summed as it is read; whoever changes it meanwhile
 //! gets a frame with a wrong checksum.
 
-use packet::{Checksum, Lanes};
-use virtq::mem::{Block, Passing, Reader, Writer};
+use packet::Checksum;
+use virtq::mem::{Reader, Writer};
 
 use crate::{Frame, Offload};
 
@@ -43,7 +43,7 @@ impl Finish {
         let mut done = 0u32;
         while done < len {
             let left = len.wrapping_sub(done);
-            let (sum, count) = to.copy_piece::<Sum>(body, left);
+            let (sum, count) = to.copy_sum(body, left);
             if count == 0 {
                 break;
             }
@@ -59,29 +59,6 @@ impl Finish {
     pub fn end(self) -> (usize, [u8; 2]) {
         let value = if self.is_udp { self.sum.finish_transport() } else { self.sum.finish() };
         (self.place, value.to_be_bytes())
-    }
-}
-
-/// The sum of what passes.
-#[derive(Default)]
-struct Sum(Lanes);
-
-impl Passing for Sum {
-    type Result = u16;
-
-    #[inline(always)]
-    fn block(self, block: &Block) -> Self {
-        Self(self.0.with(block))
-    }
-
-    #[inline(always)]
-    fn word(self, word: u64) -> Self {
-        Self(self.0.with_word(word))
-    }
-
-    #[inline(always)]
-    fn end(self) -> u16 {
-        self.0.sum()
     }
 }
 
@@ -104,7 +81,7 @@ pub fn finish_checksum(frame: &mut Frame, body: Reader<'_>) -> bool {
 /// Adds all that is left in `body`.
 pub fn sum_body(sum: &mut Checksum, mut body: Reader<'_>) {
     loop {
-        let (part, count) = body.look_at_piece::<Sum>(u32::MAX);
+        let (part, count) = body.sum_piece(u32::MAX);
         if count == 0 {
             break;
         }

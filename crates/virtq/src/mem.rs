@@ -14,7 +14,6 @@
 //! **Not supported.** Dirty bitmaps of `vm-memory` regions are not marked.
 #![expect(unsafe_code, reason = "the crate's only module that dereferences guest memory")]
 
-mod blocks;
 mod dirty;
 #[cfg(feature = "driver")]
 mod driver_words;
@@ -28,10 +27,10 @@ mod record;
 mod rings;
 mod segs;
 mod shared;
+mod sum;
 mod userfault;
 mod word;
 
-pub use blocks::{Block, Passing};
 pub use dirty::{DirtyLog, LOG_PAGE};
 #[cfg(feature = "driver")]
 pub(crate) use driver_words::DriverWords;

@@ -1,6 +1,6 @@
 //! Segments of guest memory, and the cursors that copy from and to them.
 
-use super::{Passing, ReadPiece, blocks, copy_guest, copy_private, prefetch_read, prefetch_write};
+use super::{ReadPiece, copy_guest, copy_private, prefetch_read, prefetch_write, sum};
 
 /// A checked range of host-mapped guest memory. Only valid while its `GuestMap` lives, which the
 /// lifetimes of [`SegStore`], [`Readable`] and [`Writable`] see to.
@@ -382,14 +382,13 @@ impl<'a> Reader<'a> {
         (len > 0).then(|| RawSeg::new(ptr, len))
     }
 
-    /// Shows up to `max` bytes of the next contiguous piece to a new `P`; returns what became of
-    /// it, and how many bytes there were, 0 at the end.
+    /// The Internet sum of up to `max` bytes of the next contiguous piece, as if the first were at
+    /// an even place, and how many there were, 0 at the end.
     #[inline(always)]
-    pub fn look_at_piece<P: Passing>(&mut self, max: u32) -> (P::Result, u32) {
+    pub fn sum_piece(&mut self, max: u32) -> (u16, u32) {
         let (src, len) = self.cursor.take(max);
-        // SAFETY: `take` gave `len` mapped bytes.
-        let result = unsafe { blocks::look::<P>(src, len as usize) };
-        (result, len)
+        // SAFETY: `take` gave that many mapped bytes, or none.
+        (unsafe { sum::look(src, len as usize) }, len)
     }
 
     /// Asks the CPU for the first `lines` lines from here.
@@ -477,19 +476,18 @@ impl Writer<'_> {
         len
     }
 
-    /// As [`Self::copy_from`], but only within the next contiguous pieces of both sides, and shows
-    /// what it moves to a new `P`. Returns what became of that, and how many bytes there were, 0
-    /// where either side ends.
+    /// As [`Self::copy_from`], but only within the next contiguous pieces of both sides, and with
+    /// the Internet sum of what was moved, as if its first byte were at an even place. Returns that
+    /// sum, and how many bytes there were, 0 where either side ends.
     #[inline(always)]
-    pub fn copy_piece<P: Passing>(&mut self, from: &mut Reader<'_>, max: u32) -> (P::Result, u32) {
+    pub fn copy_sum(&mut self, from: &mut Reader<'_>, max: u32) -> (u16, u32) {
         if !from.cursor.refill() {
-            return (P::default().end(), 0);
+            return (0, 0);
         }
         let (dst, len) = self.cursor.take(max.min(from.cursor.here).min(from.cursor.left));
         let (src, _) = from.cursor.take(len);
         // SAFETY: both cursors have `len` mapped bytes in their current segments.
-        let result = unsafe { blocks::copy::<P>(src, dst, len as usize) };
-        (result, len)
+        (unsafe { sum::copy(src, dst, len as usize) }, len)
     }
 
     #[cold]

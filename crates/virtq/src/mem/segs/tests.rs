@@ -1,9 +1,8 @@
 //! Cursors over segments, against the same bytes in one slice.
 #![expect(clippy::arithmetic_side_effects, clippy::cast_possible_truncation, reason = "test code")]
 
-use crate::mem::blocks::Seen;
-
 use super::{RawSeg, Reader, SegSpan, SegStore, Writable, Writer};
+use crate::mem::sum::tests::plain;
 
 /// Private bytes cut into segments of the given lengths.
 struct Cut {
@@ -178,33 +177,28 @@ fn both_parts_of_a_split_span_hold_what_the_whole_held() {
 }
 
 #[test]
-fn what_is_seen_in_blocks_is_what_passes() {
+fn what_is_summed_is_what_passes() {
     for (cut, room) in CUTS.map(Cut::new).into_iter().zip(CUTS.map(Cut::new)) {
         let mut room = room;
         room.bytes.fill(0);
         let (mut reader, mut again, mut writer) =
             (cut.reader(0, 20), cut.reader(3, 17), room.writer());
-        let mut seen = Vec::new();
-        loop {
-            let (bytes, count) = writer.copy_piece::<Seen>(&mut reader, 9);
-            if count == 0 {
-                break;
-            }
-            assert!(bytes[count as usize..].iter().all(|byte| *byte == 0));
-            seen.extend_from_slice(&bytes[..count as usize]);
-        }
-        assert_eq!(seen, cut.bytes);
-        assert_eq!(room.now(), cut.bytes);
         let mut total = 0;
-        while let (bytes, step @ 1..) = again.look_at_piece::<Seen>(u32::MAX) {
-            assert_eq!(bytes[0], cut.bytes[3 + total as usize]);
-            total += step;
+        while let (sum, step @ 1..) = writer.copy_sum(&mut reader, 9) {
+            assert_eq!(sum, plain(&cut.bytes[total..total + step as usize]));
+            total += step as usize;
         }
-        assert_eq!(total, 17);
+        assert_eq!(total, cut.bytes.len());
+        assert_eq!(room.now(), cut.bytes);
+        let mut total = 3;
+        while let (sum, step @ 1..) = again.sum_piece(u32::MAX) {
+            assert_eq!(sum, plain(&cut.bytes[total..total + step as usize]));
+            total += step as usize;
+        }
+        assert_eq!(total, 20);
     }
     let long = Cut::new(&[200, 100]);
-    let (bytes, count) = long.reader(0, 300).look_at_piece::<Seen>(300);
-    assert_eq!((count, &bytes[..200]), (200, &long.bytes[..200]));
+    assert_eq!(long.reader(0, 300).sum_piece(300), (plain(&long.bytes[..200]), 200));
 }
 
 #[test]
