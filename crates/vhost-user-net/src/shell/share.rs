@@ -25,6 +25,10 @@ use super::{VhostUserPort, Way};
 const AT_ONCE: Duration = Duration::from_millis(150);
 /// The part of a CPU that it may take for good: a twentieth.
 const SHARE: u32 = 20;
+/// Of what a guest behind a vIOMMU has done for it, the part that is charged: its front end sends a
+/// message for each mapping, thousands a second. So it may take half a CPU.
+const OF_TRANSLATIONS: u32 = 10;
+const ACCESS_PLATFORM: u64 = 1 << 33;
 /// What it has again when its rest ends: a turn's worth.
 const ENOUGH: Duration = Duration::from_millis(2);
 /// Lines that a port may write into the log at once, and seconds until it may write another one.
@@ -131,7 +135,12 @@ impl VhostUserPort {
     /// Charges what was done for the port since the thread's CPU time was `before`.
     pub(super) fn charge(&mut self, before: Duration, ops: &mut EventOps<'_>) {
         let now = Instant::now();
-        self.share.spend(cpu_time().saturating_sub(before), now);
+        let mut spent = cpu_time().saturating_sub(before);
+        let features = self.session().and_then(crate::session::Session::features);
+        if features.is_some_and(|bits| bits & ACCESS_PLATFORM != 0) {
+            spent = spent.checked_div(OF_TRANSLATIONS).unwrap_or_default();
+        }
+        self.share.spend(spent, now);
         if self.rests() || !self.share.is_used_up() {
             return;
         }
