@@ -29,6 +29,9 @@ const SHARE: u32 = 20;
 /// message for each mapping, thousands a second. So it may take half a CPU.
 const OF_TRANSLATIONS: u32 = 10;
 const ACCESS_PLATFORM: u64 = 1 << 33;
+/// The most that it owes: one message can take long by no fault of the front end (a terabyte of
+/// memory goes, and its pages with it), and a rest is a second at most.
+const DEBT: Duration = Duration::from_millis(48);
 /// What it has again when its rest ends: a turn's worth.
 const ENOUGH: Duration = Duration::from_millis(2);
 /// Lines that a port may write into the log at once, and seconds until it may write another one.
@@ -39,6 +42,7 @@ const SECONDS_A_LINE: u32 = 1;
 #[derive(Debug)]
 pub(super) struct Credit {
     left_ns: i64,
+    least_ns: i64,
     most_ns: i64,
     /// As many times longer than what comes back is what passes meanwhile.
     share: u32,
@@ -48,12 +52,13 @@ pub(super) struct Credit {
 impl Credit {
     fn new(most: Duration, share: u32, now: Instant) -> Self {
         let most_ns = nanos(most);
-        Self { left_ns: most_ns, most_ns, share: share.max(1), at: now }
+        Self { left_ns: most_ns, least_ns: i64::MIN, most_ns, share: share.max(1), at: now }
     }
 
     /// A port's part of the control thread.
     pub(super) fn of_control() -> Self {
-        Self::new(AT_ONCE, SHARE, Instant::now())
+        let least_ns = nanos(DEBT).saturating_neg();
+        Self { least_ns, ..Self::new(AT_ONCE, SHARE, Instant::now()) }
     }
 
     fn spend(&mut self, spent: Duration, now: Instant) {
@@ -61,7 +66,7 @@ impl Credit {
         self.at = now;
         let back = nanos(passed.checked_div(self.share).unwrap_or_default());
         self.left_ns = self.left_ns.saturating_add(back).min(self.most_ns);
-        self.left_ns = self.left_ns.saturating_sub(nanos(spent));
+        self.left_ns = self.left_ns.saturating_sub(nanos(spent)).max(self.least_ns);
     }
 
     fn is_used_up(&self) -> bool {
@@ -191,6 +196,16 @@ mod tests {
         // However long it is quiet.
         credit.spend(Duration::ZERO, start + 1_000_000 * MS);
         assert_eq!(credit.left_ns, 10_000_000);
+    }
+
+    #[test]
+    fn no_front_end_waits_for_more_than_a_second() {
+        let mut credit = Credit::of_control();
+        let start = credit.at;
+        credit.spend(3600 * 1000 * MS, start);
+        assert_eq!(credit.time_to(ENOUGH), 1000 * MS);
+        credit.spend(Duration::ZERO, start + 961 * MS);
+        assert!(!credit.is_used_up());
     }
 
     #[test]
