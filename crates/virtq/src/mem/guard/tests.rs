@@ -94,7 +94,13 @@ fn hundreds_are_watched_and_places_are_used_again() {
 
 #[test]
 fn an_address_that_nobody_watches_is_not_touched() {
-    let (_file, mapping) = mapped(2);
+    // What stands beside it is ours too: another test's memory may be watched.
+    let (_file, around) = mapped(4);
+    let (middle, flags) = (around.as_ptr().wrapping_add(PAGE), libc::MAP_SHARED);
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: the two pages in the middle are mapped like this for as long as `around` lives.
+    let mapping = unsafe { MmapRegion::build_raw(middle, 2 * PAGE, access, flags) }.unwrap();
+    let mapping = Arc::new(mapping);
     write(&mapping, PAGE, 5);
     let at = mapping.as_ptr().addr();
     assert!(!rescue(at) && !rescue(0) && !rescue(usize::MAX));
