@@ -1,5 +1,7 @@
 //! A guest whose network device is behind a vIOMMU: with translations that stay (`iommu=pt`), and
-//! with one for each buffer (`strict`, `lazy`). Frames wait for translations: none is lost.
+//! with one for each buffer (`strict`, `lazy`). Frames wait for the address of a buffer: none is
+//! lost. With `lazy` the guest's kernel forgets everything at once now and then, the places of the
+//! rings too: until these are known again its port has no ring, and frames are lost.
 
 use std::time::Duration;
 
@@ -39,6 +41,13 @@ pub(crate) fn trials() -> Vec<Trial> {
         }
     }
     trials
+}
+
+impl Case {
+    /// What comes while the places of the rings are not known is dropped as `port_down`.
+    fn lost_max(&self) -> u32 {
+        if self.mode == "iommu.strict=0" { 10 } else { 0 }
+    }
 }
 
 fn received(shown: &str) -> Result<u64> {
@@ -93,7 +102,9 @@ fn behind_iommu(environment: &Environment, scratch: &Scratch, case: Case) -> Res
     ensure!(translations(&switch)? > 0, "nothing was translated");
     behind.wait_reachable(&peer.address())?;
     let lost = behind.ping(&peer.address(), 50, 50)?;
-    ensure!(lost == 0, "{lost} of 50 pings lost; {}", switch.counters());
+    ensure!(lost <= case.lost_max(), "{lost} of 50 pings lost; {}", switch.counters());
+    // Later TCP may find the guest's ring full.
+    no_frame_was_untranslated(&switch)?;
     let _ = peer.run("iperf3 -s -D")?;
     let line = format!("iperf3 -J -c {} -t {SECONDS}", peer.address());
     let bytes = received(&behind.run_within(&line, TCP_TIMEOUT)?)?;
@@ -106,8 +117,7 @@ fn behind_iommu(environment: &Environment, scratch: &Scratch, case: Case) -> Res
     switch.wait_ports_up(&["g1"])?;
     behind.wait_reachable(&peer.address())?;
     let lost = behind.ping(&peer.address(), 20, 50)?;
-    ensure!(lost == 0, "{lost} of 20 pings lost after the driver came back");
-    no_frame_was_untranslated(&switch)?;
+    ensure!(lost <= case.lost_max(), "{lost} of 20 pings lost after the driver came back");
     let _ = switch.check_ledger()?;
     behind.power_off()?;
     peer.power_off()?;
