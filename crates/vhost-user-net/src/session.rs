@@ -18,8 +18,7 @@
 //! **Trust.** The front end is hostile. A refused message changes nothing; only a ring that its
 //! last parameter makes impossible is left as it is then, and stopped.
 //! **Limits.** See [`SessionSettings`] and [`crate::memory`].
-//! **Not supported.** Configuration space, in-band notifications: not offered, and
-//! refused.
+//! **Not supported.** Configuration space, in-band notifications: not offered, and refused.
 
 mod error;
 mod handover;
