@@ -18,8 +18,10 @@ use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events};
 use rustix::time::{ClockId, clock_gettime};
+use virtio_net::features::ACCESS_PLATFORM;
 
 use super::{VhostUserPort, Way};
+use crate::session::Session;
 
 /// What a port that was quiet may take.
 const AT_ONCE: Duration = Duration::from_millis(150);
@@ -28,7 +30,6 @@ const SHARE: u32 = 20;
 /// Of what a guest behind a vIOMMU has done for it, the part that is charged: its front end sends a
 /// message for each mapping, thousands a second. So it may take half a CPU.
 const OF_TRANSLATIONS: u32 = 10;
-const ACCESS_PLATFORM: u64 = 1 << 33;
 /// The most that it owes: one message can take long by no fault of the front end (a terabyte of
 /// memory goes, and its pages with it), and a rest is a second at most.
 const DEBT: Duration = Duration::from_millis(48);
@@ -141,7 +142,7 @@ impl VhostUserPort {
     pub(super) fn charge(&mut self, before: Duration, ops: &mut EventOps<'_>) {
         let now = Instant::now();
         let mut spent = cpu_time().saturating_sub(before);
-        let features = self.session().and_then(crate::session::Session::features);
+        let features = self.session().and_then(Session::features);
         if features.is_some_and(|bits| bits & ACCESS_PLATFORM != 0) {
             spent = spent.checked_div(OF_TRANSLATIONS).unwrap_or_default();
         }
