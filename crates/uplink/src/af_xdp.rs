@@ -22,6 +22,7 @@
 mod attach;
 mod btf;
 mod cut;
+mod deferral;
 mod egress;
 mod error;
 mod handover;
@@ -46,6 +47,7 @@ use serde::{Deserialize, Serialize};
 use crate::interface::{Link, Namespace};
 use crate::vnet::kernel_is_since;
 use attach::{Attachment, Hook};
+use deferral::Deferral;
 use program::Program;
 use socket::{Abilities, Fds, Ours, Queues, Umem};
 
@@ -124,7 +126,7 @@ pub struct AfXdpSettings {
     pub replace: bool,
     /// Which frames are for us.
     pub steer: Steer,
-    /// Workers run the driver's receive loop themselves.
+    /// Workers run the driver's receive loop themselves. [`Mode::Auto`] prefers the driver then.
     pub busy_poll: bool,
     /// A network namespace: a name as `ip netns` knows it, or a path.
     pub netns: Option<String>,
@@ -154,6 +156,7 @@ pub struct AfXdpControl {
     sockets: Vec<Fds>,
     mode: Obtained,
     can: Abilities,
+    deferral: Deferral,
     /// Another process goes on with the queues.
     left: Arc<AtomicBool>,
 }
@@ -246,6 +249,7 @@ impl AfXdpControl {
     /// Lets go of the interface without undoing what was changed on it: another process goes on.
     pub fn leave(mut self) {
         self.attachment.leave();
+        self.deferral.leave();
         // ORDERING: the queues are dropped after this, by this thread or one that it tells to.
         self.left.store(true, Ordering::Relaxed);
     }
@@ -330,15 +334,38 @@ fn open_here(
         AfXdpError::raw("divide the memory for frames", io::Error::other(error))
     })?;
     let umem = Arc::clone(umem.fd());
-    let control = AfXdpControl { attachment, program, umem, sockets, mode, can, left };
+    let deferral = if settings.busy_poll { defer(&link, hook) } else { Deferral::default() };
+    let control = AfXdpControl { attachment, program, umem, sockets, mode, can, deferral, left };
     Ok(AfXdp { control, link, queues })
 }
 
+/// Holds the driver back while workers poll it. Where that cannot be, frames come all the same.
+fn defer(link: &Link, hook: Hook) -> Deferral {
+    let name = link.name();
+    if hook == Hook::Generic {
+        tracing::warn!(
+            interface = name,
+            "busy-poll=on does nothing with mode=generic: there is no receive loop of the driver's"
+        );
+        return Deferral::default();
+    }
+    let said = |error: &io::Error| {
+        tracing::warn!(
+            interface = name,
+            %error,
+            "the driver is polled by workers, and started by senders too: cannot set \
+             napi_defer_hard_irqs and gro_flush_timeout of the interface"
+        );
+    };
+    Deferral::set(link).inspect_err(said).unwrap_or_default()
+}
+
 /// Whether large frames should come whole: those of a veth pair, where one queue has all of the
-/// peer's. Since Linux 6.9 a program is shown them in pages; before, as one piece, if there is one.
+/// peer's, unless workers are to run its driver's loop, which has none of them. Since Linux 6.9 a program is shown them in pages; before, as one piece, if there is one.
 fn wants_large(link: &Link, settings: &AfXdpSettings) -> bool {
     let mode = matches!(settings.mode, Mode::Auto | Mode::Generic);
-    mode && settings.queues == 1
+    mode && !(settings.busy_poll && settings.mode == Mode::Auto)
+        && settings.queues == 1
         && link.queues() == (1, 1)
         && link.driver().0 == "veth"
         && kernel_is_since(6, 9)

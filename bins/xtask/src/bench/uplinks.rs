@@ -60,7 +60,7 @@ pub(crate) struct Options {
         long,
         value_name = "LIST",
         value_delimiter = ',',
-        default_value = "tap,af-xdp,packet-mmap"
+        default_value = "tap,af-xdp,af-xdp-polled,packet-mmap"
     )]
     kinds: Vec<UplinkKind>,
     /// Which way frames go
@@ -79,6 +79,8 @@ pub(crate) struct Options {
 enum UplinkKind {
     Tap,
     AfXdp,
+    /// Ours with `busy-poll=on`; DPDK's driver polls by itself
+    AfXdpPolled,
     PacketMmap,
 }
 
@@ -103,7 +105,19 @@ impl UplinkKind {
         match self {
             Self::Tap => "tap",
             Self::AfXdp => "af-xdp",
+            Self::AfXdpPolled => "af-xdp,busy-poll=on",
             Self::PacketMmap => "packet-mmap",
+        }
+    }
+
+    /// The SPEC of the uplink.
+    fn spec(self, wire: &Wire) -> String {
+        let near = wire.near();
+        match self {
+            Self::Tap => format!("tap:name=u,ifname={near}"),
+            Self::AfXdp => format!("af-xdp:name=u,ifname={near}"),
+            Self::AfXdpPolled => format!("af-xdp:name=u,ifname={near},busy-poll=on"),
+            Self::PacketMmap => format!("packet-mmap:name=u,ifname={near}"),
         }
     }
 
@@ -112,7 +126,7 @@ impl UplinkKind {
         let near = wire.near();
         match self {
             Self::Tap => format!("net_tap0,iface={near}"),
-            Self::AfXdp => format!("net_af_xdp0,iface={near}"),
+            Self::AfXdp | Self::AfXdpPolled => format!("net_af_xdp0,iface={near}"),
             Self::PacketMmap => format!("net_af_packet0,iface={near},{}", guest::AF_PACKET),
         }
     }
@@ -167,7 +181,7 @@ pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
 fn subject_name(subject: Subject, case: Case) -> &'static str {
     match (subject, case.kind) {
         (Subject::Testpmd, UplinkKind::Tap) => "testpmd net_tap",
-        (Subject::Testpmd, UplinkKind::AfXdp) => "testpmd net_af_xdp",
+        (Subject::Testpmd, UplinkKind::AfXdp | UplinkKind::AfXdpPolled) => "testpmd net_af_xdp",
         (Subject::Testpmd, UplinkKind::PacketMmap) => "testpmd net_af_packet",
         _ => subject.name(),
     }
@@ -323,7 +337,7 @@ fn start(
             .map(BackEnd::Testpmd);
     }
     let guest = format!("vhost-user:name=g0,socket={}", socket.display());
-    let uplink = format!("{}:name=u,ifname={}", kind.name(), wire.near());
+    let uplink = kind.spec(wire);
     let arguments = ["--workers", "0", "--port", &guest, "--port", &uplink];
     Switch::start_with(folder, &arguments).map(BackEnd::of_switch)
 }

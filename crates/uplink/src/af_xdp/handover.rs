@@ -16,6 +16,7 @@ use crate::interface::{Link, LinkParts};
 use crate::parts::{Collected, Parts, PartsError, Remaining, check_layout, check_queues};
 
 use super::attach::{Attachment, AttachmentParts};
+use super::deferral::Deferral;
 use super::layout::{CHUNK, RX_FRAMES, TX_FRAMES};
 use super::program::{Program, ProgramParts};
 use super::socket::{Abilities, Opened, Ours, Queues, Umem};
@@ -41,6 +42,9 @@ struct State {
     rx_frames: u32,
     tx_frames: u32,
     queues: Vec<Ours>,
+    /// How the driver was started before workers polled it; its fds are the last.
+    #[serde(default)]
+    deferral: Vec<u64>,
 }
 
 /// What an open interface is made of. Between this and the time when one of both goes on, nobody
@@ -70,6 +74,7 @@ pub fn parts<'a>(
         }
         ours.push(Ours { taken: ingress.taken.clone(), free: egress.free.clone() });
     }
+    let deferral = control.deferral.parts(&mut fds)?;
     fds.finish(&State {
         kind: KIND.to_owned(),
         link,
@@ -83,6 +88,7 @@ pub fn parts<'a>(
         rx_frames: RX_FRAMES,
         tx_frames: TX_FRAMES,
         queues: ours,
+        deferral,
     })
 }
 
@@ -122,9 +128,10 @@ pub fn from_parts(parts: Parts, counters: &[Arc<QueueCounters>]) -> Result<AfXdp
         .into_halves(&umem, &link, (counters, state.queues))
         .map_err(|error| failed(io::Error::other(error)))?;
     let umem = Arc::clone(umem.fd());
+    let deferral = Deferral::from_parts(&state.deferral, &mut fds)?;
     attachment.own(replaced);
     let (mode, can) = (state.mode, state.can);
-    let control = AfXdpControl { attachment, program, umem, sockets, mode, can, left };
+    let control = AfXdpControl { attachment, program, umem, sockets, mode, can, deferral, left };
     link.own(&state.link);
     Ok(AfXdp { control, link, queues })
 }

@@ -23,6 +23,13 @@ use super::unfinished::unfinished;
 #[expect(clippy::cast_possible_truncation, reason = "64 fits")]
 const BURST: u32 = BURST_MAX as u32;
 
+/// Turns without a frame after which the driver is polled in one of [`SELDOM`] only: a call that finds
+/// nothing takes as long as a frame or two. When nobody polls for a while the driver starts by itself
+/// (`deferral`), so no frame waits for the next one longer than that.
+const EAGER: u32 = 4;
+/// A power of two.
+const SELDOM: u32 = 16;
+
 /// Frames that are asked for ahead of the one that is taken: another CPU may have written them.
 const AHEAD: u32 = 4;
 /// Lines of each: what becomes the head.
@@ -51,6 +58,8 @@ pub struct AfXdpIngress {
     /// Chunks of the last burst, to be given back.
     pub(super) taken: Vec<u32>,
     fault: Option<QueueFault>,
+    /// Turns without a frame since the last one.
+    empty: u32,
 }
 
 /// What became of the descriptors at the head of the ring.
@@ -76,7 +85,7 @@ impl AfXdpIngress {
         let slots = SharedSlots::new(map, area.offset(), area.chunks(), CHUNK)?;
         let mut taken = Vec::with_capacity(RX_FRAMES as usize);
         taken.extend(ours);
-        let mut new = Self { parts, area, slots, taken, fault: None };
+        let mut new = Self { parts, area, slots, taken, fault: None, empty: 0 };
         new.refill();
         Ok(new)
     }
@@ -104,7 +113,9 @@ impl AfXdpIngress {
         if socket.stuck.swap(false, Ordering::Relaxed) && socket.poke_tx() == Poked::Again {
             socket.stuck.store(true, Ordering::Relaxed);
         }
-        if self.parts.busy_poll || self.parts.fill.needs_wakeup() {
+        self.empty = self.empty.wrapping_add(1);
+        let eager = self.empty <= EAGER || self.empty & SELDOM.wrapping_sub(1) == 0;
+        if self.parts.busy_poll && eager || self.parts.fill.needs_wakeup() {
             self.poke();
         }
     }
@@ -254,6 +265,7 @@ impl Ingress for AfXdpIngress {
             }
         }
         if count > 0 {
+            self.empty = 0;
             self.parts.rx.consume(at);
             self.parts.counters.ingress.received(count, bytes);
         }

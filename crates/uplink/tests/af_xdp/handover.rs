@@ -126,7 +126,8 @@ fn the_interface_is_left_to_the_last_owner() {
 
 #[test]
 fn parts_that_do_not_fit_are_refused() {
-    let (_namespace, [mut left, _right]) = pair(1, 1500, |_| {});
+    // With all that an uplink can hold.
+    let (_namespace, [mut left, _right]) = pair(1, 1500, |settings| settings.busy_poll = true);
     let counters = [Arc::default()];
     let mut of = |change: &dyn Fn(&mut Parts)| {
         let mut parts = taken_apart(&mut left);

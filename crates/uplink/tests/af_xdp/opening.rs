@@ -9,9 +9,14 @@ use crate::namespace::{Namespace, open_with};
 /// Opens an interface that was closed. A test beside this one that starts a program holds our fds
 /// for a moment too.
 pub(super) fn reopened(namespace: &Namespace) -> AfXdp {
+    reopened_with(&namespace.settings("left0"))
+}
+
+/// The same, in the way that `settings` say.
+pub(super) fn reopened_with(settings: &AfXdpSettings) -> AfXdp {
     let start = Instant::now();
     loop {
-        match namespace.open("left0") {
+        match open_with(settings) {
             Ok(open) => return open,
             Err(error) => assert!(start.elapsed() < Duration::from_secs(5), "{error}"),
         }

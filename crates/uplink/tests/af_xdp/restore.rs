@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use packet::MacAddr;
 use port::{DropReason, Offload, QueueCounters};
-use uplink::af_xdp::{AfXdpSettings, MACS_MAX, Steer};
+use uplink::af_xdp::{AfXdpSettings, MACS_MAX, Mode, Obtained, Steer, from_parts};
 
-use super::handover::{put, taken_apart};
+use super::handover::{other_hands, put, taken_apart};
 use super::namespace::open_with;
 use super::{Namespace, frame, pair, send, totals};
 
@@ -92,4 +92,54 @@ fn a_map_of_stations_that_was_full_takes_others_again() {
     // All others at once, into a map that has no room for both.
     uplink.control.set_macs(&stations(1_000_000, MACS_MAX)).unwrap();
     uplink.control.set_macs(&stations(0, 3)).unwrap();
+}
+
+#[test]
+fn a_driver_that_workers_poll_is_held_back_while_the_uplink_is_open() {
+    let namespace = Namespace::new();
+    namespace.veth("left0", (&namespace, "right0"), 1, 1500);
+    let set = |file: &str, value: &str| {
+        let path = format!("/sys/class/net/left0/{file}");
+        let _ = namespace.exec("sh", &["-c", &format!("echo {value} > {path}")]);
+    };
+    let held = || {
+        ["napi_defer_hard_irqs", "gro_flush_timeout"].map(|file| {
+            let text = namespace.exec("cat", &[&format!("/sys/class/net/left0/{file}")]);
+            text.trim().parse::<u64>().unwrap()
+        })
+    };
+    assert_eq!(held(), [0, 0]);
+    let settings = AfXdpSettings { busy_poll: true, ..namespace.settings("left0") };
+    let uplink = open_with(&settings).unwrap();
+    assert_eq!(uplink.control.mode(), Obtained::Copy, "only a driver can be polled");
+    assert_eq!(held(), [2, 100_000]);
+    // It goes on in other hands, and who takes parts and fails changes nothing.
+    let mut uplink = other_hands(uplink);
+    assert_eq!(held(), [2, 100_000]);
+    let mut parts = taken_apart(&mut uplink);
+    let last = parts.fds.pop();
+    drop(from_parts(parts, &[Arc::default()]).unwrap_err());
+    drop(last);
+    assert_eq!(held(), [2, 100_000]);
+    drop(uplink);
+    assert_eq!(held(), [0, 0], "as it was found");
+    // What somebody else has set stays as it is.
+    set("gro_flush_timeout", "7000");
+    let uplink = super::opening::reopened_with(&settings);
+    assert_eq!(held(), [2, 7000]);
+    drop(uplink);
+    assert_eq!(held(), [0, 7000]);
+}
+
+#[test]
+fn nothing_is_held_back_where_no_driver_is_polled() {
+    let namespace = Namespace::new();
+    namespace.veth("left0", (&namespace, "right0"), 1, 1500);
+    let timeout = || namespace.exec("cat", &["/sys/class/net/left0/gro_flush_timeout"]);
+    for (busy_poll, mode) in [(true, Mode::Generic), (false, Mode::Copy)] {
+        let settings = AfXdpSettings { busy_poll, mode, ..namespace.settings("left0") };
+        let uplink = super::opening::reopened_with(&settings);
+        assert_eq!(timeout().trim(), "0", "{mode:?}");
+        drop(uplink);
+    }
 }
