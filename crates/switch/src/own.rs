@@ -33,8 +33,9 @@ impl Own {
         }
     }
 
-    /// Sends a frame as if it had come from `from`. Frames that find no destination are counted
-    /// as drops of our own, and so not as originated.
+    /// Sends a frame as if it had come from `from`, and so under an address that is its own, if
+    /// that is checked. Frames that find no destination are counted as drops of our own, and so not
+    /// as originated.
     pub(crate) fn originate(&mut self, shared: &Shared, from: PortId, frame: &[u8]) {
         if shared.tables.generation() != self.table.generation {
             self.table = shared.tables.current();
@@ -56,6 +57,12 @@ impl Own {
             flood_copies: &self.flood_copies,
         };
         let mut batch = self.frames.batch(SegStore::empty(), None);
+        if let Some(guard) = self.table.entry(from).and_then(|entry| entry.guard.as_deref()) {
+            guard.check_sources(&mut batch, &self.counters, None);
+        }
+        if batch.is_empty() {
+            return;
+        }
         self.pipeline.forward(&env, &mut origin, &mut batch);
         // ORDERING: SeqCst: as in a worker's turn, used entries before the reads of whether the
         // drivers want to be notified.

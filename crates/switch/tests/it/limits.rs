@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use packet::MacAddr;
-use port::DropReason;
+use port::{DropReason, Fabric};
 use switch::{
     PollMode, PortConfig, PortLimits, Rate, Sources, Switch, SwitchConfig, Turn, Workers,
 };
 
-use crate::mock::{BROADCAST, Wire, add, drops, frame, mac, number, settle, wait_for};
+use crate::mock::{BROADCAST, Wire, add, at, drops, frame, mac, number, settle, wait_for};
 
 fn rate(per_second: u64, burst: u64) -> Option<Rate> {
     Some(Rate { per_second, burst })
@@ -146,6 +146,57 @@ fn antispoof_drops_what_others_would_have_sent() {
     other.send(&[frame(mac(1), mac(2), 7)]);
     let _ = settle(&switch, &[&other]);
     assert_eq!(guarded.take().len(), 1);
+}
+
+/// What a front end has us announce for its guest is no way around that.
+#[test]
+fn antispoof_holds_for_announcements() {
+    let workers = Workers::Manual(1);
+    let switch = Switch::start(&SwitchConfig { workers, ..SwitchConfig::default() }).unwrap();
+    let sources = Some(Sources::new(MacAddr(mac(1)), []));
+    let limits = PortLimits { sources, storm: rate(1, 2), ..PortLimits::default() };
+    let (guarded, _) = add(&switch, &limited("guarded", limits));
+    let (_, other) = add(&switch, &PortConfig::new("other"));
+    other.send(&[frame(BROADCAST, mac(2), 0)]);
+    while switch.turn(0) == Some(Turn::Worked) {}
+    // It says that the other one is here now.
+    switch.originate(guarded.id, &frame(BROADCAST, mac(2), 1));
+    assert_eq!(other.take().len(), 0);
+    let is_at = |mac_: [u8; 6]| switch.fdb().iter().find(|e| e.mac.0 == mac_).map(|e| e.port);
+    assert_ne!(is_at(mac(2)), Some(guarded.id), "its frames would go there");
+    assert_eq!(switch.stats().originated, 0);
+    // And as often as it may flood, whose announcement is its own.
+    for _ in 0..10 {
+        switch.originate(guarded.id, &frame(BROADCAST, mac(1), 2));
+    }
+    assert_eq!(is_at(mac(1)), Some(guarded.id));
+    let floods = other.take().len();
+    assert!((2..5).contains(&floods), "{floods}");
+    crate::mock::check_law(&switch.stats());
+}
+
+/// No burst of a queue is taken without its port's limits: of a new port's, of one that comes again,
+/// and on a worker that has taken no turn since.
+#[test]
+fn limits_hold_from_the_first_burst_on() {
+    let workers = Workers::Manual(1);
+    let switch = Switch::start(&SwitchConfig { workers, ..SwitchConfig::default() }).unwrap();
+    let (_, other) = add(&switch, &PortConfig::new("other"));
+    while switch.turn(0) == Some(Turn::Worked) {}
+    let limits = PortLimits { frames: rate(1, 3), ..PortLimits::default() };
+    let (port, slow) = add(&switch, &limited("slow", limits));
+    slow.send(&frames(64));
+    assert_eq!(switch.turn(0), Some(Turn::Worked));
+    assert_eq!(other.take().len(), 3);
+    for _ in 0..3 {
+        // Its front end changes something: the queue stops and starts.
+        let ingress = switch.detach_ingress(at(port.id, 0)).unwrap();
+        switch.attach_ingress(at(port.id, 0), ingress);
+        let _ = switch.turn(0);
+    }
+    // A second apart from the next one, on however slow a machine: not a burst.
+    assert!(other.take().len() < 10);
+    assert!(slow.waiting() > 50, "{}", slow.waiting());
 }
 
 /// One that floods many ports gives way to another one after each few hundred copies.
