@@ -43,7 +43,7 @@ use listener::Listener;
 pub use listener::OpenError;
 use reconnect::Reconnect;
 use rings::FabricRings;
-use share::{Credit, say};
+use share::{Share, say};
 use timer::Timer;
 use transfer::Transfers;
 
@@ -186,8 +186,7 @@ pub struct VhostUserPort {
     /// What the back channel did not take is sent then.
     ask_again: Option<Instant>,
     /// What it may take of the control thread, and how long it has to wait for more.
-    share: Credit,
-    rest_until: Option<Instant>,
+    share: Share,
 }
 
 /// How connections come about.
@@ -230,8 +229,7 @@ impl VhostUserPort {
             stale: None,
             missed,
             ask_again: None,
-            share: Credit::of_control(),
-            rest_until: None,
+            share: Share::new(Instant::now()),
         };
         port.show();
         Ok(port)
@@ -397,9 +395,12 @@ impl VhostUserPort {
     /// Asks for what the connection waits for.
     fn watch_link(&mut self, ops: &mut EventOps<'_>) -> Result<(), Disconnect> {
         let Some(link) = &mut self.link else { return Ok(()) };
-        let rests = self.rest_until.is_some();
         // Its end is told all the same.
-        let interest = if rests { EventSet::empty() } else { link.wanted(&self.rings) };
+        let interest = if self.share.rest_until().is_some() {
+            EventSet::empty()
+        } else {
+            link.wanted(&self.rings)
+        };
         if interest != link.interest {
             link.interest = interest;
             let events = Events::new(&link.connection.as_fd(), interest);
@@ -414,7 +415,7 @@ impl VhostUserPort {
         let until = now.checked_add(HOLD).unwrap_or(now);
         let held = self.link.as_mut().and_then(|link| link.session.hold_rings(until));
         let asked = self.rings.transfers.asked_until();
-        let own = [self.accept_again, self.ask_again, self.rest_until];
+        let own = [self.accept_again, self.ask_again, self.share.rest_until()];
         let next = own.into_iter().chain([held, asked]).flatten().min();
         if let Some(next) = next.filter(|_| next != self.armed) {
             self.timer.arm(whole_ms(next.saturating_duration_since(now)));
@@ -435,8 +436,8 @@ impl VhostUserPort {
         if self.ask_again.take_if(|again| *again <= now).is_some() {
             self.ask();
         }
-        let rested = self.rest_until.take_if(|until| *until <= now);
-        if rested.or(self.accept_again.take_if(|again| *again <= now)).is_some() {
+        let rested = self.share.end_rest(now);
+        if self.accept_again.take_if(|again| *again <= now).is_some() || rested {
             self.watch(ops);
         }
         self.arm_timer();

@@ -71,7 +71,7 @@ mod tests {
     }
 
     /// Every request with every number of fds, on a connection of its own each time.
-    fn storm(path: &Path, run: &mut dyn FnMut()) {
+    fn storm(path: &Path, run: &mut dyn FnMut(), is_connected: &dyn Fn() -> bool) {
         let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let file = memfd_create("m", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&file, 4096).unwrap();
@@ -79,7 +79,8 @@ mod tests {
             for count in [0usize, 1, 2, 31, 32, 33, 253] {
                 for fd in [event.as_fd(), file.as_fd()] {
                     let stream = UnixStream::connect(path).unwrap();
-                    run();
+                    // It may be left alone for a while, for all that was before.
+                    until(run, is_connected);
                     let kind = FrontendReq::try_from(code).unwrap_or(FrontendReq::GET_FEATURES);
                     let protocol = vhost_user_net::session::PROTOCOL_FEATURES;
                     send(&stream, &Request::SetProtocolFeatures(protocol).write(false), &[]);
@@ -111,13 +112,18 @@ mod tests {
         run();
         assert!(!is_connected());
         setrlimit(Resource::Nofile, before).unwrap();
+        until(run, is_connected);
+        drop(stream);
+    }
+
+    fn until(run: &mut dyn FnMut(), done: &dyn Fn() -> bool) {
         let end = Instant::now().checked_add(Duration::from_secs(10)).unwrap();
-        while !is_connected() {
+        run();
+        while !done() {
             assert!(Instant::now() < end);
-            std::thread::sleep(Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(2));
             run();
         }
-        drop(stream);
     }
 
     #[test]
@@ -141,7 +147,7 @@ mod tests {
             let _ = manager.add_subscriber(port.clone());
             let idle = open_fds();
             let mut run = || while manager.run_with_timeout(0).unwrap() > 0 {};
-            storm(&path, &mut run);
+            storm(&path, &mut run, &|| port.lock().unwrap().is_connected());
             assert_eq!(open_fds(), idle);
             assert!(!port.lock().unwrap().is_connected());
             too_few_fds(&path, &mut run, &|| port.lock().unwrap().is_connected());

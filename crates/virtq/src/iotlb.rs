@@ -176,6 +176,12 @@ impl Iotlb {
         self.state().take_misses()
     }
 
+    /// Raised by each entry that goes, for whatever reason: while it is the same, no ring can use
+    /// what is not known any more.
+    pub fn losses(&self) -> u64 {
+        self.state().losses()
+    }
+
     /// Number of entries.
     pub fn len(&self) -> usize {
         self.state().len()

@@ -28,6 +28,8 @@ pub(super) struct Translation {
     iotlb: Option<Arc<Iotlb>>,
     /// Set once; there may be rings before that.
     waker: Arc<OnceLock<Arc<OwnedFd>>>,
+    /// [`Iotlb::losses`] of which no worker makes use any more.
+    settled: u64,
 }
 
 impl Translation {
@@ -91,6 +93,7 @@ impl Session {
                 }
             };
             self.translation.iotlb = Some(Arc::new(Iotlb::new(memory, Box::new(wake))));
+            self.translation.settled = 0;
         }
     }
 
@@ -149,7 +152,12 @@ impl Session {
                     }
                 }
                 let waited = iotlb.remove(message.iova, message.size);
-                rings.quiesce();
+                // What was lost before may still be in use, too; if nothing was, nobody waits.
+                let losses = iotlb.losses();
+                if self.translation.settled != losses {
+                    rings.quiesce();
+                    self.translation.settled = losses;
+                }
                 self.try_start_all(rings);
                 if waited {
                     self.wake_rings(rings);

@@ -13,7 +13,7 @@ use super::connection::Connection;
 use super::listener::Listener;
 use super::misses;
 use super::reconnect::Reconnect;
-use super::share::Credit;
+use super::share::Share;
 use super::timer::Timer;
 use super::{FabricRings, Link, PortLinks, PortSettings, SocketMode, VhostUserPort, Way};
 use crate::codec::FrontendReq;
@@ -87,8 +87,7 @@ impl VhostUserPort {
             stale,
             missed,
             ask_again: None,
-            share: Credit::of_control(),
-            rest_until: None,
+            share: Share::new(Instant::now()),
         })
     }
 

@@ -5,11 +5,12 @@ use std::time::Instant;
 
 use event_manager::EventSet;
 use port::StatusCell;
+use vhost::vhost_user::message::FrontendReq;
 
 use super::connection::{Connection, Disconnect};
 use super::misses::Questions;
 use super::rings::FabricRings;
-use super::share::say;
+use super::share::{Handled, say};
 use super::{LOGGED_REFUSALS, TURN_MESSAGES, TURN_TIME};
 use crate::session::{Rings, Session};
 
@@ -27,6 +28,8 @@ pub(super) struct Link {
     pub(super) questions: Questions,
     /// A message waits until nobody sleeps in the guest's memory.
     pub(super) waits: bool,
+    /// What was not charged yet.
+    pub(super) handled: Handled,
 }
 
 impl Link {
@@ -40,6 +43,7 @@ impl Link {
             sent_away: 0,
             questions: Questions::default(),
             waits: false,
+            handled: Handled::default(),
         }
     }
 
@@ -75,6 +79,10 @@ impl Link {
             }
             let Some(message) = self.connection.receive()? else { break };
             let request = message.header.request;
+            match request == u32::from(FrontendReq::IOTLB_MSG) {
+                true => self.handled.translations = self.handled.translations.saturating_add(1),
+                false => self.handled.others = self.handled.others.saturating_add(1),
+            }
             tracing::trace!(port = rings.name, request, payload = ?message.payload, "message");
             let outcome = self.session.handle(message, rings)?;
             if let Some(error) = outcome.refused {

@@ -31,7 +31,8 @@ impl VhostUserPort {
     /// Asks the front end for the addresses that rings have met.
     pub(super) fn ask(&mut self) {
         let Some(link) = &mut self.link else { return };
-        let left = link.questions.ask(&link.session);
+        let (left, new) = link.questions.ask(&link.session);
+        link.handled.questions = link.handled.questions.saturating_add(new);
         self.ask_again = left.then(|| Instant::now().checked_add(ASK_PAUSE)).flatten();
     }
 }
@@ -45,14 +46,22 @@ pub(super) struct Questions {
 }
 
 impl Questions {
-    /// Sends what the channel takes, and never waits. Returns whether something is left.
-    pub(super) fn ask(&mut self, session: &Session) -> bool {
-        self.waiting.extend(session.misses());
+    /// Sends what the channel takes, and never waits. Returns whether something is left, and how
+    /// many questions were new.
+    pub(super) fn ask(&mut self, session: &Session) -> (bool, u32) {
+        let misses = session.misses();
+        let new = u32::try_from(misses.len()).unwrap_or(u32::MAX);
+        self.waiting.extend(misses);
         self.waiting.truncate(WAITING_MAX);
         let Some(channel) = session.backend_channel() else {
             self.waiting.clear();
-            return false;
+            return (false, 0);
         };
+        (self.send(channel), new)
+    }
+
+    /// Returns whether something is left.
+    fn send(&mut self, channel: &OwnedFd) -> bool {
         while let Some(message) = self.waiting.front() {
             let rest = message.get(self.sent..).unwrap_or_default();
             match send(channel, rest, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {

@@ -10,38 +10,65 @@
 //!
 //! Meanwhile messages and connections wait in their sockets, and the port's rings run on.
 //!
+//! A guest behind a vIOMMU lives on messages: one or two for each mapping. What it needs is known,
+//! because it is what we asked for. So [`FOR_A_QUESTION`] messages about translations are paid
+//! from a share of their own, a larger one whose rests are short; any more are messages like others.
+//!
 //! **Trust.** A front end that floods, or comes and goes without end, slows itself down. One that
-//! is honest does not come near it: to set up 128 queue pairs and to leave took 46 ms.
+//! is honest does not come near it: to set up 128 queue pairs and to leave took 46 ms. A driver
+//! and a front end that both lie can have us ask as often as a busy guest does, and get
+//! the share of one.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events};
 use rustix::time::{ClockId, clock_gettime};
-use virtio_net::features::ACCESS_PLATFORM;
 
 use super::{VhostUserPort, Way};
-use crate::session::Session;
 
 /// What a port that was quiet may take.
 const AT_ONCE: Duration = Duration::from_millis(150);
 /// The part of a CPU that it may take for good: a twentieth.
 const SHARE: u32 = 20;
-/// Of what a guest behind a vIOMMU has done for it, the part that is charged: its front end sends a
-/// message for each mapping, thousands a second. So it may take half a CPU.
-const OF_TRANSLATIONS: u32 = 10;
 /// The most that it owes: one message can take long by no fault of the front end (a terabyte of
 /// memory goes, and its pages with it), and a rest is a second at most.
 const DEBT: Duration = Duration::from_millis(48);
 /// What it has again when its rest ends: a turn's worth.
 const ENOUGH: Duration = Duration::from_millis(2);
+/// The same for what its vIOMMU needs: an eighth of a CPU, and rests of a millisecond, in which a
+/// front end that waits for each answer sends a dozen messages.
+const OF_TRANSLATIONS: Terms = Terms {
+    at_once: Duration::from_millis(50),
+    share: 8,
+    debt: Duration::from_millis(8),
+    enough: Duration::from_micros(125),
+};
+const OF_ALL: Terms = Terms { at_once: AT_ONCE, share: SHARE, debt: DEBT, enough: ENOUGH };
+/// Messages about translations for each that we ask for: it is told, taken back, and one more.
+const FOR_A_QUESTION: u32 = 3;
+/// As many such messages may be to come: each translation that is known can be taken back.
+const NEEDED_MAX: u32 = 8192;
+/// What it takes to be woken for an event, before and after it is handled.
+const WAKING: Duration = Duration::from_micros(3);
+/// How long nothing more is said about a port that has to wait again and again.
+const SAID_FOR: Duration = Duration::from_secs(60);
 /// Lines that a port may write into the log at once, and seconds until it may write another one.
 const LINES: u32 = 30;
 const SECONDS_A_LINE: u32 = 1;
 
+/// How time comes back.
+#[derive(Debug, Clone, Copy)]
+struct Terms {
+    at_once: Duration,
+    share: u32,
+    debt: Duration,
+    enough: Duration,
+}
+
 /// Time that is used up and comes back.
 #[derive(Debug)]
-pub(super) struct Credit {
+struct Credit {
     left_ns: i64,
     least_ns: i64,
     most_ns: i64,
@@ -56,10 +83,9 @@ impl Credit {
         Self { left_ns: most_ns, least_ns: i64::MIN, most_ns, share: share.max(1), at: now }
     }
 
-    /// A port's part of the control thread.
-    pub(super) fn of_control() -> Self {
-        let least_ns = nanos(DEBT).saturating_neg();
-        Self { least_ns, ..Self::new(AT_ONCE, SHARE, Instant::now()) }
+    fn on(terms: &Terms, now: Instant) -> Self {
+        let least_ns = nanos(terms.debt).saturating_neg();
+        Self { least_ns, ..Self::new(terms.at_once, terms.share, now) }
     }
 
     fn spend(&mut self, spent: Duration, now: Instant) {
@@ -83,6 +109,98 @@ impl Credit {
 
 fn nanos(time: Duration) -> i64 {
     i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// What an event was about.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Handled {
+    /// Messages about translations, and others.
+    pub(super) translations: u32,
+    pub(super) others: u32,
+    /// Translations that we asked for.
+    pub(super) questions: u32,
+}
+
+/// A port's part of the control thread.
+#[derive(Debug)]
+pub(super) struct Share {
+    all: Credit,
+    translations: Credit,
+    /// Messages about translations that are still to come because we asked.
+    needed: u32,
+    rest_until: Option<Instant>,
+    /// Rests that the log does not know of, and when it heard of one last.
+    rests: u64,
+    said: Option<Instant>,
+}
+
+impl Share {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            all: Credit::on(&OF_ALL, now),
+            translations: Credit::on(&OF_TRANSLATIONS, now),
+            needed: 0,
+            rest_until: None,
+            rests: 0,
+            said: None,
+        }
+    }
+
+    /// Charges an event. Returns whether a rest begins.
+    fn charge(&mut self, spent: Duration, handled: Handled, now: Instant) -> bool {
+        let spent = spent.saturating_add(WAKING);
+        let (of_all, of_translations) = match self.is_needed(handled) {
+            true => (Duration::ZERO, spent),
+            false => (spent, Duration::ZERO),
+        };
+        self.all.spend(of_all, now);
+        self.translations.spend(of_translations, now);
+        if self.rest_until.is_some() {
+            return false;
+        }
+        let mut rest = Duration::ZERO;
+        for (credit, terms) in [(&self.all, OF_ALL), (&self.translations, OF_TRANSLATIONS)] {
+            if credit.is_used_up() {
+                rest = rest.max(credit.time_to(terms.enough));
+            }
+        }
+        self.rest_until = now.checked_add(rest).filter(|_| !rest.is_zero());
+        self.rest_until.is_some()
+    }
+
+    /// Whether an event was about translations that a ring waits for, and nothing else.
+    fn is_needed(&mut self, handled: Handled) -> bool {
+        let Handled { translations, others, questions } = handled;
+        let more = questions.saturating_mul(FOR_A_QUESTION);
+        self.needed = self.needed.saturating_add(more).min(NEEDED_MAX);
+        let Some(left) = self.needed.checked_sub(translations) else { return false };
+        if others > 0 || (translations, questions) == (0, 0) {
+            return false;
+        }
+        self.needed = left;
+        true
+    }
+
+    /// When the rest ends, if there is one.
+    pub(super) fn rest_until(&self) -> Option<Instant> {
+        self.rest_until
+    }
+
+    /// Ends a rest that is over. Returns whether there was one.
+    pub(super) fn end_rest(&mut self, now: Instant) -> bool {
+        self.rest_until.take_if(|until| *until <= now).is_some()
+    }
+
+    /// A rest has begun: how many did since the log was told, if it is to be told again.
+    fn count_rest(&mut self, now: Instant) -> Option<u64> {
+        self.rests = self.rests.saturating_add(1);
+        let is_quiet = |said: Instant| now.saturating_duration_since(said) < SAID_FOR;
+        if self.said.is_some_and(is_quiet) {
+            return None;
+        }
+        self.said = Some(now);
+        Some(std::mem::take(&mut self.rests))
+    }
 }
 
 /// What a port says in the log.
@@ -141,24 +259,22 @@ impl VhostUserPort {
     /// Charges what was done for the port since the thread's CPU time was `before`.
     pub(super) fn charge(&mut self, before: Duration, ops: &mut EventOps<'_>) {
         let now = Instant::now();
-        let mut spent = cpu_time().saturating_sub(before);
-        let features = self.session().and_then(Session::features);
-        if features.is_some_and(|bits| bits & ACCESS_PLATFORM != 0) {
-            spent = spent.checked_div(OF_TRANSLATIONS).unwrap_or_default();
-        }
-        self.share.spend(spent, now);
-        if self.rests() || !self.share.is_used_up() {
+        let spent = cpu_time().saturating_sub(before);
+        let handled = self.link.as_mut().map(|link| std::mem::take(&mut link.handled));
+        if !self.share.charge(spent, handled.unwrap_or_default(), now) {
             return;
         }
-        self.rest_until = now.checked_add(self.share.time_to(ENOUGH));
-        say!(self.rings, warn, "its front end keeps the control thread busy: it is made to wait");
+        if let Some(times) = self.share.count_rest(now) {
+            let text = "its front end keeps the control thread busy: it is made to wait";
+            say!(self.rings, warn, times, "{text}");
+        }
         self.watch(ops);
         self.arm_timer();
     }
 
     /// Whether the front end is left alone.
     pub(super) fn rests(&self) -> bool {
-        self.rest_until.is_some()
+        self.share.rest_until().is_some()
     }
 
     /// Watches what is to be watched now.
@@ -201,12 +317,71 @@ mod tests {
 
     #[test]
     fn no_front_end_waits_for_more_than_a_second() {
-        let mut credit = Credit::of_control();
-        let start = credit.at;
+        let start = Instant::now();
+        let mut credit = Credit::on(&OF_ALL, start);
         credit.spend(3600 * 1000 * MS, start);
         assert_eq!(credit.time_to(ENOUGH), 1000 * MS);
         credit.spend(Duration::ZERO, start + 961 * MS);
         assert!(!credit.is_used_up());
+    }
+
+    /// An event with so many messages about translations, others, and questions of ours.
+    fn event(translations: u32, others: u32, questions: u32) -> Handled {
+        Handled { translations, others, questions }
+    }
+
+    /// Events of a tenth of a millisecond each until there is a rest: how many, how long it is.
+    fn until_rest(share: &mut Share, what: Handled, now: Instant) -> (u32, Duration) {
+        let tenth = Duration::from_micros(100);
+        let count = (1..100_000).find(|_| share.charge(tenth, what, now)).unwrap();
+        (count, share.rest_until().unwrap().duration_since(now))
+    }
+
+    #[test]
+    fn translations_that_nobody_asked_for_are_messages_like_others() {
+        let start = Instant::now();
+        let of = |what| until_rest(&mut Share::new(start), what, start).0;
+        let others = of(event(0, 1, 0));
+        assert_eq!(others, 150_000 / 103 + 1);
+        for what in [event(1, 0, 0), event(64, 0, 0), event(3, 1, 1), event(0, 0, 0)] {
+            assert_eq!(of(what), others, "{what:?}");
+        }
+    }
+
+    #[test]
+    fn translations_that_were_asked_for_have_a_share_of_their_own_and_short_rests() {
+        let start = Instant::now();
+        let mut share = Share::new(start);
+        let (count, rest) = until_rest(&mut share, event(3, 0, 1), start);
+        assert_eq!(count, 50_000 / 103 + 1);
+        assert!(rest >= MS && rest < 2 * MS, "{rest:?}");
+        assert_eq!(share.all.left_ns, nanos(AT_ONCE), "nothing of the other share is used");
+        // While it rests more is charged, and no second rest begins.
+        assert!(!share.charge(MS, event(0, 1, 0), start));
+        assert!(!share.end_rest(start) && share.end_rest(start + 2 * MS));
+        assert_eq!(share.rest_until(), None);
+    }
+
+    #[test]
+    fn what_is_needed_is_as_much_as_was_asked_for_and_bounded() {
+        let now = Instant::now();
+        let mut share = Share::new(now);
+        assert!(share.is_needed(event(0, 0, 2)), "a question of ours is for its guest");
+        assert!(!share.is_needed(event(0, 0, 0)) && !share.is_needed(event(1, 1, 0)));
+        let taken = (0..10).filter(|_| share.is_needed(event(1, 0, 0))).count();
+        assert_eq!(taken, 6);
+        let _ = share.is_needed(event(0, 0, 1_000_000));
+        assert_eq!(share.needed, NEEDED_MAX);
+    }
+
+    #[test]
+    fn the_log_hears_of_a_rest_at_once_and_then_once_a_minute() {
+        let start = Instant::now();
+        let mut share = Share::new(start);
+        assert_eq!(share.count_rest(start), Some(1));
+        let quiet = (1..600).filter_map(|n| share.count_rest(start + n * 100 * MS)).count();
+        assert_eq!(quiet, 0);
+        assert_eq!(share.count_rest(start + SAID_FOR), Some(600));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! What a neighbour waits for a front end that floods the control thread: counted, not timed.
+//! What a neighbour waits for a front end that floods the control thread: counted, not timed. (What
+//! a flood may take is CPU time, though: how much of it fits in is compared.)
 //!
 //! The test is the control thread. Each round of the event manager serves every connection once, so
 //! a bound on what one round does for one of them is a bound on what the others wait.
@@ -12,6 +13,7 @@ use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
 use port::{PortId, StatusCell};
 use tempfile::TempDir;
 use vhost_user_net::{PortLinks, PortSettings, VhostUserPort};
+use virtio_net::features::{ACCESS_PLATFORM, VERSION_1};
 
 use crate::fabric::Wire;
 
@@ -28,6 +30,7 @@ type Manager = EventManager<Arc<Mutex<dyn MutEventSubscriber>>>;
 struct ByHand {
     dir: TempDir,
     manager: Manager,
+    status: Vec<StatusCell>,
 }
 
 impl ByHand {
@@ -35,18 +38,19 @@ impl ByHand {
         let dir = tempfile::tempdir().unwrap();
         let mut manager = Manager::new().unwrap();
         let wire = Arc::new(Wire::default());
+        let status: Vec<_> = (0..2).map(|_| StatusCell::waiting("")).collect();
         for number in 0..2u16 {
             let settings = PortSettings::server("g", dir.path().join(number.to_string()));
             let links = PortLinks {
                 id: PortId(number),
                 fabric: wire.clone(),
-                status: StatusCell::waiting(""),
+                status: status[usize::from(number)].clone(),
                 counters: Box::new(|_| Arc::default()),
             };
             let port = VhostUserPort::new(settings, links).unwrap();
             let _ = manager.add_subscriber(Arc::new(Mutex::new(port)));
         }
-        Self { dir, manager }
+        Self { dir, manager, status }
     }
 
     fn connect(&self, number: usize) -> UnixStream {
@@ -138,6 +142,28 @@ fn connections_beside_its_own_cost_a_neighbour_one_each() {
     }
 }
 
+/// Floods until the front end is left alone, beside a neighbour that never waits. Returns how many
+/// messages were handled.
+fn until_rest(bench: &mut ByHand, evil: &mut UnixStream, good: &mut UnixStream) -> usize {
+    let end = Instant::now() + Duration::from_secs(60);
+    let (mut flooded, mut total) = (0, 0);
+    loop {
+        assert!(Instant::now() < end, "it is served for ever");
+        while flooded < 10 * TURN {
+            evil.write_all(&questions(TURN)).unwrap();
+            flooded += TURN;
+        }
+        good.write_all(&questions(1)).unwrap();
+        bench.round();
+        assert_eq!(answers(good), 1, "the neighbour waits");
+        let handled = answers(evil);
+        if handled == 0 {
+            return total;
+        }
+        (flooded, total) = (flooded - handled, total + handled);
+    }
+}
+
 /// A flood is left alone sooner or later, its neighbour never; and it is served again.
 #[test]
 fn a_flood_uses_its_share_up_and_its_neighbours_do_not() {
@@ -148,22 +174,7 @@ fn a_flood_uses_its_share_up_and_its_neighbours_do_not() {
         bench.settle(stream);
     }
     let end = Instant::now() + Duration::from_secs(60);
-    let mut flooded = 0;
-    loop {
-        assert!(Instant::now() < end, "it is served for ever");
-        while flooded < 10 * TURN {
-            evil.write_all(&questions(TURN)).unwrap();
-            flooded += TURN;
-        }
-        good.write_all(&questions(1)).unwrap();
-        bench.round();
-        assert_eq!(answers(&mut good), 1, "the neighbour waits");
-        let handled = answers(&mut evil);
-        if handled == 0 {
-            break;
-        }
-        flooded -= handled;
-    }
+    let _ = until_rest(&mut bench, &mut evil, &mut good);
     // Others that come to its socket wait as well; nobody is told to go.
     let mut third = bench.connect(0);
     good.write_all(&questions(1)).unwrap();
@@ -202,6 +213,54 @@ fn a_front_end_that_comes_and_goes_without_end_waits_for_its_turn() {
     };
     while answers(&mut evil) == 0 {
         assert!(Instant::now() < end, "it is never served again");
+        let _ = bench.manager.run_with_timeout(20).unwrap();
+    }
+}
+
+/// Whoever only says that it is behind a vIOMMU gets no larger share for that.
+#[test]
+fn a_feature_bit_buys_no_share() {
+    let flood = |features: u64| {
+        let mut bench = ByHand::new();
+        let (mut evil, mut good) = (bench.connect(0), bench.connect(1));
+        evil.write_all(&[2u32, 1, 8].map(u32::to_le_bytes).concat()).unwrap();
+        evil.write_all(&features.to_le_bytes()).unwrap();
+        for stream in [&mut evil, &mut good] {
+            stream.write_all(&questions(1)).unwrap();
+            bench.settle(stream);
+        }
+        until_rest(&mut bench, &mut evil, &mut good)
+    };
+    let plain = VERSION_1 | 1 << 30;
+    // It is about CPU time, so not the same number twice.
+    let (without, with) = (flood(plain), flood(plain | ACCESS_PLATFORM));
+    assert!(with < 4 * without, "{with} messages with the bit, {without} without");
+}
+
+/// A front end that is left alone may leave, or be killed: nobody waits for its rest to end.
+#[test]
+fn who_goes_while_it_is_left_alone_is_gone_at_once() {
+    let mut bench = ByHand::new();
+    let (mut evil, mut good) = (bench.connect(0), bench.connect(1));
+    for stream in [&mut evil, &mut good] {
+        stream.write_all(&questions(1)).unwrap();
+        bench.settle(stream);
+    }
+    let _ = until_rest(&mut bench, &mut evil, &mut good);
+    assert_eq!(bench.status[0].read().reason, "connected, the driver has not set up its rings");
+    drop(evil);
+    bench.round();
+    let reason = bench.status[0].read().reason;
+    assert!(reason.starts_with("waiting for the front end to connect"), "{reason}");
+    // What it left unread costs nothing any more, and the next one waits for its turn, no longer.
+    let mut next = bench.connect(0);
+    next.write_all(&questions(1)).unwrap();
+    good.write_all(&questions(1)).unwrap();
+    bench.round();
+    assert_eq!((answers(&mut good), answers(&mut next)), (1, 0));
+    let end = Instant::now() + Duration::from_secs(60);
+    while answers(&mut next) == 0 {
+        assert!(Instant::now() < end, "it is never served");
         let _ = bench.manager.run_with_timeout(20).unwrap();
     }
 }

@@ -96,6 +96,45 @@ fn an_invalidation_is_answered_when_nobody_uses_what_was_there() {
     assert_eq!(front.base(0), 0);
 }
 
+/// Workers are made to end a turn if one of them may still use what is gone, and only then.
+#[test]
+fn an_invalidation_of_nothing_makes_nobody_wait() {
+    let mut front = up(&[(0, 0x2_0000), (0x5_0000, PAGE)]);
+    let quiesced = |front: &mut Front, from: u64| {
+        let _ = front.events();
+        assert_eq!(front.ack(invalidate(from, PAGE), Vec::new()), 0);
+        front.events() == [Event::Quiesced]
+    };
+    assert!(quiesced(&mut front, 0x5_0000));
+    assert!(!quiesced(&mut front, 0x5_0000), "it is gone already");
+    assert!(!quiesced(&mut front, 0x9_0000), "it was never there");
+    // Another translation took its place, which a worker may not have seen.
+    for _ in 0..2 {
+        assert_eq!(front.ack(update(0x6_0000, PAGE), Vec::new()), 0);
+    }
+    assert!(quiesced(&mut front, 0x9_0000));
+    // The same of what had to make room.
+    let _ = front.events();
+    let rw = IotlbKind::Update(Access::ReadWrite);
+    for n in 0..5000 {
+        let one = message(FAR + REGION_BYTES + n * 2 * PAGE, PAGE, USER, rw);
+        assert_eq!(front.ack(one, Vec::new()), 0);
+    }
+    assert_eq!(front.events(), []);
+    assert!(quiesced(&mut front, 0x5_0000));
+    assert!(!quiesced(&mut front, 0x5_0000));
+    // A device that begins anew knows nothing of the one before.
+    for _ in 0..2 {
+        assert_eq!(front.ack(Request::ResetDevice, Vec::new()), 0);
+        front.negotiate(FEATURES);
+        front.share();
+        for _ in 0..4 {
+            assert_eq!(front.ack(update(0x6_0000, PAGE), Vec::new()), 0);
+        }
+        assert!(quiesced(&mut front, 0x6_0000));
+    }
+}
+
 #[test]
 fn buffers_are_where_the_front_end_says() {
     let mut front = up(&[(0, 0x2_0000)]);
