@@ -134,6 +134,8 @@ pub struct Guest {
 impl Guest {
     /// Bytes of its memory.
     pub const BYTES: u64 = MEMORY as u64;
+    /// What is below has the rings, what is above the buffers.
+    pub const BUFFERS: u64 = BUFFERS[0];
 
     /// A guest whose receiveq is full of buffers.
     ///

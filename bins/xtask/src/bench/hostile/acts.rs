@@ -12,6 +12,8 @@ use testkit::request::{GET_FEATURES, SET_MEM_TABLE, SET_OWNER, SET_VRING_CALL};
 use testkit::{GuestSettings, Remote, SharedMemory};
 use virtq::Layout;
 
+use super::viommu::Behind;
+
 /// The pause after each: the good guest has the same CPU.
 const PAUSE: Duration = Duration::from_micros(500);
 /// How long a port that it broke may take to be there again.
@@ -37,6 +39,10 @@ pub(in crate::bench) enum Act {
     Connections,
     /// Its memory is cut short under the switch: once, since the port is in quarantine then.
     CutShort,
+    /// 32 translations that nobody asked for, and each taken back.
+    Mappings,
+    /// A translation that its ring waits for is taken back, 16 times: it is asked for anew.
+    Questions,
 }
 
 impl Act {
@@ -49,6 +55,8 @@ impl Act {
         Self::FullCall,
         Self::Connections,
         Self::CutShort,
+        Self::Mappings,
+        Self::Questions,
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -61,6 +69,8 @@ impl Act {
             Self::FullCall => "a call that is full and blocks",
             Self::Connections => "connections beside its own",
             Self::CutShort => "memory cut short, and more frames",
+            Self::Mappings => "translations that nobody asked for",
+            Self::Questions => "translations that are always missing",
         }
     }
 }
@@ -136,29 +146,48 @@ impl Hostile {
     }
 
     fn join(&self) -> Result<Remote> {
+        let mut remote = self.connect()?;
+        remote.set_up()?;
+        Ok(remote)
+    }
+
+    fn connect(&self) -> Result<Remote> {
         let start = Instant::now();
         loop {
             // The one before may still be on its way out.
             let mut remote = Remote::connect(&self.socket, self.settings)?;
             match remote.front_end.ask(GET_FEATURES, &[]) {
-                Ok(_) => {
-                    remote.set_up()?;
-                    return Ok(remote);
-                }
+                Ok(_) => return Ok(remote),
                 Err(error) => ensure!(start.elapsed() < PATIENCE, "it cannot come again: {error}"),
             }
             std::thread::sleep(PAUSE);
         }
     }
 
-    /// Does it until it is to end; returns what it did since it counts.
-    pub(super) fn repeat(&self, act: Act, phase: &AtomicU8) -> Result<Done> {
-        tie()?;
-        virtq::mem::guard::install()?;
+    /// Begins, so that it can be done again and again.
+    fn begin(&self, act: Act) -> Result<(Remote, Option<Behind>)> {
+        if matches!(act, Act::Mappings | Act::Questions) {
+            let mut remote = self.connect()?;
+            let behind = Behind::set_up(&mut remote)?;
+            if act == Act::Questions {
+                let _ = remote.guest.send(&[0xff; 60], 1)?;
+                let _ = remote.guest.flush();
+                remote.guest.kick();
+            }
+            return Ok((remote, Some(behind)));
+        }
         let mut remote = self.join()?;
         if act == Act::FullCall {
             fill_calls(&mut remote)?;
         }
+        Ok((remote, None))
+    }
+
+    /// Does it until it is to end; returns what it did since it counts.
+    pub(super) fn repeat(&self, act: Act, phase: &AtomicU8) -> Result<Done> {
+        tie()?;
+        virtq::mem::guard::install()?;
+        let (mut remote, behind) = self.begin(act)?;
         let (mut count, mut counts) = (0u64, false);
         let (mut start, mut before) = (Instant::now(), cpu_time());
         loop {
@@ -169,7 +198,11 @@ impl Hostile {
                 }
                 _ => {}
             }
-            self.once(act, (counts, count), &mut remote)?;
+            match &behind {
+                Some(behind) if act == Act::Questions => behind.ask_again(&mut remote, 16)?,
+                Some(behind) => behind.map_and_unmap(&mut remote, 32)?,
+                None => self.once(act, (counts, count), &mut remote)?,
+            }
             count = count.saturating_add(1);
             std::thread::sleep(PAUSE);
         }
@@ -216,6 +249,8 @@ impl Hostile {
                 let _ = remote.guest.flush();
                 remote.guest.kick();
             }
+            // See `repeat`.
+            Act::Mappings | Act::Questions => {}
         }
         Ok(())
     }
