@@ -12,6 +12,7 @@
 //! One front end at a time. Whatever goes wrong with it ends that connection only: its queues are
 //! taken back, its memory unmapped, its fds closed, and the port waits for the next one.
 
+mod channel;
 mod closer;
 mod connection;
 mod handover;

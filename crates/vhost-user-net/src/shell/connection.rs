@@ -39,6 +39,9 @@ pub(super) enum Disconnect {
     /// Its fds cannot be closed in a reasonable time.
     #[error("the front end sent fds that take very long to be closed")]
     SlowFds,
+    /// It gave us what would keep the connection open when it is gone.
+    #[error("the front end's channel could keep its connection from ending")]
+    Snare,
     /// A message that cannot be answered with an error.
     #[error(transparent)]
     Session(#[from] SessionError),

@@ -1,12 +1,14 @@
 //! A connection to a front end, and what was agreed on it.
 
 use std::fmt::Display;
+use std::os::fd::AsFd;
 use std::time::Instant;
 
 use event_manager::EventSet;
 use port::StatusCell;
 use vhost::vhost_user::message::FrontendReq;
 
+use super::channel::is_snare;
 use super::connection::{Connection, Disconnect};
 use super::misses::Questions;
 use super::rings::FabricRings;
@@ -84,6 +86,11 @@ impl Link {
                 false => self.handled.others = self.handled.others.saturating_add(1),
             }
             tracing::trace!(port = rings.name, request, payload = ?message.payload, "message");
+            if request == u32::from(FrontendReq::SET_BACKEND_REQ_FD)
+                && message.fds.iter().any(|fd| is_snare(fd.as_fd(), self.connection.as_fd()))
+            {
+                return Err(Disconnect::Snare);
+            }
             let outcome = self.session.handle(message, rings)?;
             if let Some(error) = outcome.refused {
                 self.complain("refused", &error, (rings, status));
