@@ -8,16 +8,18 @@ mod load;
 mod mappings;
 mod memory;
 mod messages;
+mod requests;
 mod states;
 mod transfers;
 mod translations;
+mod under_load;
 
 use crate::world::{Case, run};
 
 /// The least number of cases; each runs with split and with packed rings.
 const PROMISED: usize = 200;
 
-fn all() -> [Vec<Case>; 11] {
+fn all() -> [Vec<Case>; 13] {
     [
         messages::cases(),
         memory::cases(),
@@ -30,6 +32,8 @@ fn all() -> [Vec<Case>; 11] {
         load::cases(),
         mappings::cases(),
         translations::cases(),
+        requests::cases(),
+        under_load::cases(),
     ]
 }
 
@@ -97,4 +101,14 @@ fn other_mappings() {
 #[test]
 fn translations() {
     run(&translations::cases());
+}
+
+#[test]
+fn other_requests() {
+    run(&requests::cases());
+}
+
+#[test]
+fn changes_under_load() {
+    run(&under_load::cases());
 }

@@ -351,6 +351,22 @@ fn revoked() -> Vec<Case> {
             stage.answers(&mut behind.evil);
             stage.world.progress();
         }),
+        case("translations that nobody asked for, without end", |stage| {
+            let mut behind = Behind::known(stage);
+            for n in 0..4000 {
+                let body = update(FAR + (n % 64) * PAGE, PAGE, BUFFERS);
+                behind.evil.front.send(IOTLB_MSG, &body, &[]).unwrap();
+            }
+            stage.answers(&mut behind.evil);
+            stage.world.progress();
+        }),
+        case("it leaves in the middle of a flood of translations", |stage| {
+            let mut behind = Behind::known(stage);
+            for n in 0..2000 {
+                let body = if n % 2 == 0 { update(FAR, PAGE, 0) } else { invalidate(FAR, PAGE) };
+                behind.evil.front.send(IOTLB_MSG, &body, &[]).unwrap();
+            }
+        }),
         case("an invalidation that wraps around", |stage| {
             let mut behind = Behind::known(stage);
             let _ = behind.say(&invalidate(u64::MAX - 5, u64::MAX));
