@@ -193,13 +193,7 @@ fn segmentation(c: &mut Criterion) {
                 for index in picked {
                     let frame = batch.frames().get(usize::from(*index)).unwrap();
                     let mut writer = sink.writer(slot);
-                    let mut at_sum = writer;
-                    let mut finish = Finish::begin(frame).unwrap();
-                    let _ = writer.write(frame.head());
-                    let _ = finish.copy(&mut writer, &mut batch.body(frame), frame.body.len);
-                    let (place, value) = finish.end();
-                    let _ = at_sum.skip(u32::try_from(place).unwrap());
-                    let _ = at_sum.write(&value);
+                    assert!(Finish::write(frame, batch, &mut writer));
                     slot = slot.wrapping_add(1);
                 }
                 Ok(())

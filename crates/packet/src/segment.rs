@@ -27,6 +27,10 @@ pub(crate) const FIN: u8 = 1;
 pub(crate) const PSH: u8 = 8;
 const CWR: u8 = 128;
 const UDP_HEADER: usize = 8;
+/// Without options.
+const TCP_HEADER: usize = 20;
+const IPV4_HEADER: usize = 20;
+const IPV6_HEADER: u32 = 40;
 /// Where in the TCP and UDP headers the checksum is.
 const TCP_CHECKSUM: usize = 16;
 pub(crate) const TCP_FLAGS: usize = 13;
@@ -122,7 +126,7 @@ impl Headers {
 /// A large frame, ready to be cut.
 #[derive(Debug, Clone)]
 pub struct Cut {
-    /// The headers as they came.
+    /// The headers of a segment that is not the last one, but for what tells it from others.
     header: [u8; CUT_HEADER_MAX],
     header_len: usize,
     /// Where the IP header begins.
@@ -137,10 +141,16 @@ pub struct Cut {
     size: u32,
     /// Number of segments.
     count: u32,
-    /// Sum of the IPv4 header, without what differs from segment to segment.
+    /// Of the IPv4 packet of a segment that is not the last one.
+    total: u16,
+    /// Of the first segment: the IPv4 identification, the TCP sequence number and the TCP flags.
+    id: u16,
+    sequence: u32,
+    flags: u8,
+    /// Sum of the IPv4 header, without what differs from segment to segment and its length.
     network_sum: Checksum,
-    /// Sum of the addresses, the protocol, and of the TCP or UDP header without what differs.
-    upper_sum: Checksum,
+    /// Sum of the addresses and the protocol.
+    pseudo_sum: Checksum,
 }
 
 /// One segment: its headers. [`Cut::range`] says what payload follows them.
@@ -175,7 +185,7 @@ impl Cut {
         let len = u32::try_from(header_len).unwrap_or(u32::MAX);
         let payload = frame_len.checked_sub(len).ok_or(CutError::Header)?;
         let size = u32::from(size);
-        let (network_sum, upper_sum) = (Checksum::default(), Checksum::default());
+        let (network_sum, pseudo_sum) = (Checksum::default(), Checksum::default());
         let count = payload.div_ceil(size.max(1)).max(1);
         let mut cut = Self {
             header,
@@ -187,8 +197,12 @@ impl Cut {
             payload,
             size,
             count,
+            total: 0,
+            id: 0,
+            sequence: 0,
+            flags: 0,
             network_sum,
-            upper_sum,
+            pseudo_sum,
         };
         let fits = usize::try_from(size).unwrap_or(usize::MAX).saturating_add(header_len)
             <= usize::from(u16::MAX);
@@ -199,28 +213,60 @@ impl Cut {
         Ok(cut)
     }
 
-    /// Sums once what all segments have in common.
+    /// Does once what is the same for all segments.
     fn prepare(&mut self) {
-        self.upper_sum = self.headers().pseudo(&self.header);
-        let header = self.header.get_mut(..self.header_len).unwrap_or_default();
+        self.pseudo_sum = self.headers().pseudo(&self.header);
+        let mut whole = self.header;
+        let header = whole.get_mut(..self.header_len).unwrap_or_default();
         let (network, upper) = header.split_at_mut_checked(self.l4).unwrap_or_default();
         let network = network.get_mut(self.l3..).unwrap_or_default();
         if self.family == Family::V4 {
-            put(network, 2, 0);
-            put(network, 10, 0);
+            self.id = get(network, 4);
+            for place in [2, 4, 10] {
+                put(network, place, 0);
+            }
             self.network_sum.add(network);
         }
-        if !self.tcp {
-            put(upper, 4, 0);
+        if self.tcp {
+            let sequence = upper.get(4..).and_then(<[u8]>::first_chunk).copied();
+            self.sequence = sequence.map_or(0, u32::from_be_bytes);
+            self.flags = upper.get(TCP_FLAGS).copied().unwrap_or(0);
         }
-        let place = if self.tcp { TCP_CHECKSUM } else { UDP_CHECKSUM };
-        put(upper, place, 0);
+        self.write_lengths(header, self.size.min(self.payload));
+        self.total = get(header, self.l3.saturating_add(2));
+        self.header = whole;
+    }
+
+    /// Writes the lengths of a segment with that much payload, and the sum of the pseudo header.
+    #[inline(never)]
+    fn write_lengths(&self, header: &mut [u8], payload: u32) {
+        let (network, upper) = header.split_at_mut_checked(self.l4).unwrap_or_default();
+        let l4_len = u32::try_from(upper.len()).unwrap_or(0).wrapping_add(payload);
+        let network = network.get_mut(self.l3..).unwrap_or_default();
+        let packet = u32::try_from(network.len()).unwrap_or(0).wrapping_add(l4_len);
+        match self.family {
+            Family::V4 => put(network, 2, low(packet)),
+            // Extension headers are part of the payload.
+            Family::V6 => put(network, 4, low(packet.wrapping_sub(IPV6_HEADER))),
+        }
+        if !self.tcp {
+            put(upper, 4, low(l4_len));
+        }
+        let mut sum = self.pseudo_sum;
+        sum.add_u32(l4_len);
+        put(upper, self.checksum_offset(), sum.sum());
     }
 
     /// Number of segments: at least one.
     #[inline]
     pub fn count(&self) -> u32 {
         self.count
+    }
+
+    /// Bytes of the payload of a segment that is not the last one.
+    #[inline]
+    pub fn size(&self) -> u32 {
+        self.size
     }
 
     /// Bytes of the headers.
@@ -239,6 +285,12 @@ impl Cut {
         let base = self.header_len();
         let (start, end) = (place(index), place(index.saturating_add(1)));
         base.saturating_add(start)..base.saturating_add(end)
+    }
+
+    /// Bytes of the payload of segment `index`.
+    #[inline]
+    pub fn payload_len(&self, index: u32) -> u32 {
+        self.payload.saturating_sub(index.saturating_mul(self.size)).min(self.size)
     }
 
     /// Where the checksummed part of each segment starts, and where from there its checksum is.
@@ -262,8 +314,7 @@ impl Cut {
     /// Whether the first segment will say that the sender reduced its congestion window (ECN).
     #[inline]
     pub fn has_cwr(&self) -> bool {
-        let flags = self.header.get(self.l4.saturating_add(TCP_FLAGS));
-        self.tcp && flags.is_some_and(|flags| flags & CWR != 0)
+        self.tcp && self.flags & CWR != 0
     }
 
     /// The headers of segment `index`, given the sum of its payload.
@@ -283,41 +334,77 @@ impl Cut {
         if to.len() != header.len() {
             return;
         }
-        to.copy_from_slice(header);
-        let range = self.range(index);
-        let payload_len = range.end.saturating_sub(range.start);
-        let upper_len = self.header_len.saturating_sub(self.l4);
-        let l4_len = u32::try_from(upper_len).unwrap_or(0).saturating_add(payload_len);
-        let (network, upper) = to.split_at_mut_checked(self.l4).unwrap_or_default();
-        let network = network.get_mut(self.l3..).unwrap_or_default();
-        match self.family {
-            Family::V4 => {
-                let first = get(&self.header, self.l3.saturating_add(4));
-                write_ipv4(network, (l4_len, first), index, self.network_sum);
-            }
-            Family::V6 => write_ipv6(network, l4_len),
+        copy_short(header, to);
+        let last = index.wrapping_add(1) >= self.count;
+        if last {
+            self.write_lengths(to, self.payload_len(index));
         }
-        let place = if self.tcp {
-            let last = index.saturating_add(1) >= self.count;
-            let as_it_came = self.header.get(self.l4..).unwrap_or_default();
-            write_tcp((as_it_came, upper), index, index.wrapping_mul(self.size), last);
-            TCP_CHECKSUM
-        } else {
-            put(upper, 4, low(l4_len));
-            UDP_CHECKSUM
-        };
-        let mut sum = self.upper_sum;
-        sum.add_u32(l4_len);
-        let value = match payload {
-            Some(payload) => {
-                sum.add(upper);
-                // The header's length is even; the payload's need not be, its folded sum is.
-                sum.add_u16(payload.sum());
-                if self.tcp { sum.finish() } else { sum.finish_transport() }
-            }
-            None => sum.sum(),
-        };
-        put(upper, place, value);
+        if self.family == Family::V4
+            && let Some(network) = to.get_mut(self.l3..).and_then(<[u8]>::first_chunk_mut)
+        {
+            self.write_ipv4(network, index, last);
+        }
+        let Some(upper) = to.get_mut(self.l4..) else { return };
+        if self.tcp
+            && let Some(tcp) = upper.first_chunk_mut()
+        {
+            self.write_tcp(tcp, index, last);
+        }
+        if let Some(mut sum) = payload {
+            // The payload's length need not be even, its folded sum is. The field holds the sum of
+            // the pseudo header.
+            sum = Checksum::of_part(sum.sum());
+            sum.add(upper);
+            let value = if self.tcp { sum.finish() } else { sum.finish_transport() };
+            put(upper, self.checksum_offset(), value);
+        }
+    }
+
+    #[inline]
+    fn checksum_offset(&self) -> usize {
+        if self.tcp { TCP_CHECKSUM } else { UDP_CHECKSUM }
+    }
+
+    /// What was just written is not read again, but the last one's length: to read less than what
+    /// was written at once has to wait for it.
+    #[inline]
+    fn write_ipv4(&self, ip: &mut [u8; IPV4_HEADER], index: u32, last: bool) {
+        let id = self.id.wrapping_add(low(index));
+        let total = if last { u16::from_be_bytes([ip[2], ip[3]]) } else { self.total };
+        let mut sum = self.network_sum;
+        sum.add_u32(u32::from(total).wrapping_add(u32::from(id)));
+        [ip[4], ip[5]] = id.to_be_bytes();
+        [ip[10], ip[11]] = sum.finish().to_be_bytes();
+    }
+
+    #[inline]
+    fn write_tcp(&self, tcp: &mut [u8; TCP_HEADER], index: u32, last: bool) {
+        let sequence = self.sequence.wrapping_add(index.wrapping_mul(self.size));
+        [tcp[4], tcp[5], tcp[6], tcp[7]] = sequence.to_be_bytes();
+        let not_last = if last { !0 } else { !(FIN | PSH) };
+        let not_first = if index == 0 { !0 } else { !CWR };
+        tcp[TCP_FLAGS] = self.flags & not_last & not_first;
+    }
+}
+
+/// Copies a header, most of them without a call: as a first and a last block that may share their
+/// middle. Both have one length.
+#[inline(always)]
+fn copy_short(from: &[u8], to: &mut [u8]) {
+    match from.len() {
+        32..=63 => copy_ends::<32>(from, to),
+        64..=CUT_HEADER_MAX => copy_ends::<64>(from, to),
+        _ => to.copy_from_slice(from),
+    }
+}
+
+#[inline(always)]
+fn copy_ends<const N: usize>(from: &[u8], to: &mut [u8]) {
+    if let (Some(from), Some(to)) = (from.first_chunk::<N>(), to.first_chunk_mut::<N>()) {
+        *to = *from;
+    }
+    if let (Some(from), Some(to)) = (from.last_chunk::<N>(), to.last_chunk_mut::<N>()) {
+        *to = *from;
     }
 }
 
@@ -358,39 +445,6 @@ fn transport(kind: u16, packet: &[u8]) -> Option<(Family, usize, u8)> {
 fn tcp_header_len(upper: &[u8]) -> Option<usize> {
     let words = usize::from(upper.get(12)? >> 4);
     (words >= 5).then(|| words.saturating_mul(4))
-}
-
-/// `first` is the frame's own identification. What was written last is not read again here and in
-/// [`write_tcp`]: reading less than what was written at once has to wait for it.
-fn write_ipv4(network: &mut [u8], (l4_len, first): (u32, u16), index: u32, mut sum: Checksum) {
-    let total = u32::try_from(network.len()).unwrap_or(0).saturating_add(l4_len);
-    put(network, 2, low(total));
-    let id = first.wrapping_add(low(index));
-    put(network, 4, id);
-    // The sum has the first number.
-    sum.add_u16(!first);
-    sum.add_u16(id);
-    sum.add_u16(low(total));
-    put(network, 10, sum.finish());
-}
-
-fn write_ipv6(network: &mut [u8], l4_len: u32) {
-    // Extension headers are part of the payload.
-    let extensions = network.len().saturating_sub(40);
-    let payload = u32::try_from(extensions).unwrap_or(0).saturating_add(l4_len);
-    put(network, 4, low(payload));
-}
-
-fn write_tcp((came, upper): (&[u8], &mut [u8]), index: u32, offset: u32, last: bool) {
-    let sequence = came.get(4..).and_then(<[u8]>::first_chunk);
-    let place = upper.get_mut(4..).and_then(<[u8]>::first_chunk_mut);
-    if let (Some(sequence), Some(place)) = (sequence, place) {
-        *place = u32::from_be_bytes(*sequence).wrapping_add(offset).to_be_bytes();
-    }
-    if let (Some(flags), Some(place)) = (came.get(TCP_FLAGS), upper.get_mut(TCP_FLAGS)) {
-        *place =
-            flags & (if last { !0 } else { !(FIN | PSH) }) & (if index == 0 { !0 } else { !CWR });
-    }
 }
 
 pub(crate) fn low(value: u32) -> u16 {

@@ -15,6 +15,8 @@
 //! **Ledger.** A frame that is cut counts its segments when the cut begins, so what then finds no
 //! room, segment by segment, is a drop like any other.
 
+use std::ops::Range;
+
 use packet::{Checksum, Cut};
 use virtq::mem::SegSpan;
 
@@ -50,7 +52,8 @@ struct Large<'f> {
     next: u32,
     /// Where in the head the payload goes on.
     at: usize,
-    /// What is left of the body.
+    /// What is left of the payload, and of the body.
+    left: u32,
     body: SegSpan,
     /// Segments are left with partial checksums.
     unfinished: Option<Offload>,
@@ -203,35 +206,60 @@ impl<'f> Large<'f> {
         let partial = Offload { needs_csum: true, csum_start, csum_offset, ..Offload::default() };
         let header_len = usize::try_from(cut.header_len()).ok()?;
         let (at, body) = (header_len, frame.body);
+        let left = frame.len().saturating_sub(cut.header_len());
         let unfinished = takes.csum.then_some(partial);
-        Some(Self { frame, cut, header_len, next: 0, at, body, unfinished })
+        Some(Self { frame, cut, header_len, next: 0, at, left, body, unfinished })
+    }
+
+    /// Takes the next `len` bytes of the payload: where in the head, and where in the body.
+    #[inline]
+    fn take(&mut self, batch: &Batch<'_>, len: u32) -> (Range<usize>, SegSpan) {
+        let head_len = self.frame.head().len();
+        if self.at == head_len && self.body.count == 1 && len < self.body.len {
+            // Mostly all is in one piece of the body.
+            let body = SegSpan { len, ..self.body };
+            self.body.skip = self.body.skip.wrapping_add(len);
+            self.body.len = self.body.len.wrapping_sub(len);
+            return (head_len..head_len, body);
+        }
+        let of_head = head_len.saturating_sub(self.at).min(usize::try_from(len).unwrap_or(0));
+        let in_head = self.at..self.at.saturating_add(of_head);
+        let of_body = len.saturating_sub(u32::try_from(of_head).unwrap_or(0));
+        let (body, rest) = batch.store().split(self.body, of_body);
+        (self.at, self.body) = (in_head.end, rest);
+        (in_head, body)
     }
 
     /// Makes the next segment in `slot`.
     fn segment(&mut self, batch: &Batch<'_>, slot: &mut Frame) {
-        let range = self.cut.range(self.next);
-        let len = range.end.saturating_sub(range.start);
-        let head = self.frame.head();
-        let of_head = head.len().saturating_sub(self.at).min(usize::try_from(len).unwrap_or(0));
-        let in_head = self.at..self.at.saturating_add(of_head);
-        let of_body = len.saturating_sub(u32::try_from(of_head).unwrap_or(0));
-        let (body, rest) = batch.store().split(self.body, of_body);
-        let sum = match self.unfinished {
-            Some(_) => None,
-            None => {
-                let mut sum = Checksum::default();
-                sum.add(head.get(in_head.clone()).unwrap_or_default());
-                sum_body(&mut sum, batch.store().reader(body));
-                Some(sum)
+        let len = self.left.min(self.cut.size());
+        self.left = self.left.wrapping_sub(len);
+        let (in_head, body) = self.take(batch, len);
+        match self.unfinished {
+            Some(offload) => {
+                let shape = (self.header_len, in_head);
+                let header = slot.begin_segment(self.frame, shape, (body, offload));
+                self.cut.write_header(self.next, None, header);
             }
-        };
-        self.at = in_head.end;
-        self.body = rest;
-        let offload = self.unfinished.unwrap_or_default();
+            None => self.finished(batch, slot, (in_head, body)),
+        }
+        self.next = self.next.wrapping_add(1);
+    }
+
+    /// Makes the next segment in `slot`, with its checksum.
+    #[inline(never)]
+    fn finished(
+        &self,
+        batch: &Batch<'_>,
+        slot: &mut Frame,
+        (in_head, body): (Range<usize>, SegSpan),
+    ) {
+        let mut sum = Checksum::default();
+        sum.add(self.frame.head().get(in_head.clone()).unwrap_or_default());
+        sum_body(&mut sum, batch.store().reader(body));
         let shape = (self.header_len, in_head);
-        let header = slot.begin_segment(self.frame, shape, (body, offload));
-        self.cut.write_header(self.next, sum, header);
-        self.next = self.next.saturating_add(1);
+        let header = slot.begin_segment(self.frame, shape, (body, Offload::default()));
+        self.cut.write_header(self.next, Some(sum), header);
     }
 }
 

@@ -8,7 +8,7 @@
 use packet::Checksum;
 use virtq::mem::{Reader, Writer};
 
-use crate::{Frame, Offload};
+use crate::{Batch, Frame, Offload};
 
 /// Where UDP (and UDP-Lite) has its checksum.
 const UDP_CHECKSUM: u16 = 6;
@@ -23,9 +23,17 @@ pub struct Finish {
 }
 
 impl Finish {
+    /// Whether the checksum's place is in the head, so that it can be finished.
+    #[inline]
+    pub fn is_possible(frame: &Frame) -> bool {
+        let Offload { csum_start, csum_offset, .. } = frame.offload;
+        let place = usize::from(csum_start).saturating_add(usize::from(csum_offset));
+        frame.head().len() >= place.saturating_add(2)
+    }
+
     /// Begins with what the head has of the frame. None if the checksum's place is not in the head.
     #[inline]
-    pub fn begin(frame: &Frame) -> Option<Self> {
+    fn begin(frame: &Frame) -> Option<Self> {
         let Offload { csum_start, csum_offset, .. } = frame.offload;
         let start = usize::from(csum_start);
         let place = start.saturating_add(usize::from(csum_offset));
@@ -37,9 +45,38 @@ impl Finish {
         Some(Self { sum, place, is_udp: csum_offset == UDP_CHECKSUM })
     }
 
+    /// Writes `frame`, one of `batch`, with its checksum finished. False, and nothing written, if
+    /// that is not possible; what finds no room is not written.
+    #[inline]
+    pub fn write(frame: &Frame, batch: &Batch<'_>, to: &mut Writer<'_>) -> bool {
+        let Some(mut finish) = Self::begin(frame) else { return false };
+        // Mostly all goes from one piece into one piece.
+        if let Some(body) = batch.body_piece(frame)
+            && let Some(piece) = to.next_whole(frame.len())
+            && let Some(sum) = piece.write_summed(frame.head(), body)
+        {
+            finish.sum.add_part(sum, frame.body.len);
+            let (place, value) = finish.end();
+            piece.write_at(place, value);
+            return true;
+        }
+        finish.write_spread(frame, batch, to);
+        true
+    }
+
+    #[inline(never)]
+    fn write_spread(mut self, frame: &Frame, batch: &Batch<'_>, to: &mut Writer<'_>) {
+        let mut at_sum = *to;
+        let _ = to.write(frame.head());
+        let _ = self.copy(to, &mut batch.body(frame), frame.body.len);
+        let (place, value) = self.end();
+        let _ = at_sum.skip(u32::try_from(place).unwrap_or(u32::MAX));
+        let _ = at_sum.write(&value);
+    }
+
     /// Copies `len` bytes of the body and sums them on the way; returns how many there were.
     #[inline]
-    pub fn copy(&mut self, to: &mut Writer<'_>, body: &mut Reader<'_>, len: u32) -> u32 {
+    fn copy(&mut self, to: &mut Writer<'_>, body: &mut Reader<'_>, len: u32) -> u32 {
         let mut done = 0u32;
         while done < len {
             let left = len.wrapping_sub(done);
@@ -56,7 +93,7 @@ impl Finish {
     /// Where in the frame the checksum stands, and its bytes: to be written behind all others,
     /// where the frame went.
     #[inline]
-    pub fn end(self) -> (usize, [u8; 2]) {
+    fn end(self) -> (usize, [u8; 2]) {
         let value = if self.is_udp { self.sum.finish_transport() } else { self.sum.finish() };
         (self.place, value.to_be_bytes())
     }
@@ -93,8 +130,8 @@ pub fn sum_body(sum: &mut Checksum, mut body: Reader<'_>) {
 mod tests {
     #![expect(clippy::cast_possible_truncation, clippy::arithmetic_side_effects, reason = "tests")]
 
-    use super::finish_checksum;
-    use crate::{Frame, Offload};
+    use super::{Finish, finish_checksum};
+    use crate::{Frame, FrameBuf, Offload};
     use packet::{Checksum, checksum};
     use virtq::mem::Pool;
 
@@ -154,6 +191,39 @@ mod tests {
         }
     }
 
+    /// In one piece, over pieces that end anywhere, and where there is no room for all.
+    #[test]
+    fn what_is_written_is_the_frame_with_its_checksum() {
+        for payload in [0, 1, 87, 100, 1448, 1449] {
+            let (bytes, _) = datagram(payload);
+            let mut from = Pool::new(1, 2048).unwrap();
+            from.slot_mut(0).unwrap()[..bytes.len()].copy_from_slice(&bytes);
+            let span = Pool::span(0, 0, bytes.len() as u32);
+            let offload =
+                Offload { needs_csum: true, csum_start: 34, csum_offset: 6, ..Offload::default() };
+            let mut buf = FrameBuf::default();
+            let frame = buf.slot().unwrap();
+            assert!(frame.fill(from.store().reader(span), span, offload));
+            let mut wanted = frame.clone();
+            assert!(finish_checksum(&mut wanted, from.store().reader(frame.body)));
+            let whole = [wanted.head(), &bytes[wanted.head().len()..]].concat();
+            buf.keep();
+            let batch = buf.batch(from.store(), None);
+            let frame = &batch.frames()[0];
+            for slot_bytes in [2048, 1024, 512, 100, 41, 16, 1] {
+                let slots = 2048 / slot_bytes;
+                let mut to = Pool::new(slots, slot_bytes).unwrap();
+                let mut writer = to.writer_over(slots);
+                assert!(Finish::is_possible(frame) && Finish::write(frame, &batch, &mut writer));
+                let written: Vec<u8> =
+                    (0..slots).flat_map(|slot| to.slot_mut(slot).unwrap().to_vec()).collect();
+                let there = whole.len().min(written.len());
+                assert!(written[..there] == whole[..there], "{payload} in {slot_bytes}");
+                assert!(written[there..].iter().all(|byte| *byte == 0));
+            }
+        }
+    }
+
     #[test]
     fn a_place_outside_of_the_head_is_refused() {
         let (bytes, _) = datagram(20);
@@ -164,6 +234,7 @@ mod tests {
                 Offload { needs_csum: true, csum_start, csum_offset, ..Offload::default() };
             let body = virtq::mem::SegStore::empty().reader(frame.body);
             assert!(!finish_checksum(&mut frame, body));
+            assert!(!Finish::is_possible(&frame));
             assert_eq!(frame.head(), bytes, "nothing changed");
         }
     }

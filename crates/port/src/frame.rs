@@ -168,14 +168,16 @@ impl Frame {
         (body, offload): (SegSpan, Offload),
     ) -> &mut [u8] {
         let start = usize::from(whole.start);
-        let payload = whole.head().get(payload).unwrap_or_default();
         let len = header_len.saturating_add(payload.len());
         let place = self.bytes.get_mut(start..start.saturating_add(len));
         let Some((header, rest)) = place.and_then(|place| place.split_at_mut_checked(header_len))
         else {
             return &mut [];
         };
-        rest.copy_from_slice(payload);
+        if !rest.is_empty() {
+            let Some(payload) = whole.head().get(payload) else { return &mut [] };
+            rest.copy_from_slice(payload);
+        }
         self.start = whole.start;
         self.head_len = u16::try_from(len).unwrap_or(0);
         self.body = body;

@@ -101,6 +101,17 @@ proptest! {
             sum.add(part);
             let header = cut.header(index, sum);
             let segment = [header.bytes(), part].concat();
+            prop_assert_eq!(cut.payload_len(index) as usize, part.len());
+            // Who finishes checksums finds all else done, and comes to the same one.
+            let mut undone = vec![0xee; header.bytes().len()];
+            cut.write_header(index, None, &mut undone);
+            let mut whole = Checksum::default();
+            whole.add(&undone[l4..]);
+            whole.add(part);
+            let value = if shape.tcp { whole.finish() } else { whole.finish_transport() };
+            let at = l4 + cut.checksum_offset();
+            undone[at..at + 2].copy_from_slice(&value.to_be_bytes());
+            prop_assert_eq!(&undone[..], header.bytes());
             prop_assert_eq!(&segment[..l3], &frame[..l3]);
             let (network, upper) = (&segment[l3..], &segment[l4..]);
             if shape.v6 {

@@ -49,35 +49,26 @@ impl Job<'_> {
     /// Whether the frame can be delivered as it is, or with a checksum finished on the way.
     fn fits(&self, frame: &Frame) -> bool {
         self.to_driver.takes(&frame.offload)
-            || (frame.offload.gso == Gso::None && Finish::begin(frame).is_some())
+            || (frame.offload.gso == Gso::None && Finish::is_possible(frame))
     }
 
     /// Writes a frame that fits behind its header, all into one chain.
     fn write(&self, frame: &Frame, writer: &mut Writer<'_>) {
-        let mut body = self.batch.body(frame);
-        let Some(mut finish) = self.finish(frame) else {
-            let _ = writer.write(frame.head());
-            let _ = writer.copy_from(&mut body, frame.body.len);
+        if self.finishes(frame) && Finish::write(frame, self.batch, writer) {
             return;
-        };
-        let mut at_sum = *writer;
+        }
         let _ = writer.write(frame.head());
-        let _ = finish.copy(writer, &mut body, frame.body.len);
-        let (place, value) = finish.end();
-        let _ = at_sum.skip(u32::try_from(place).unwrap_or(u32::MAX));
-        let _ = at_sum.write(&value);
+        let _ = writer.copy_from(&mut self.batch.body(frame), frame.body.len);
     }
 
-    /// The checksum to be finished, if the driver does not do that itself.
-    fn finish(&self, frame: &Frame) -> Option<Finish> {
-        let ours = frame.offload.needs_csum && !self.to_driver.csum;
-        if ours { Finish::begin(frame) } else { None }
+    /// Whether its checksum is to be finished.
+    fn finishes(&self, frame: &Frame) -> bool {
+        frame.offload.needs_csum && !self.to_driver.csum
     }
 
     /// The virtio-net header of a frame that fits.
     fn header(&self, frame: &Frame, buffers: u16) -> [u8; V1_LEN] {
-        let ours = frame.offload.needs_csum && !self.to_driver.csum;
-        let offload = if ours { Offload::default() } else { frame.offload };
+        let offload = if self.finishes(frame) { Offload::default() } else { frame.offload };
         header::encode(&offload, self.to_driver, buffers)
     }
 }
@@ -403,7 +394,7 @@ fn spread<const H: usize>(job: &Job<'_>, frame: &Frame, turn: &mut Turn) -> bool
     // Over several chains the sum is taken before.
     let mut finished;
     let mut frame = frame;
-    if job.finish(frame).is_some() {
+    if job.finishes(frame) {
         finished = frame.clone();
         let _in_head = finish_checksum(&mut finished, job.batch.body(frame));
         frame = &finished;

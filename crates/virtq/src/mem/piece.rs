@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use super::{RawSeg, copy_guest, copy_private, prefetch_read, prefetch_write};
+use super::{RawSeg, copy_guest, copy_private, prefetch_read, prefetch_write, sum};
 
 /// One contiguous piece of guest memory, to read; also for system calls that take addresses.
 #[derive(Debug, Clone, Copy)]
@@ -109,6 +109,29 @@ impl WritePiece<'_> {
         }
     }
 
+    /// Writes a head and a body behind each other. The Internet sum of the body, as if its first
+    /// byte were at an even place; none, and nothing written, if there is no room for both.
+    #[inline(always)]
+    pub fn write_summed(self, head: &[u8], body: ReadPiece<'_>) -> Option<u16> {
+        if head.len().saturating_add(body.len()) > self.len as usize {
+            return None;
+        }
+        // SAFETY: the piece is mapped and has `head.len()` bytes; `head` is private.
+        unsafe { copy_private(head.as_ptr(), self.ptr, head.len()) };
+        let to = self.ptr.wrapping_add(head.len());
+        // SAFETY: both pieces are mapped, this one has room behind the head.
+        Some(unsafe { sum::copy(body.ptr, to, body.len()) })
+    }
+
+    /// Writes `bytes` behind the first `at`, if there is room.
+    #[inline(always)]
+    pub fn write_at<const N: usize>(self, at: usize, bytes: [u8; N]) {
+        if at.saturating_add(N) <= self.len as usize {
+            // SAFETY: the piece is mapped and has `N` bytes there; `bytes` are private.
+            unsafe { copy_private(bytes.as_ptr(), self.ptr.wrapping_add(at), N) };
+        }
+    }
+
     /// Writes a header, a head and a body behind each other. The header is left alone where memory
     /// holds it already, so that its line is not taken from the guest's cache in a modified state
     /// without need. False, and nothing written, if there is no room for all.
@@ -144,6 +167,7 @@ impl WritePiece<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::sum::tests::plain;
     use super::{RawSeg, ReadPiece, WritePiece};
 
     #[test]
@@ -172,6 +196,25 @@ mod tests {
             let mut out = head.clone();
             out.fill(0);
             assert!(read.copy_to(10, &mut out) && out == head);
+        }
+        for len in 0..=60u8 {
+            let head = vec![len; usize::from(len)];
+            let sum = whole.and_then(|body| write.write_summed(&head, body));
+            let wanted = (len <= 50).then_some(plain(&[3; 100]));
+            assert_eq!(sum, wanted, "{len}");
+            let mut out = vec![len; usize::from(len) + 100];
+            out[usize::from(len)..].fill(3);
+            let mut now = vec![0; out.len()];
+            assert!(sum.is_none() || read.copy_to(0, &mut now) && now == out);
+        }
+        for at in [0, 1, 148, 149, 150, usize::MAX] {
+            write.write_at(at, [5, 6]);
+            let now = |at: u32| {
+                let mut out = [0; 2];
+                read.copy_to(at, &mut out).then_some(out)
+            };
+            let fits = u32::try_from(at).ok().and_then(now) == Some([5, 6]);
+            assert_eq!(fits, at <= 148, "{at}");
         }
         assert!(write.write_frame(&[8; 10], &[4; 40], whole));
         assert!(!write.write_frame(&[1; 151], &[], None));

@@ -61,6 +61,12 @@ impl Pool {
         Writable { segs, len: self.slot_bytes }.writer()
     }
 
+    /// The bytes of the first `slots` slots, to write one after the other.
+    pub fn writer_over(&mut self, slots: u32) -> Writer<'_> {
+        let segs = self.segs.get(..slots as usize).unwrap_or_default();
+        Writable { segs, len: self.slot_bytes.saturating_mul(slots) }.writer()
+    }
+
     /// `len` bytes of a slot after `skip`.
     #[inline]
     pub fn span(slot: u32, skip: u32, len: u32) -> SegSpan {

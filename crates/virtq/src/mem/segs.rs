@@ -1,6 +1,6 @@
 //! Segments of guest memory, and the cursors that copy from and to them.
 
-use super::{ReadPiece, copy_guest, copy_private, prefetch_read, prefetch_write, sum};
+use super::{ReadPiece, WritePiece, copy_guest, copy_private, prefetch_read, prefetch_write, sum};
 
 /// A checked range of host-mapped guest memory. Only valid while its `GuestMap` lives, which the
 /// lifetimes of [`SegStore`], [`Readable`] and [`Writable`] see to.
@@ -128,7 +128,18 @@ impl<'a> SegStore<'a> {
 
     /// Splits `span` behind its first `at` bytes, or at its end: both parts, of which neither has
     /// segments that it does not need.
+    #[inline]
     pub fn split(self, span: SegSpan, at: u32) -> (SegSpan, SegSpan) {
+        if span.count == 1 && at > 0 && at < span.len {
+            let skip = span.skip.wrapping_add(at);
+            let rest = SegSpan { skip, len: span.len.wrapping_sub(at), ..span };
+            return (SegSpan { len: at, ..span }, rest);
+        }
+        self.split_spread(span, at)
+    }
+
+    #[inline(never)]
+    fn split_spread(self, span: SegSpan, at: u32) -> (SegSpan, SegSpan) {
         let at = at.min(span.len);
         let (list, first) = self.list(span.first);
         let segs = list.get(first..first.saturating_add(span.count as usize)).unwrap_or_default();
@@ -406,7 +417,14 @@ pub struct Writer<'a> {
     cursor: Cursor<'a>,
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    /// Takes the next `len` bytes, if they are in one piece.
+    #[inline(always)]
+    pub fn next_whole(&mut self, len: u32) -> Option<WritePiece<'a>> {
+        let ptr = self.cursor.take_whole(len as usize)?;
+        Some(WritePiece::new(RawSeg::new(ptr, len)))
+    }
+
     /// Bytes of room left.
     #[inline(always)]
     pub fn remaining(&self) -> u32 {

@@ -139,10 +139,9 @@ fn halves(sum: u64) -> u64 {
 /// order of bytes, but for the order of their own.
 #[inline(always)]
 fn fold(sum: u64) -> u16 {
-    let mut sum = halves(sum);
-    for _ in 0..3 {
-        sum = (sum & 0xffff).wrapping_add(sum >> 16);
-    }
+    // The upper half of a word and its turned self: both halves, and what came in from below.
+    let half = u32::try_from(sum.wrapping_add(sum.rotate_left(32)) >> 32).unwrap_or(u32::MAX);
+    let sum = half.wrapping_add(half.rotate_left(16)) >> 16;
     u16::from_be(u16::try_from(sum).unwrap_or(u16::MAX))
 }
 
@@ -150,8 +149,9 @@ fn fold(sum: u64) -> u16 {
 #[cfg(target_arch = "x86_64")]
 mod wide {
     use std::arch::x86_64::{
-        __m256i, _mm256_add_epi32, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_set1_epi16,
-        _mm256_setzero_si256, _mm256_storeu_si256, _mm256_xor_si256,
+        __m256i, _mm_add_epi32, _mm_cvtsi128_si32, _mm_shuffle_epi32, _mm256_add_epi32,
+        _mm256_castsi256_si128, _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_madd_epi16,
+        _mm256_set1_epi16, _mm256_setzero_si256, _mm256_storeu_si256, _mm256_xor_si256,
     };
 
     use super::{fold, rest};
@@ -159,8 +159,10 @@ mod wide {
     /// Bytes of a vector, and of the vectors of a step: each has a sum, so that none waits.
     const VECTOR: usize = 32;
     const STEP: usize = 4 * VECTOR;
-    /// Steps after which lanes of 32 bits are emptied: each adds at most 2^16 to the size of each.
-    const STEPS: usize = 8192;
+    /// Steps after which lanes of 32 bits are emptied: each adds at most 2^16 to the size of each,
+    /// and so do three vectors more. All lanes together fit into 32 bits, too.
+    const STEPS: usize = 1000;
+    const _: () = assert!((STEPS * 4 + 3) * 8 * (1 << 16) < 1 << 31);
 
     /// See [`super::pass`].
     ///
@@ -192,8 +194,8 @@ mod wide {
                 at = at.wrapping_add(VECTOR);
             }
             let [a, b, c, d] = sums;
-            total = total.wrapping_add(lanes(a)).wrapping_add(lanes(b));
-            total = total.wrapping_add(lanes(c)).wrapping_add(lanes(d));
+            let sum = _mm256_add_epi32(_mm256_add_epi32(a, b), _mm256_add_epi32(c, d));
+            total = total.wrapping_add(i64::from(lanes(sum)));
             if len.wrapping_sub(at) < VECTOR {
                 break;
             }
@@ -225,13 +227,13 @@ mod wide {
         _mm256_madd_epi16(less, _mm256_set1_epi16(1))
     }
 
+    /// The sum of all lanes.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn lanes(sum: __m256i) -> i64 {
-        let mut lanes = [0i32; 8];
-        // SAFETY: the lanes have 32 bytes, at any place.
-        unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), sum) };
-        lanes.iter().fold(0, |sum: i64, lane| sum.wrapping_add(i64::from(*lane)))
+    fn lanes(sum: __m256i) -> i32 {
+        let four = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum));
+        let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b_00_00_11_10>(four));
+        _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<0b_01>(two)))
     }
 }
 
