@@ -211,6 +211,10 @@ impl App {
     /// Gives up what the ports that are there do not need.
     pub(crate) fn enter(&mut self, mut sandbox: Sandbox) {
         let macvtap = self.ports.iter().any(Port::is_macvtap);
+        if sandbox.keeps_af_xdp() {
+            let spares = ::uplink::af_xdp::keep_spares();
+            tracing::debug!(spares, "programs for af-xdp ports that come later");
+        }
         sandbox.enter(macvtap);
         self.sandbox = sandbox;
     }

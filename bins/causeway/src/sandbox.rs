@@ -97,6 +97,11 @@ impl Sandbox {
         })))
     }
 
+    /// Whether rights are given up, and `af-xdp` ports may come later all the same.
+    pub(crate) fn keeps_af_xdp(&self) -> bool {
+        self.on && self.grants.af_xdp
+    }
+
     /// Gives up what the control thread does not need for the ports that it has. Threads that it
     /// starts later inherit that.
     pub(crate) fn enter(&mut self, has_macvtap: bool) {

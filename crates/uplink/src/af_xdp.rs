@@ -32,6 +32,7 @@ mod ingress;
 mod layout;
 mod program;
 mod socket;
+mod spare;
 mod unfinished;
 
 use std::io;
@@ -56,6 +57,7 @@ pub use error::AfXdpError;
 pub use handover::{from_parts, parts};
 pub use ingress::AfXdpIngress;
 pub use program::MACS_MAX;
+pub use spare::{SPARES_MAX, keep_spares};
 
 /// Lets `bytes` play the kernel on a queue's rings, for the fuzzer. How many frames came.
 #[cfg(fuzzing)]
@@ -270,6 +272,17 @@ impl AfXdpControl {
     }
 }
 
+impl Drop for AfXdpControl {
+    fn drop(&mut self) {
+        // ORDERING: a number of its own; `leave` was called by this thread.
+        if self.left.load(Ordering::Relaxed) {
+            return;
+        }
+        self.attachment.detach();
+        spare::give_back(&self.program);
+    }
+}
+
 /// Opens an interface and brings it up. Each queue pair counts in its own `counters`.
 ///
 /// # Errors
@@ -308,7 +321,7 @@ fn open_here(
              `ethtool -L`"
         );
     }
-    let program = Program::load(queues, settings.steer, wants_large(&link, settings))?;
+    let program = program_for(&link, settings)?;
     let marked = program.cutting.is_some();
     let mut attachment = Attachment::prepare(&link, settings.replace)?;
     link.bring_up()?;
@@ -358,6 +371,23 @@ fn defer(link: &Link, hook: Hook) -> Deferral {
         );
     };
     Deferral::set(link).inspect_err(said).unwrap_or_default()
+}
+
+/// A program for the interface: one that was kept if large frames should come whole.
+fn program_for(link: &Link, settings: &AfXdpSettings) -> Result<Program, AfXdpError> {
+    let large = wants_large(link, settings);
+    let spare = if large { spare::take(settings.steer) } else { None };
+    let program =
+        spare.map_or_else(|| Program::load(settings.queues, settings.steer, large), Ok)?;
+    if large && program.cutting.is_none() {
+        let interface = link.name();
+        tracing::warn!(
+            interface,
+            "large frames do not come whole: it takes CAP_PERFMON and /sys/kernel/btf to load the \
+             program that says how they are to be cut, and none was kept"
+        );
+    }
+    Ok(program)
 }
 
 /// Whether large frames should come whole: those of a veth pair, where one queue has all of the

@@ -225,6 +225,38 @@ fn a_steered_uplink_takes_what_is_for_stations_and_leaves_the_rest() {
     scene.talk();
 }
 
+/// Large frames take a right that a sandboxed switch has given up by then.
+#[test]
+fn ports_that_come_later_and_come_back_take_large_frames_too() {
+    for steer in ["all", "mac"] {
+        let scene = Scene::new(AfXdp, &format!(",steer={steer}"));
+        assert_eq!(scene.bed.json(&["version"])["sandbox"]["on"], true);
+        let mode = |port: &str| scene.bed.port(port)["interface"]["mode"].clone();
+        assert_eq!(mode("u"), "generic");
+        // It comes back as another interface of that name.
+        for _ in 0..3 {
+            let _ = scene.outer.ip(&["link", "del", "u0"]);
+            let _ = scene.bed.wait_state("u", "down");
+            scene.kind.wire(&scene.outer, &scene.peer);
+            let _ = scene.bed.wait_state("u", "up");
+            assert_eq!(mode("u"), "generic", "{}", scene.bed.log());
+        }
+        scene.talk();
+    }
+    // More of them than were kept, one after the other, each with traffic.
+    let scene = Scene::new(AfXdp, "");
+    let _ = scene.bed.ctl(&["port", "del", "u"]);
+    for round in 0..20 {
+        let spec = format!("af-xdp:name=late{round},ifname=u0,netns={}", scene.outer.name());
+        let _ = scene.bed.ctl(&["port", "add", &spec]);
+        let name = format!("late{round}");
+        let port = scene.bed.wait_state(&name, "up");
+        assert_eq!(port["interface"]["mode"], "generic", "{}", scene.bed.log());
+        scene.talk();
+        let _ = scene.bed.ctl(&["port", "del", &name]);
+    }
+}
+
 #[test]
 fn an_interface_that_is_taken_is_refused() {
     let scene = Scene::new(AfXdp, "");

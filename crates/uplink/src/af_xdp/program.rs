@@ -112,6 +112,15 @@ struct Cuts {
 }
 
 impl Cuts {
+    /// What this kernel says.
+    fn of_kernel() -> Option<Self> {
+        let said = Btf::of_kernel().ok().as_ref().and_then(Self::of);
+        if said.is_none() {
+            tracing::debug!("the kernel does not say where it keeps how frames are to be cut");
+        }
+        said
+    }
+
     /// What the kernel says. None if it is of a kind that is not known here.
     fn of(btf: &Btf) -> Option<Self> {
         let function = |name| btf.function(name).and_then(|number| i32::try_from(number).ok());
@@ -260,12 +269,7 @@ pub(super) struct ProgramParts {
 }
 
 /// The program with these maps that says how frames are to be cut.
-fn load_cutting(fds: (i32, Option<i32>)) -> Option<OwnedFd> {
-    let said = Btf::of_kernel().ok().as_ref().and_then(Cuts::of);
-    let Some(cuts) = said else {
-        tracing::debug!("the kernel does not say where it keeps how frames are to be cut");
-        return None;
-    };
+fn load_cutting(fds: (i32, Option<i32>), cuts: Cuts) -> Option<OwnedFd> {
     let refused = |(error, log): &(io::Error, String)| {
         tracing::debug!(%error, log, "the kernel does not let a program see how frames are cut");
     };
@@ -283,6 +287,34 @@ impl Program {
     /// Loads the program for `queues` sockets; with `cuts` also the one that says how frames are to
     /// be cut, if the kernel lets it.
     pub(super) fn load(queues: u16, steer: Steer, cuts: bool) -> Result<Self, AfXdpError> {
+        Self::load_with(queues, steer, if cuts { Cuts::of_kernel() } else { None })
+    }
+
+    /// At most `count` programs for one queue that say how frames are to be cut.
+    pub(super) fn load_spares(count: usize) -> Vec<Self> {
+        let Some(cuts) = Cuts::of_kernel() else { return Vec::new() };
+        let one = |_| Self::load_with(1, Steer::All, Some(cuts)).ok();
+        (0..count).map_while(one).take_while(|program| program.cutting.is_some()).collect()
+    }
+
+    /// The same program and maps again.
+    pub(super) fn again(&self) -> io::Result<Self> {
+        let again = |fd: &Option<OwnedFd>| fd.as_ref().map(OwnedFd::try_clone).transpose();
+        Ok(Self {
+            program: self.program.try_clone()?,
+            cutting: again(&self.cutting)?,
+            sockets: self.sockets.try_clone()?,
+            macs: again(&self.macs)?,
+            known: self.known.clone(),
+        })
+    }
+
+    /// Which frames it takes.
+    pub(super) fn steer(&self) -> Steer {
+        if self.macs.is_some() { Steer::Mac } else { Steer::All }
+    }
+
+    fn load_with(queues: u16, steer: Steer, cuts: Option<Cuts>) -> Result<Self, AfXdpError> {
         let failed = |error| AfXdpError::bpf("make a BPF map", error);
         let sizes = (SOCKET_KEY, SOCKET_VALUE);
         let sockets = bpf::create_map(bpf::MAP_TYPE_XSKMAP, sizes, queues.into(), b"cw_sockets")
@@ -295,7 +327,7 @@ impl Program {
             ),
         };
         let fds = (sockets.as_raw_fd(), macs.as_ref().map(AsRawFd::as_raw_fd));
-        let cutting = if cuts { load_cutting(fds) } else { None };
+        let cutting = cuts.and_then(|cuts| load_cutting(fds, cuts));
         let marks = if cutting.is_some() { Marks::Whole } else { Marks::None };
         let program = load(fds, marks).map_err(|(error, log)| match error.raw_os_error() {
             Some(libc::EPERM) => AfXdpError::bpf("load an XDP program", error),
