@@ -391,7 +391,8 @@ fn program_for(link: &Link, settings: &AfXdpSettings) -> Result<Program, AfXdpEr
 }
 
 /// Whether large frames should come whole: those of a veth pair, where one queue has all of the
-/// peer's, unless workers are to run its driver's loop, which has none of them. Since Linux 6.9 a program is shown them in pages; before, as one piece, if there is one.
+/// peer's, unless workers are to run its driver's loop, which has none of them. Since Linux 6.9 a
+/// program is shown them in pages; before, as one piece, if there is one.
 fn wants_large(link: &Link, settings: &AfXdpSettings) -> bool {
     let mode = matches!(settings.mode, Mode::Auto | Mode::Generic);
     mode && !(settings.busy_poll && settings.mode == Mode::Auto)
