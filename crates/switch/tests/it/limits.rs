@@ -175,7 +175,8 @@ fn antispoof_holds_for_announcements() {
     crate::mock::check_law(&switch.stats());
 }
 
-/// No burst of a queue is taken without its port's limits: of a new port's, of one that comes again,
+/// No burst of a queue is taken without its port's limits: of a new port's, of one that comes
+/// again,
 /// and on a worker that has taken no turn since.
 #[test]
 fn limits_hold_from_the_first_burst_on() {

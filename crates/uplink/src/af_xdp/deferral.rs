@@ -4,11 +4,11 @@
 //! `SO_PREFER_BUSY_POLL` alone polls the driver in our calls, but after each of them the driver
 //! may be started by whoever sends, on the sender's CPU. Two settings of the interface hold it back
 //! until nobody has polled for a while: `napi_defer_hard_irqs` and `gro_flush_timeout` (Linux,
-//! `Documentation/networking/napi.rst`, "IRQ mitigation"). They are set through sysfs, by files that
-//! stay open: the sandbox lets no other be opened when it is time to put them back.
+//! `Documentation/networking/napi.rst`, "IRQ mitigation"). They are set through sysfs, by files
+//! that stay open: the sandbox lets no other be opened when it is time to put them back.
 //!
-//! **Limits.** After `kill -9` the settings stay. Nobody is hurt: a driver that nobody polls is started
-//! [`GRO_FLUSH_TIMEOUT_NS`] later, [`DEFER_HARD_IRQS`] times.
+//! **Limits.** After `kill -9` the settings stay. Nobody is hurt: a driver that nobody polls is
+//! started [`GRO_FLUSH_TIMEOUT_NS`] later, [`DEFER_HARD_IRQS`] times.
 
 use std::fs::{File, OpenOptions};
 use std::io;

@@ -23,9 +23,9 @@ use super::unfinished::unfinished;
 #[expect(clippy::cast_possible_truncation, reason = "64 fits")]
 const BURST: u32 = BURST_MAX as u32;
 
-/// Turns without a frame after which the driver is polled in one of [`SELDOM`] only: a call that finds
-/// nothing takes as long as a frame or two. When nobody polls for a while the driver starts by itself
-/// (`deferral`), so no frame waits for the next one longer than that.
+/// Turns without a frame after which the driver is polled in one of [`SELDOM`] only: a call that
+/// finds nothing takes as long as a frame or two. When nobody polls for a while the driver starts
+/// by itself (`deferral`), so no frame waits for the next one longer than that.
 const EAGER: u32 = 4;
 /// A power of two.
 const SELDOM: u32 = 16;

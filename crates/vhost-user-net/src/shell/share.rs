@@ -12,7 +12,8 @@
 //!
 //! A guest behind a vIOMMU lives on messages: one or two for each mapping. What it needs is known,
 //! because it is what we asked for. So [`FOR_A_QUESTION`] messages about translations are paid
-//! from a share of their own, a larger one whose rests are short; any more are messages like others.
+//! from a share of their own, a larger one whose rests are short; any more are messages like
+//! others.
 //!
 //! **Trust.** A front end that floods, or comes and goes without end, slows itself down. One that
 //! is honest does not come near it: to set up 128 queue pairs and to leave took 46 ms. A driver
