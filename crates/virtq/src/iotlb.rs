@@ -21,7 +21,7 @@ mod pop;
 mod ring;
 mod state;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -180,6 +180,12 @@ impl Iotlb {
     /// what is not known any more.
     pub fn losses(&self) -> u64 {
         self.state().losses()
+    }
+
+    /// The rings whose next chain does not wait any more, since this was called last: by the
+    /// numbers of [`RingIotlb::of_ring`]. They have to be looked at again.
+    pub fn take_ready(&self) -> BTreeSet<u16> {
+        self.state().take_ready()
     }
 
     /// Number of entries.

@@ -36,6 +36,8 @@ struct Place {
 #[derive(Debug, Clone)]
 pub struct RingIotlb {
     shared: Arc<Iotlb>,
+    /// The ring's number.
+    ring: u16,
     /// What the ring does with its buffers: a transmitq reads, a receiveq writes.
     access: Access,
     /// As they were at the last refresh.
@@ -58,6 +60,7 @@ impl RingIotlb {
         let nothing = Place { hit: Hit::none(), losses: 0 };
         Self {
             shared,
+            ring: 0,
             access,
             changes: 0,
             losses: 0,
@@ -67,6 +70,12 @@ impl RingIotlb {
             missed: false,
             looked: 0,
         }
+    }
+
+    /// The number by which [`Iotlb::take_ready`] calls the ring.
+    #[must_use]
+    pub fn of_ring(self, ring: u16) -> Self {
+        Self { ring, ..self }
     }
 
     /// Looks whether something changed since the last burst. Returns whether what was found before
@@ -204,7 +213,7 @@ impl RingIotlb {
         } else {
             return Some(fault);
         };
-        let state = self.shared.state();
+        let mut state = self.shared.state();
         // ORDERING: relaxed, it changes under the lock only.
         if self.shared.changes.load(Ordering::Relaxed) != self.changes {
             // Nothing may be missing any more: the next burst looks.
@@ -216,6 +225,7 @@ impl RingIotlb {
             return Some(ChainError::Denied { addr: GuestPhysAddr(at.0) });
         }
         self.missed = true;
+        state.block(self.ring, at, access);
         self.shared.ask_locked(state, at, access);
         None
     }

@@ -3,7 +3,7 @@
 //! Every step takes logarithmic time, however many entries there are: a front end may send as many
 //! messages as it likes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{ASKED_MAX, Access, ENTRIES_MAX, IotlbEntry, IotlbMiss, Iova, PAGE, page_of};
 use crate::mem::{GuestMap, GuestPhysAddr, Hit};
@@ -31,6 +31,11 @@ pub(super) struct State {
     /// What is still to be asked, in the order in which it was met; what is not in `asked` under
     /// its number is not any more.
     misses: Vec<(IotlbMiss, u64)>,
+    /// Rings whose next chain waits, and for what. A ring that has gone on without being told may
+    /// still be here.
+    blocked: BTreeMap<u16, IotlbMiss>,
+    /// Rings that may go on.
+    ready: BTreeSet<u16>,
     /// Of the next entry or question.
     number: u64,
     /// Raised by each entry that goes, for whatever reason: rings may have found it.
@@ -45,6 +50,8 @@ impl State {
             ages: BTreeMap::new(),
             asked: BTreeMap::new(),
             misses: Vec::new(),
+            blocked: BTreeMap::new(),
+            ready: BTreeSet::new(),
             number: 0,
             losses: 1,
         }
@@ -106,7 +113,8 @@ impl State {
         }
     }
 
-    /// Takes back the questions about `[first, last]`. Returns whether there were any.
+    /// Takes back the questions about `[first, last]`. Returns whether somebody waited for an
+    /// answer: rings whose next chain does are ready.
     fn answer(&mut self, first: u64, last: u64) -> bool {
         let lowest = |iova| IotlbMiss { iova: Iova(iova), access: Access::Read };
         let mut any = false;
@@ -118,13 +126,31 @@ impl State {
             let _ = self.asked.remove(&miss);
             any = true;
         }
-        any
+        let Self { asked, blocked, ready, .. } = self;
+        let before = blocked.len();
+        blocked.retain(|ring, miss| {
+            // One that was never asked, for want of room, is asked now.
+            let waits = asked.contains_key(miss);
+            ready.extend((!waits).then_some(*ring));
+            waits
+        });
+        any || blocked.len() < before
+    }
+
+    /// The next chain of a ring waits for an address.
+    pub(super) fn block(&mut self, ring: u16, iova: Iova, access: Access) {
+        let _ = self.blocked.insert(ring, question(iova, access));
+    }
+
+    /// The rings that may go on since this was called last.
+    pub(super) fn take_ready(&mut self) -> BTreeSet<u16> {
+        std::mem::take(&mut self.ready)
     }
 
     /// Asks for the page of an address, unless that was done already. Returns whether there is
     /// something new to ask for.
     pub(super) fn ask(&mut self, iova: Iova, access: Access) -> bool {
-        let miss = IotlbMiss { iova: Iova(page_of(iova.0)), access };
+        let miss = question(iova, access);
         if self.asked.len() >= ASKED_MAX || self.asked.contains_key(&miss) {
             return false;
         }
@@ -216,6 +242,11 @@ impl State {
         let piece = |known: &Known| (known.entry.iova.0, known.entry.addr.0, known.entry.len);
         self.entries.range(first..=end.max(first)).map(move |(_, known)| piece(known))
     }
+}
+
+/// What is asked about an address.
+fn question(iova: Iova, access: Access) -> IotlbMiss {
+    IotlbMiss { iova: Iova(page_of(iova.0)), access }
 }
 
 /// The last address of an entry.

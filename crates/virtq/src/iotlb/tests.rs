@@ -412,3 +412,55 @@ fn entries_are_as_a_naive_map_has_them() {
         assert_eq!(bed.tlb.len(), naive.len());
     }
 }
+
+/// Two rings, 2 and 5, of one device.
+fn two(layout: Layout) -> ([Bed; 2], [Virtq; 2]) {
+    let (first, mut one) = Bed::new(layout, Access::Write);
+    let (second, mut other) = Bed::new(layout, Access::Write);
+    for (number, queue) in [(2, &mut one), (5, &mut other)] {
+        let side = RingIotlb::new(Arc::clone(&first.tlb), Access::Write);
+        queue.set_iotlb(Some(side.of_ring(number)));
+    }
+    ([first, second], [one, other])
+}
+
+#[test]
+fn only_rings_whose_next_chain_has_its_answer_are_ready() {
+    both(|layout| {
+        let ([mut first, mut second], [mut one, mut other]) = two(layout);
+        first.offer((FAR, 1500), WRITE);
+        first.offer((FAR + 3 * PAGE, 1500), WRITE);
+        second.offer((FAR + 9 * PAGE, 1500), WRITE);
+        assert_eq!(first.pop(&mut one), (0, None));
+        assert_eq!(second.pop(&mut other), (0, None));
+        let tlb = Arc::clone(&first.tlb);
+        let known = |n: u64| [entry(FAR + n * PAGE, DATA, PAGE, Access::Write)];
+        assert!(tlb.insert(&known(3)), "it was asked for");
+        assert!(tlb.take_ready().is_empty(), "ahead only");
+        assert!(!tlb.insert(&known(4)));
+        assert!(tlb.insert(&known(0)));
+        assert_eq!(Vec::from_iter(tlb.take_ready()), [2]);
+        assert!(!tlb.insert(&known(0)));
+        assert!(tlb.take_ready().is_empty(), "once");
+        assert!(tlb.remove(Iova(FAR + 9 * PAGE), PAGE), "to be asked again");
+        assert_eq!(Vec::from_iter(tlb.take_ready()), [5]);
+    });
+}
+
+#[test]
+fn a_ring_whose_question_had_no_room_asks_when_there_is_some() {
+    both(|layout| {
+        let ([mut first, _second], [mut one, _]) = two(layout);
+        for n in 0..ASKED_MAX as u64 {
+            first.tlb.ask(Iova(n * PAGE), Access::Read);
+        }
+        assert_eq!(first.tlb.take_misses().len(), ASKED_MAX);
+        first.offer((FAR, 1500), WRITE);
+        assert_eq!(first.pop(&mut one), (0, None));
+        assert_eq!(first.tlb.take_misses(), []);
+        assert!(first.tlb.insert(&[entry(0, DATA, PAGE, Access::Read)]));
+        assert_eq!(Vec::from_iter(first.tlb.take_ready()), [2]);
+        assert_eq!(first.pop(&mut one), (0, None));
+        assert_eq!(first.tlb.take_misses(), [miss(FAR, Access::Write)]);
+    });
+}
