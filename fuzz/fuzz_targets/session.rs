@@ -74,6 +74,20 @@ impl Rings for Shelf {
         Some(shelved.queue.into())
     }
 
+    fn park(&mut self, ring: RingIndex) -> Option<Stopped> {
+        assert!(ring.0 % 2 == 0, "nothing waits for a transmitq here");
+        self.stop(ring)
+    }
+
+    fn hold(&mut self, ring: RingIndex) {
+        assert!(ring.0 % 2 == 0, "nothing waits for a transmitq here");
+        assert!(!self.0.contains_key(&ring.0), "it runs");
+    }
+
+    fn give_up(&mut self, ring: RingIndex) {
+        assert!(!self.0.contains_key(&ring.0), "it runs");
+    }
+
     fn quiesce(&mut self) {}
 
     fn resume(&mut self, ring: RingIndex) {

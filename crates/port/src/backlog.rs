@@ -9,11 +9,14 @@
 //! **Limits.** As many parcels as it was made with, of a burst or 128 KiB each; what has no room is
 //! not taken. While one is taken out, what becomes of its frames may need a few more (segments).
 
+mod parked;
+
 use std::collections::VecDeque;
 use std::io;
 
 use crate::lane::Parcel;
 use crate::{Batch, Frame, FrameBuf};
+pub use parked::Parked;
 
 /// Parcels for what became of frames that waited.
 const EARLY: usize = 4;
@@ -84,6 +87,17 @@ impl Backlog {
         }
         list.extend(spare.pop());
         list.back_mut().is_some_and(|last| last.parcel.put(batch, frame))
+    }
+
+    /// Copies the frames `picked` of a batch, as [`Self::put`] does. Returns for how many there is
+    /// no room.
+    pub fn put_picked(&mut self, batch: &Batch<'_>, picked: &[u16]) -> u64 {
+        let mut lost = 0u64;
+        for index in picked {
+            let frame = batch.frames().get(usize::from(*index));
+            lost = lost.wrapping_add(u64::from(frame.is_none_or(|f| !self.put(batch, f))));
+        }
+        lost
     }
 
     /// Takes the first parcel out; it comes back with [`Self::give_back`].

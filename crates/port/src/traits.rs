@@ -139,6 +139,15 @@ pub trait Fabric: Send + Sync {
     /// Opens a way out. From now on frames may be sent to this pair.
     fn attach_egress(&self, at: QueueId, egress: Box<dyn Egress>);
 
+    /// Puts another way out in the place of one, and no frame finds none there: `change` is called
+    /// once, under its lock, and must not wait. When this returns, no worker touches the old one,
+    /// nor its memory. Returns whether there was one.
+    fn exchange_egress(
+        &self,
+        at: QueueId,
+        change: &mut dyn FnMut(Box<dyn Egress>) -> Box<dyn Egress>,
+    ) -> bool;
+
     /// Closes a way out. When this returns, no worker touches it, nor its memory.
     fn detach_egress(&self, at: QueueId) -> Option<Box<dyn Egress>>;
 

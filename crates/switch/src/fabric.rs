@@ -480,21 +480,27 @@ impl Fabric for Switch {
     fn attach_egress(&self, at: QueueId, egress: Box<dyn Egress>) {
         let old = self.note_pair(at, |record| {
             let mut slot = record.port.lock(at.pair)?;
-            let counters = Arc::clone(egress.counters());
-            let expected = counters.egress.ended().wrapping_add(egress.held());
             let old = slot.take();
-            *slot = EgressSlot {
-                egress: Some(egress),
-                counters: Some(counters),
-                expected,
-                ..EgressSlot::default()
-            };
-            slot.tap(EgressTap::new(&record.taps, at.pair));
+            slot.put(egress, EgressTap::new(&record.taps, at.pair));
             drop(slot);
             let _ = record.attached.insert(at.pair);
             old
         });
         drop(old);
+    }
+
+    fn exchange_egress(
+        &self,
+        at: QueueId,
+        change: &mut dyn FnMut(Box<dyn Egress>) -> Box<dyn Egress>,
+    ) -> bool {
+        self.shared.tables.read(|records| {
+            let Some(record) = record(records, at.port) else { return false };
+            let Some(mut slot) = record.port.lock(at.pair) else { return false };
+            let Some(old) = slot.take() else { return false };
+            slot.put(change(old), EgressTap::new(&record.taps, at.pair));
+            true
+        })
     }
 
     fn detach_egress(&self, at: QueueId) -> Option<Box<dyn Egress>> {

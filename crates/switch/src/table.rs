@@ -45,6 +45,15 @@ impl EgressSlot {
         };
     }
 
+    /// Begins with an egress, in which frames may wait already.
+    pub(crate) fn put(&mut self, egress: Box<dyn Egress>, tap: Option<EgressTap>) {
+        let counters = Arc::clone(egress.counters());
+        let expected = counters.egress.ended().wrapping_add(egress.held());
+        *self =
+            Self { egress: Some(egress), counters: Some(counters), expected, ..Self::default() };
+        self.tap(tap);
+    }
+
     /// Takes the egress out, for who attached it.
     pub(crate) fn take(&mut self) -> Option<Box<dyn Egress>> {
         self.tap(None);

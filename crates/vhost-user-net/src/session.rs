@@ -177,6 +177,16 @@ pub trait Rings {
     /// None if the ring is lost: its worker had a bug.
     fn stop(&mut self, ring: RingIndex) -> Option<Stopped>;
 
+    /// Stops a running receiveq as [`Self::stop`] does, and frames for it wait from now on, until
+    /// it is started or given up.
+    fn park(&mut self, ring: RingIndex) -> Option<Stopped>;
+
+    /// The same for a receiveq that does not run; frames may wait for it already.
+    fn hold(&mut self, ring: RingIndex);
+
+    /// Nobody goes on with a receiveq that does not run: frames that wait for it are lost.
+    fn give_up(&mut self, ring: RingIndex);
+
     /// Returns when nobody uses any more what was taken from a ring before this was called.
     fn quiesce(&mut self);
 
@@ -319,7 +329,7 @@ impl Session {
                 let reply = Some(StateAsk::reply(header.request, false));
                 Ok(Outcome { reply, refused: Some(error), ..Outcome::default() })
             }
-            Err(error) if ack && !has_own_reply(header.request) => {
+            Err(error) if ack && !Request::has_own_reply(header.request) => {
                 let (reply, refused) = (write(Reply::U64(1)), Some(error));
                 Ok(Outcome { reply, refused, ..Outcome::default() })
             }
@@ -332,6 +342,7 @@ impl Session {
         let abandoned = self.abandon();
         for index in self.indexes() {
             let _ = self.stop_ring(index, rings);
+            rings.give_up(index);
             if abandoned {
                 // What was written last reached nobody.
                 rings.forget(index);
@@ -348,7 +359,10 @@ impl Session {
         }
         let broken = self.stop_ring(index, rings);
         match self.rings.get_mut(&index) {
-            Some(ring) if broken => ring.broken = true,
+            Some(ring) if broken => {
+                ring.broken = true;
+                rings.give_up(index);
+            }
             _ => self.start_again(index, rings),
         }
         broken
@@ -543,6 +557,7 @@ impl Session {
         self.needs(VhostUserProtocolFeatures::RESET_DEVICE, FrontendReq::RESET_DEVICE)?;
         for index in self.indexes() {
             let _ = self.stop_ring(index, rings);
+            rings.give_up(index);
         }
         for (index, ring) in &mut self.rings {
             ring.reset();
@@ -571,29 +586,6 @@ impl Session {
         let negotiated = self.has_protocol(feature);
         if negotiated { Ok(()) } else { Err(SessionError::NotNegotiated(request)) }
     }
-}
-
-/// Whether the request is answered with something that is not an acknowledgement.
-fn has_own_reply(request: u32) -> bool {
-    let Ok(kind) = FrontendReq::try_from(request) else { return false };
-    matches!(
-        kind,
-        FrontendReq::GET_FEATURES
-            | FrontendReq::GET_PROTOCOL_FEATURES
-            | FrontendReq::GET_QUEUE_NUM
-            | FrontendReq::GET_VRING_BASE
-            | FrontendReq::GET_MAX_MEM_SLOTS
-            | FrontendReq::GET_STATUS
-            | FrontendReq::SET_LOG_BASE
-            | FrontendReq::GET_INFLIGHT_FD
-            | FrontendReq::GET_SHARED_OBJECT
-            | FrontendReq::GET_SHMEM_CONFIG
-            | FrontendReq::CREATE_CRYPTO_SESSION
-            | FrontendReq::POSTCOPY_ADVISE
-            | FrontendReq::POSTCOPY_END
-            | FrontendReq::SET_DEVICE_STATE_FD
-            | FrontendReq::CHECK_DEVICE_STATE
-    )
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ mod late;
 mod link;
 mod listener;
 mod misses;
+mod parked;
 mod reconnect;
 mod rings;
 mod share;

@@ -42,6 +42,13 @@ mod tests {
         fn attach_egress(&self, at: QueueId, egress: Box<dyn Egress>) {
             assert!(self.egress.lock().unwrap().insert(at, egress).is_none());
         }
+        fn exchange_egress(
+            &self,
+            _: QueueId,
+            _: &mut dyn FnMut(Box<dyn Egress>) -> Box<dyn Egress>,
+        ) -> bool {
+            false
+        }
         fn detach_egress(&self, at: QueueId) -> Option<Box<dyn Egress>> {
             self.egress.lock().unwrap().remove(&at)
         }

@@ -6,14 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use packet::{MacAddr, VlanId};
+use port::capture::{Capture, CaptureSettings, Direction};
 use port::{DropReason, Fabric};
 use switch::{
     FdbEntry, FdbLimits, PortConfig, PortError, STATIC_MAX, Switch, SwitchConfig, Workers,
 };
 
 use crate::mock::{
-    BROADCAST, Behaviour, MockIngress, add, at, attach, attach_egress, attach_ingress, check_law,
-    drops, frame, mac, plain_ports, settle, wait_for,
+    BROADCAST, Behaviour, MockEgress, MockIngress, Wire, add, at, attach, attach_egress,
+    attach_ingress, check_law, drops, frame, mac, new_egress, plain_ports, settle, wait_for,
 };
 
 fn two_workers() -> SwitchConfig {
@@ -79,6 +80,57 @@ fn an_egress_goes_and_comes_under_load() {
     });
     let stats = settle(&switch, &wires);
     assert!(drops(&stats, DropReason::PortDown) > 0);
+}
+
+#[test]
+fn a_way_out_is_exchanged_under_load_and_no_frame_finds_none() {
+    const EACH: usize = 4000;
+    let switch = Switch::start(&two_workers()).unwrap();
+    let ports = plain_ports(&switch, 3);
+    let (port, first) = &ports[2];
+    let wires: Vec<_> = ports.iter().map(|(_, wire)| wire).collect();
+    first.send(&[frame(BROADCAST, mac(3), 0)]);
+    let _ = settle(&switch, &wires);
+    wires.iter().for_each(|wire| drop(wire.take()));
+    // A tap stays around whatever stands there.
+    let (mut capture, tap) = Capture::new(CaptureSettings::default()).unwrap();
+    assert!(switch.add_tap(port.id, &tap));
+    let second = Wire::new();
+    let mut turns = 0u64;
+    std::thread::scope(|scope| {
+        let senders = [0, 1].map(|station| {
+            let wire = wires[station];
+            scope.spawn(move || {
+                for _ in 0..EACH / 20 {
+                    wire.send(&vec![frame(mac(3), mac(10 + station as u32), 1); 20]);
+                    wait_for("the frames are taken", || wire.waiting() == 0);
+                }
+            })
+        });
+        while senders.iter().any(|sender| !sender.is_finished()) {
+            for (old, new) in [(first, &second), (&second, first)] {
+                let exchanged = switch.exchange_egress(at(port.id, 0), &mut |egress| {
+                    let bare = egress.into_any().downcast::<MockEgress>().unwrap();
+                    assert!(Arc::ptr_eq(&bare.wire, old));
+                    Box::new(new_egress(port, 0, new))
+                });
+                assert!(exchanged);
+                let quiet = old.take().len();
+                std::thread::yield_now();
+                assert_eq!(old.take().len(), 0, "nobody touches it any more ({quiet} before)");
+                turns += 1;
+            }
+            let _ = capture.drain(|_| ());
+        }
+    });
+    let stats = settle(&switch, &wires);
+    assert_eq!(drops(&stats, DropReason::PortDown), 0);
+    assert_eq!(drops(&stats, DropReason::NoDestination), 0);
+    assert_eq!(stats.ports[2].queues[0].tx_frames, 2 * EACH as u64);
+    assert_eq!(capture.totals(Direction::Out).seen, 2 * EACH as u64);
+    assert!(turns > 10, "{turns}");
+    drop(switch.detach_egress(at(port.id, 0)).unwrap());
+    assert!(!switch.exchange_egress(at(port.id, 0), &mut |one| one));
 }
 
 #[test]

@@ -254,11 +254,13 @@ pub(crate) fn attach_ingress(switch: &Switch, port: &PortHandle, pair: u16, wire
     switch.attach_ingress(at(port.id, pair), Box::new(ingress));
 }
 
+pub(crate) fn new_egress(port: &PortHandle, pair: u16, wire: &Arc<Wire>) -> MockEgress {
+    MockEgress { wire: Arc::clone(wire), counters: port.counters(pair).unwrap(), held: 0 }
+}
+
 /// Returns when every worker knows of it: a frame that is flooded from now on arrives here too.
 pub(crate) fn attach_egress(switch: &Switch, port: &PortHandle, pair: u16, wire: &Arc<Wire>) {
-    let counters = port.counters(pair).unwrap();
-    let egress = MockEgress { wire: Arc::clone(wire), counters, held: 0 };
-    switch.attach_egress(at(port.id, pair), Box::new(egress));
+    switch.attach_egress(at(port.id, pair), Box::new(new_egress(port, pair, wire)));
     switch.quiesce();
 }
 

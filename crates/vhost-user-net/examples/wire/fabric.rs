@@ -126,6 +126,17 @@ impl Fabric for Wire {
         drop(lock(&self.egress).insert(at, egress));
     }
 
+    fn exchange_egress(
+        &self,
+        at: QueueId,
+        change: &mut dyn FnMut(Box<dyn Egress>) -> Box<dyn Egress>,
+    ) -> bool {
+        let mut egresses = lock(&self.egress);
+        let Some(old) = egresses.remove(&at) else { return false };
+        let _ = egresses.insert(at, change(old));
+        true
+    }
+
     fn detach_egress(&self, at: QueueId) -> Option<Box<dyn Egress>> {
         lock(&self.egress).remove(&at)
     }

@@ -153,6 +153,29 @@ pub enum Request {
 }
 
 impl Request {
+    /// Whether the request is answered with something that is not an acknowledgement.
+    pub(crate) fn has_own_reply(request: u32) -> bool {
+        let Ok(kind) = FrontendReq::try_from(request) else { return false };
+        matches!(
+            kind,
+            FrontendReq::GET_FEATURES
+                | FrontendReq::GET_PROTOCOL_FEATURES
+                | FrontendReq::GET_QUEUE_NUM
+                | FrontendReq::GET_VRING_BASE
+                | FrontendReq::GET_MAX_MEM_SLOTS
+                | FrontendReq::GET_STATUS
+                | FrontendReq::SET_LOG_BASE
+                | FrontendReq::GET_INFLIGHT_FD
+                | FrontendReq::GET_SHARED_OBJECT
+                | FrontendReq::GET_SHMEM_CONFIG
+                | FrontendReq::CREATE_CRYPTO_SESSION
+                | FrontendReq::POSTCOPY_ADVISE
+                | FrontendReq::POSTCOPY_END
+                | FrontendReq::SET_DEVICE_STATE_FD
+                | FrontendReq::CHECK_DEVICE_STATE
+        )
+    }
+
     /// Parses a complete message's payload and counts its fds.
     ///
     /// # Errors

@@ -94,6 +94,7 @@ impl Session {
         for index in self.indexes() {
             if index.is_transmitq() == transmitqs {
                 let _ = self.stop_ring(index, rings);
+                rings.give_up(index);
             }
         }
     }

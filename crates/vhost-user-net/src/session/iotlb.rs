@@ -111,7 +111,7 @@ impl Session {
     /// A ring's side, if it is behind a vIOMMU.
     pub(super) fn ring_iotlb(&self, index: RingIndex) -> Option<RingIotlb> {
         let access = if index.is_transmitq() { Access::Read } else { Access::Write };
-        Some(RingIotlb::new(Arc::clone(self.iotlb()?), access))
+        Some(RingIotlb::new(Arc::clone(self.iotlb()?), access).of_ring(index.0))
     }
 
     /// Whether all parts of a ring are known; those that are not are asked for.
@@ -142,13 +142,13 @@ impl Session {
                 let entries = self.entries(&message, access)?;
                 if iotlb.insert(&entries) {
                     self.try_start_all(rings);
-                    self.wake_rings(rings);
+                    self.wake_rings(&iotlb, rings);
                 }
             }
             IotlbKind::Invalidate => {
                 for index in self.indexes() {
                     if self.is_hit(index, &message) {
-                        let _ = self.stop_ring(index, rings);
+                        self.park_ring(index, rings);
                     }
                 }
                 let waited = iotlb.remove(message.iova, message.size);
@@ -160,7 +160,7 @@ impl Session {
                 }
                 self.try_start_all(rings);
                 if waited {
-                    self.wake_rings(rings);
+                    self.wake_rings(&iotlb, rings);
                 }
             }
             IotlbKind::Miss(_) => return Err(SessionError::IotlbMiss),
@@ -205,8 +205,10 @@ impl Session {
     }
 
     /// Looks at rings again whose next chain waited: transmitqs by workers, as after a kick.
-    fn wake_rings(&self, rings: &mut dyn Rings) {
-        for (index, ring) in self.rings.iter().filter(|(_, ring)| ring.running) {
+    fn wake_rings(&self, iotlb: &Iotlb, rings: &mut dyn Rings) {
+        let ready = iotlb.take_ready().into_iter().map(RingIndex);
+        let ready = ready.filter_map(|index| self.rings.get_key_value(&index));
+        for (index, ring) in ready.filter(|(_, ring)| ring.running) {
             if !index.is_transmitq() {
                 rings.resume(*index);
             } else if let Some(kick) = &ring.kick {

@@ -165,6 +165,7 @@ impl Session {
     ) -> Result<Answer, SessionError> {
         let index = self.index(ring)?;
         let _ = self.stop_ring(index, rings);
+        rings.give_up(index);
         let fresh = self.features.map_or(0, |f| RingPosition::start(layout(f)).to_vhost_base());
         let state = self.ring_mut(index);
         state.end();
@@ -214,6 +215,20 @@ impl Session {
         stopped.fault.is_some()
     }
 
+    /// Takes a ring's place away, which the front end will say again: frames wait meanwhile, those
+    /// that the guest sends in the ring itself.
+    pub(super) fn park_ring(&mut self, index: RingIndex, rings: &mut dyn Rings) {
+        if index.is_transmitq() || self.is_late() {
+            let _ = self.stop_ring(index, rings);
+            return;
+        }
+        let Some(ring) = self.rings.get_mut(&index).filter(|ring| ring.running) else { return };
+        ring.running = false;
+        if let Some(stopped) = rings.park(index) {
+            ring.base = Some(stopped.position.to_vhost_base());
+        }
+    }
+
     /// After a change to all rings: those whose set-up does not fit (any more) wait.
     pub(super) fn try_start_all(&mut self, rings: &mut dyn Rings) {
         for index in self.indexes() {
@@ -260,27 +275,31 @@ impl Session {
         if let Some(ring) = self.rings.get_mut(&index) {
             ring.wrong = result.err();
         }
-        result
+        if !matches!(result, Ok(true)) {
+            rings.give_up(index);
+        }
+        result.map(|_| ())
     }
 
-    fn try_start(&mut self, index: RingIndex, rings: &mut dyn Rings) -> Result<(), SetUpError> {
+    /// Returns whether the ring runs, or will as soon as its place is known.
+    fn try_start(&mut self, index: RingIndex, rings: &mut dyn Rings) -> Result<bool, SetUpError> {
         let from_the_beginning = self.rings_start_enabled();
         let (Some(features), Some(memory)) = (self.features, self.memory.map()) else {
-            return Ok(());
+            return Ok(false);
         };
-        let Some(ring) = self.rings.get(&index) else { return Ok(()) };
+        let Some(ring) = self.rings.get(&index) else { return Ok(false) };
         let enabled = ring.is_enabled(from_the_beginning);
         // A disabled receiveq is never filled; a disabled transmitq is emptied and counted. Not so
         // between start and the first word about it: a guest that never stopped sending, while its
         // front end found a new back end, must not lose what it sent.
         let runs = enabled || (index.is_transmitq() && !ring.is_held());
         if !ring.started || ring.running || ring.broken || !runs {
-            return Ok(());
+            return Ok(ring.running);
         }
-        let Some(config) = self.queue_config(ring, features)? else { return Ok(()) };
+        let Some(config) = self.queue_config(ring, features)? else { return Ok(false) };
         let behind = self.iotlb().cloned();
         if behind.as_ref().is_some_and(|iotlb| !Self::is_known(iotlb, &config)) {
-            return Ok(());
+            return Ok(self.wait_for_place(index, rings));
         }
         let translated = behind.map(|iotlb| Self::map_of(&iotlb, &config));
         let start = RingStart {
@@ -305,7 +324,17 @@ impl Session {
         ring.running = true;
         ring.resumed = true;
         ring.known = true;
-        Ok(())
+        Ok(true)
+    }
+
+    /// All that a ring lacks are translations of its own addresses. Returns whether frames for it
+    /// wait until it has them.
+    fn wait_for_place(&mut self, index: RingIndex, rings: &mut dyn Rings) -> bool {
+        let waits = !index.is_transmitq() && !self.is_late();
+        if waits {
+            rings.hold(index);
+        }
+        waits
     }
 
     /// The ring, if this session knows better than a record where it is.

@@ -86,6 +86,11 @@ impl Late {
         self.faults.push((ring, fault.clone()));
     }
 
+    /// Whether something is left of a ring that does not run.
+    pub(super) fn has_rest(&self, ring: RingIndex) -> bool {
+        self.rests.contains_key(&ring)
+    }
+
     /// What is left of rings that do not run.
     pub(super) fn take_rests(&mut self) -> BTreeMap<RingIndex, Rest> {
         std::mem::take(&mut self.rests)

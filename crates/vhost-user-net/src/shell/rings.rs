@@ -1,16 +1,14 @@
 //! Rings on the switch: a session's rings become the two halves of queue pairs and come back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use port::backlog::Backlog;
-use port::{
-    DropReason, Egress, Fabric, Ingress, PortId, PortSnapshot, QueueCounters, QueueId, Restored,
-};
+use port::{DropReason, Fabric, Ingress, PortId, PortSnapshot, QueueCounters, QueueId, Restored};
 use virtio_net::features::queue_options;
-use virtio_net::{QueueOptions, Receiveq, ReceiveqParts, Transmitq, TransmitqParts, notify};
+use virtio_net::{QueueOptions, ReceiveqParts, Transmitq, TransmitqParts, notify};
 use virtq::mem::RecordPage;
 use virtq::{Inflight, QueueConfig, QueueError, Recovery, RingPosition};
 
@@ -21,14 +19,11 @@ use crate::rarp;
 use crate::record::{Identity, Records};
 use crate::session::{RingIndex, RingStart, Rings, SetUpError, Stopped};
 
-/// Bursts that wait for translations of a receiveq's buffers.
-const WAITING_PARCELS: usize = 8;
-
 /// The switch, as a session uses it.
 pub(super) struct FabricRings {
     id: PortId,
-    fabric: Arc<dyn Fabric>,
-    counters: CountersOf,
+    pub(super) fabric: Arc<dyn Fabric>,
+    pub(super) counters: CountersOf,
     /// How often a delivery looks again at a receiveq without room.
     retries: u32,
     coalesce: bool,
@@ -39,7 +34,9 @@ pub(super) struct FabricRings {
     /// Rings whose memory is still arriving.
     pub(super) late: Late,
     /// What waits for translations in receiveqs that do not run.
-    waiting: BTreeMap<RingIndex, Backlog>,
+    pub(super) waiting: BTreeMap<RingIndex, Backlog>,
+    /// Receiveqs in whose place frames wait.
+    pub(super) parked: BTreeSet<RingIndex>,
     /// The device's state on its way.
     pub(super) transfers: Transfers,
     /// What the port says in the log.
@@ -61,6 +58,7 @@ impl FabricRings {
             late: Late::new(Arc::clone(notice)),
             talk: Talk::default(),
             waiting: BTreeMap::new(),
+            parked: BTreeSet::new(),
         }
     }
 
@@ -131,27 +129,7 @@ impl FabricRings {
         Ok(self.late.behind_ingress(ring, Transmitq::new(parts)))
     }
 
-    fn make_egress(
-        &mut self,
-        ring: RingIndex,
-        parts: ReceiveqParts,
-        (late, translated): (bool, bool),
-    ) -> Result<Box<dyn Egress>, SetUpError> {
-        let mut queue = if late { Receiveq::untouched(parts) } else { Receiveq::new(parts) };
-        let waiting = match self.waiting.remove(&ring) {
-            None if translated => Some(Backlog::new(WAITING_PARCELS)),
-            waiting => waiting.map(Ok),
-        };
-        if let Some(waiting) = waiting {
-            queue.set_backlog(waiting.map_err(|_| SetUpError::NoRoom)?);
-        }
-        if late {
-            return self.late.egress(ring, &self.name, queue);
-        }
-        Ok(self.late.behind_egress(ring, queue))
-    }
-
-    fn at(&self, ring: RingIndex) -> QueueId {
+    pub(super) fn at(&self, ring: RingIndex) -> QueueId {
         QueueId { port: self.id, pair: ring.pair() }
     }
 }
@@ -203,12 +181,7 @@ impl Rings for FabricRings {
             self.fabric.attach_ingress(self.at(ring), ingress);
         } else {
             let parts = ReceiveqParts { queue, kick, call, counters, options };
-            let egress = self.make_egress(ring, parts, behind)?;
-            let waits = egress.held() > 0;
-            self.fabric.attach_egress(self.at(ring), egress);
-            if waits {
-                self.fabric.resume_egress(self.at(ring));
-            }
+            self.start_egress(ring, parts, behind)?;
         }
         // A call to the previous eventfd, or of a predecessor, may have come after the driver
         // looked at that one last: one call too many is harmless, one too few is not.
@@ -220,16 +193,25 @@ impl Rings for FabricRings {
 
     fn stop(&mut self, ring: RingIndex) -> Option<Stopped> {
         let stopped = self.take(ring);
-        // A file has it from the queue itself.
-        if !self.records.outlive()
-            && let Some(page) = self.records.page(ring)
-        {
-            match &stopped {
-                Some(stopped) => page.leave(stopped.position),
-                None => page.forget(),
-            }
+        self.leave(ring, stopped)
+    }
+
+    fn park(&mut self, ring: RingIndex) -> Option<Stopped> {
+        let queue = self.put_parked(ring);
+        self.leave(ring, queue.map(|queue| queue.into_parts().queue.into()))
+    }
+
+    fn hold(&mut self, ring: RingIndex) {
+        if !self.parked.contains(&ring) {
+            self.attach_parked(ring);
         }
-        stopped
+    }
+
+    fn give_up(&mut self, ring: RingIndex) {
+        self.unpark(ring);
+        if let Some(waiting) = self.waiting.remove(&ring) {
+            self.lose(ring, waiting);
+        }
     }
 
     fn resume(&mut self, ring: RingIndex) {
@@ -260,6 +242,20 @@ impl FabricRings {
         self.fabric.restore(self.id, snapshot)
     }
 
+    /// Notes where a ring is.
+    fn leave(&mut self, ring: RingIndex, stopped: Option<Stopped>) -> Option<Stopped> {
+        // A file has it from the queue itself.
+        if !self.records.outlive()
+            && let Some(page) = self.records.page(ring)
+        {
+            match &stopped {
+                Some(stopped) => page.leave(stopped.position),
+                None => page.forget(),
+            }
+        }
+        stopped
+    }
+
     /// Takes a ring back from the switch.
     fn take(&mut self, ring: RingIndex) -> Option<Stopped> {
         let queue = if ring.is_transmitq() {
@@ -277,10 +273,17 @@ impl FabricRings {
 
     /// Counts what still waits for translations as dropped: nobody goes on with it.
     pub(super) fn end_waiting(&mut self) {
-        for (ring, mut waiting) in std::mem::take(&mut self.waiting) {
-            let counters = (self.counters)(ring.pair());
-            counters.egress.dropped(DropReason::PortDown, waiting.clear());
+        for ring in self.parked.clone() {
+            self.unpark(ring);
         }
+        for (ring, waiting) in std::mem::take(&mut self.waiting) {
+            self.lose(ring, waiting);
+        }
+    }
+
+    fn lose(&self, ring: RingIndex, mut waiting: Backlog) {
+        let counters = (self.counters)(ring.pair());
+        counters.egress.dropped(DropReason::PortDown, waiting.clear());
     }
 
     /// Counts what still waits for rings whose memory was late: they do not start again.

@@ -68,7 +68,8 @@ impl Guest {
         guest
     }
 
-    fn alone(features: u64) -> Self {
+    /// Without a connection.
+    pub(crate) fn alone(features: u64) -> Self {
         let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).unwrap());
         ftruncate(&file, u64::try_from(MEMORY).unwrap()).unwrap();
         let offset = FileOffset::new(file.try_clone().unwrap(), 0);

@@ -14,6 +14,8 @@ mod harness;
 #[cfg(test)]
 mod late;
 #[cfg(test)]
+mod parked;
+#[cfg(test)]
 mod peer;
 #[cfg(test)]
 mod sockets;

@@ -40,12 +40,8 @@ impl Receiveq {
     /// Keeps frames until the ring has room.
     #[cold]
     pub(super) fn hold(&mut self, batch: &Batch<'_>, picked: &[u16]) {
-        let mut lost = 0u64;
-        for index in picked {
-            let frame = batch.frames().get(usize::from(*index));
-            let kept = frame.zip(self.backlog.as_mut()).is_some_and(|(f, all)| all.put(batch, f));
-            lost = lost.wrapping_add(u64::from(!kept));
-        }
+        let all = picked.len() as u64;
+        let lost = self.backlog.as_mut().map_or(all, |backlog| backlog.put_picked(batch, picked));
         if lost > 0 {
             self.parts.counters.egress.dropped(DropReason::NotTranslated, lost);
         }

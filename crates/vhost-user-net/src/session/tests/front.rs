@@ -1,6 +1,6 @@
 //! A scripted front end with real memory, and rings that record what happens to them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -31,6 +31,7 @@ pub(super) const PACKED: u64 = PLAIN | RING_PACKED;
 pub(super) enum Event {
     Started { ring: u16, enabled: bool, position: RingPosition },
     Stopped(u16),
+    Parked(u16),
     Announced([u8; 6]),
     Quiesced,
     Resumed(u16),
@@ -41,6 +42,8 @@ pub(super) enum Event {
 pub(super) struct Recorder {
     pub(super) events: Vec<Event>,
     pub(super) queues: BTreeMap<u16, Running>,
+    /// Receiveqs for which frames wait.
+    pub(super) parked: BTreeSet<u16>,
 }
 
 pub(super) struct Running {
@@ -76,6 +79,7 @@ impl Rings for Recorder {
             late: start.late,
         };
         assert!(self.queues.insert(ring.0, running).is_none(), "started twice");
+        let _ = self.parked.remove(&ring.0);
         Ok(())
     }
 
@@ -83,6 +87,23 @@ impl Rings for Recorder {
         self.events.push(Event::Stopped(ring.0));
         let running = self.queues.remove(&ring.0).expect("stopped, but not running");
         Some(running.queue.into())
+    }
+
+    fn park(&mut self, ring: RingIndex) -> Option<Stopped> {
+        assert!(self.parked.insert(ring.0), "parked, but running");
+        self.events.push(Event::Parked(ring.0));
+        let running = self.queues.remove(&ring.0).expect("parked, but not running");
+        Some(running.queue.into())
+    }
+
+    fn hold(&mut self, ring: RingIndex) {
+        assert!(!self.queues.contains_key(&ring.0), "it runs");
+        let _ = self.parked.insert(ring.0);
+    }
+
+    fn give_up(&mut self, ring: RingIndex) {
+        assert!(!self.queues.contains_key(&ring.0), "it runs");
+        let _ = self.parked.remove(&ring.0);
     }
 
     fn forget(&mut self, ring: RingIndex) {

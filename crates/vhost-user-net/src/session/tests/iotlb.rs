@@ -86,14 +86,18 @@ fn an_invalidation_is_answered_when_nobody_uses_what_was_there() {
     assert_eq!(front.ack(invalidate(0x8000, 1), Vec::new()), 0);
     // Both rings are in the entry that is gone.
     let events = front.events();
-    assert_eq!(events[..2], [Event::Stopped(0), Event::Quiesced], "before the answer");
+    assert_eq!(events[..2], [Event::Parked(0), Event::Quiesced], "before the answer");
     assert!(!front.running().contains(&0));
+    assert!(front.rings.parked.contains(&0), "its frames wait");
     assert_eq!(front.session.ready(), Err(Unready::NoTranslation(RingIndex(0))));
     assert_eq!(front.ack(update(0, 0x2_0000), Vec::new()), 0);
     assert_eq!(front.running(), [0, 1]);
+    assert!(front.rings.parked.is_empty());
     assert_eq!(front.ack(invalidate(0, u64::MAX - FAR), Vec::new()), 0);
     assert!(front.running().is_empty(), "everything at once");
+    assert!(front.rings.parked.contains(&0));
     assert_eq!(front.base(0), 0);
+    assert!(front.rings.parked.is_empty(), "nobody goes on with it");
 }
 
 /// Workers are made to end a turn if one of them may still use what is gone, and only then.
@@ -239,6 +243,8 @@ fn an_answer_wakes_whoever_waits_for_it() {
     assert_eq!(front.events(), [], "that is about something else");
     assert_eq!(front.ack(update(200 * PAGE, PAGE), Vec::new()), 0);
     assert_eq!(front.events(), [Event::Resumed(0)]);
+    let kick = front.rings.queues[&1].kick.clone().unwrap();
+    assert!(rustix::io::read(&kick, &mut [0; 8]).is_err(), "ring 1 does not wait");
     assert_eq!(front.ack(update(200 * PAGE, PAGE), Vec::new()), 0);
     assert_eq!(front.events(), [], "once");
 }
