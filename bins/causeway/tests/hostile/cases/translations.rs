@@ -4,7 +4,9 @@
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
-use testkit::request::{GET_VRING_BASE, IOTLB_MSG, RESET_DEVICE, SET_BACKEND_REQ_FD, SET_FEATURES};
+use testkit::request::{
+    GET_VRING_BASE, IOTLB_MSG, RESET_DEVICE, SET_BACKEND_REQ_FD, SET_FEATURES, SET_VRING_ENABLE,
+};
 use virtq::Layout;
 
 use crate::evil::{BUFFERS, Desc, Evil, INDIRECT_DESC, MEMORY, NEXT, WRITE, areas, desc, longs};
@@ -24,6 +26,8 @@ const FAR: u64 = 1 << 40;
 const RECEIVED: u64 = BUFFERS + (1 << 20);
 /// Its station.
 const ITSELF: [u8; 6] = [2, 0, 0, 0, 0, 0x66];
+/// Frames that wait for a translation at most.
+const HELD_MAX: u64 = 8 * 64;
 /// Times that something is repeated.
 const MANY: u64 = 300;
 
@@ -116,6 +120,7 @@ pub(crate) fn cases() -> Vec<Case> {
     all.extend(ranges());
     all.extend(misses());
     all.extend(unanswered());
+    all.extend(never_answered());
     all.extend(revoked());
     all.extend(under_way());
     all
@@ -257,6 +262,86 @@ fn misses() -> Vec<Case> {
             }
             stage.world.progress();
             stage.answers(&mut behind.evil);
+        }),
+    ]
+}
+
+/// Frames to the hostile port: as many wait as may, the others are dropped and counted.
+fn more_than_may_wait(stage: &Stage<'_>) {
+    let before = stage.world.drops("not_translated");
+    for _ in 0..(HELD_MAX + 88) / 8 {
+        (0..8).for_each(|_| stage.world.flood(packet::MacAddr([2, 9, 9, 9, 9, 9])));
+        // They reach the good guests too: not more than these have room for.
+        stage.world.progress();
+    }
+    eventually("what may not wait", || stage.world.drops("not_translated") == before + 88);
+}
+
+/// The front end never answers, or with noise.
+fn never_answered() -> Vec<Case> {
+    vec![
+        case("rings whose places are never told, and frames for them", |stage| {
+            let mut behind = Behind::set_up(stage);
+            behind.is_asked();
+            more_than_may_wait(stage);
+            let port = stage.world.port(EVIL);
+            assert_eq!(port["state"], "waiting", "{port}");
+            // Nobody will have what waits.
+            let before = stage.world.drops("port_down");
+            assert!(behind.evil.ack(SET_VRING_ENABLE, &words(&[0, 0]), &[]));
+            assert_eq!(stage.world.drops("port_down"), before + HELD_MAX);
+            stage.answers(&mut behind.evil);
+        }),
+        case("rings whose places are taken back and never told again", |stage| {
+            let mut behind = Behind::known(stage);
+            behind.evil.offer(0, &[Desc { addr: RECEIVED, ..desc(2048, WRITE) }]);
+            assert!(behind.say(&invalidate(0, BUFFERS)));
+            behind.is_asked();
+            let before = stage.world.drops("port_down");
+            more_than_may_wait(stage);
+            assert_eq!(behind.evil.used(0), 0, "it is not written to");
+            drop(behind);
+            eventually("it is lost", || stage.world.drops("port_down") == before + HELD_MAX);
+        }),
+        case("a buffer whose address is never told, and frames for it", |stage| {
+            let mut behind = Behind::up(stage);
+            behind.evil.offer(0, &[Desc { addr: FAR, ..desc(2048, WRITE) }]);
+            more_than_may_wait(stage);
+            behind.is_asked();
+            assert_eq!(behind.evil.used(0), 0);
+            stage.is_up(&mut behind.evil);
+        }),
+        case("a question that is answered with noise on its channel", |stage| {
+            let mut behind = Behind::up(stage);
+            behind.frame_at(BUFFERS);
+            behind.is_asked();
+            // Nobody reads there: it is full at some time.
+            let mut noise = testkit::Rng::new(12);
+            let mut bytes = [0; 4096];
+            loop {
+                bytes.fill_with(|| noise.below(256) as u8);
+                if std::io::Write::write(&mut behind.channel, &bytes).is_err() {
+                    break;
+                }
+            }
+            stage.world.progress();
+            assert_eq!(behind.evil.used(1), 0);
+            assert!(behind.say(&update(BUFFERS, PAGE, BUFFERS)), "the answer counts all the same");
+            behind.evil.wait_used(1, 1);
+        }),
+        case("questions that are all answered with refused translations", |stage| {
+            let mut behind = Behind::up(stage);
+            behind.frame_at(FAR);
+            behind.is_asked();
+            let text = "is not within the memory";
+            for user in [MEMORY, u64::MAX, 1 << 50] {
+                stage.refuses(&mut behind.evil, IOTLB_MSG, &update(FAR, PAGE, user), text);
+                behind.evil.kick(1);
+            }
+            stage.world.progress();
+            assert_eq!(behind.evil.used(1), 0, "it waits on");
+            assert!(behind.say(&update(FAR, PAGE, BUFFERS)));
+            behind.evil.wait_used(1, 1);
         }),
     ]
 }
