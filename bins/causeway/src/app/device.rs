@@ -34,7 +34,7 @@ enum Kind {
         tx_dropped: u64,
     },
     AfXdp {
-        control: AfXdpControl,
+        control: Box<AfXdpControl>,
         steer: Steer,
         /// What the kernel had dropped when that was counted last, by queue.
         counted: Vec<af_xdp::KernelDrops>,
@@ -97,7 +97,7 @@ fn open_af_xdp(
     };
     let xdp = af_xdp::open(&settings, counters).map_err(|error| error.to_string())?;
     let counted = vec![af_xdp::KernelDrops::default(); counters.len()];
-    let (control, steer, stations) = (xdp.control, spec.steer, Vec::new());
+    let (control, steer, stations) = (Box::new(xdp.control), spec.steer, Vec::new());
     let kind = Kind::AfXdp { control, steer, counted, stations };
     Ok((Device { kind, link: xdp.link }, xdp.queues.into_iter().map(boxed).collect()))
 }

@@ -90,7 +90,7 @@ pub(in crate::app) fn from_parts(
             let xdp = af_xdp::from_parts(parts, counters).map_err(text)?;
             let mut counted = state.counted;
             counted.resize(counters.len(), KernelDrops::default());
-            let (control, steer, stations) = (xdp.control, spec.steer, Vec::new());
+            let (control, steer, stations) = (Box::new(xdp.control), spec.steer, Vec::new());
             let kind = Kind::AfXdp { control, steer, counted, stations };
             Ok((Device { kind, link: xdp.link }, xdp.queues.into_iter().map(boxed).collect()))
         }
