@@ -5,8 +5,8 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -32,8 +32,12 @@ const PROTOCOL_FEATURES: u64 = 1 << 30;
 const VERSION_1: u64 = 1 << 32;
 const MB: u64 = 1 << 20;
 
+/// Tests count the descriptors of the whole process, so each has it for itself.
+static ALONE: Mutex<()> = Mutex::new(());
+
 /// A switch with two vhost-user ports and the thread that serves their sessions.
 struct Rig {
+    _alone: MutexGuard<'static, ()>,
     folder: tempfile::TempDir,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -41,6 +45,7 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         // Two fds that the process needs once.
         assert!(!virtio_net::notify::can_block());
         let folder = tempfile::tempdir().unwrap();
@@ -67,7 +72,7 @@ impl Rig {
                 let _ = manager.run_with_timeout(10);
             }
         });
-        Self { folder, stop, thread: Some(thread) }
+        Self { _alone: alone, folder, stop, thread: Some(thread) }
     }
 
     fn path(&self, name: &str) -> PathBuf {

@@ -401,12 +401,36 @@ fn key(mac: MacAddr) -> [u8; MAC_KEY] {
 mod tests {
     #![expect(clippy::arithmetic_side_effects, reason = "tests")]
 
-    use super::{Cuts, EXIT, JUMP_IF_GREATER, JUMP_IF_NOT, Marks, assemble};
+    use std::os::fd::AsFd;
+
+    use packet::MacAddr;
+
+    use super::super::{Steer, spare};
+    use super::{
+        Cuts, EXIT, JUMP_IF_GREATER, JUMP_IF_NOT, MAC_KEY, MAC_VALUE, MACS_MAX, Marks, Program,
+        assemble,
+    };
+    use crate::sys::bpf;
 
     /// Where the jump at `at` goes.
     fn target(program: &[u64], at: usize) -> usize {
         let bytes = program[at].to_ne_bytes();
         at + 1 + usize::try_from(i16::from_ne_bytes([bytes[2], bytes[3]])).unwrap()
+    }
+
+    #[test]
+    fn a_program_that_comes_back_knows_no_station_and_comes_only_where_any_is_kept() {
+        let mut program = Program::load(1, Steer::Mac, true).unwrap();
+        assert!(program.cutting.is_some(), "this kernel lets no program see how frames are cut");
+        program.set_macs(&[MacAddr([2, 0, 0, 0, 0, 7])]).unwrap();
+        spare::give_back(&program);
+        assert!(spare::take(Steer::Mac).is_none());
+        assert!(spare::keep_spares() > 0);
+        spare::give_back(&program);
+        let again = spare::take(Steer::Mac).unwrap();
+        let macs = again.macs.as_ref().unwrap().as_fd();
+        let left: Vec<[u8; MAC_KEY]> = bpf::keys(macs, MAC_VALUE, MACS_MAX).unwrap();
+        assert!(left.is_empty(), "{left:?}");
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! **Limits.** [`SPARES_MAX`] programs are loaded ahead, and [`KEPT_MAX`] wait; those for
 //! `steer=mac` only come from ports.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Steer;
@@ -23,6 +24,13 @@ pub const SPARES_MAX: usize = 16;
 const KEPT_MAX: usize = 256;
 
 static SPARES: Mutex<Vec<Program>> = Mutex::new(Vec::new());
+/// Whether the process will not have the right to load programs.
+static KEEPS: AtomicBool = AtomicBool::new(false);
+
+fn keeps() -> bool {
+    // ORDERING: a flag of its own.
+    KEEPS.load(Ordering::Relaxed)
+}
 
 fn spares() -> MutexGuard<'static, Vec<Program>> {
     SPARES.lock().unwrap_or_else(PoisonError::into_inner)
@@ -31,6 +39,8 @@ fn spares() -> MutexGuard<'static, Vec<Program>> {
 /// Loads programs for large frames of interfaces that will be opened when the process may not do
 /// that any more, at most [`SPARES_MAX`]. How many there are.
 pub fn keep_spares() -> usize {
+    // ORDERING: see `keeps`.
+    KEEPS.store(true, Ordering::Relaxed);
     let mut spares = spares();
     let there = spares.iter().filter(|program| program.steer() == Steer::All).count();
     let wanted = SPARES_MAX.saturating_sub(there);
@@ -38,18 +48,18 @@ pub fn keep_spares() -> usize {
     spares.len()
 }
 
-/// A program for one queue that was kept.
+/// A program for one queue that was kept. Sockets went with their interface; here stations go.
 pub(super) fn take(steer: Steer) -> Option<Program> {
     let mut spares = spares();
     let at = spares.iter().position(|program| program.steer() == steer)?;
-    Some(spares.swap_remove(at))
+    let mut program = spares.swap_remove(at);
+    program.set_macs(&[]).is_ok().then_some(program)
 }
 
-/// Keeps the program of an interface that is closed. What its maps hold is set anew, or goes with
-/// the sockets.
+/// Keeps the program of an interface that is closed, if this process keeps any.
 pub(super) fn give_back(program: &Program) {
     let mut spares = spares();
-    if program.cutting.is_some() && spares.len() < KEPT_MAX {
+    if keeps() && program.cutting.is_some() && spares.len() < KEPT_MAX {
         spares.extend(program.again());
     }
 }

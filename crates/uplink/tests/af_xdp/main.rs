@@ -321,9 +321,14 @@ fn the_wake_up_says_whether_frames_are_there() {
         let mut frames = FrameBuf::default();
         assert_eq!(ingress.receive(&mut frames).len(), 64);
         ingress.release();
-        assert!(ingress.arm());
-        assert_eq!(ingress.receive(&mut frames).len(), 16);
-        ingress.release();
+        // A poll of the driver is for 64 frames, too: the rest may come with the next.
+        let mut rest = 0;
+        while rest < 16 {
+            assert!(ingress.arm(), "{rest} of 16");
+            rest += ingress.receive(&mut frames).len();
+            ingress.release();
+        }
+        assert_eq!(rest, 16);
         assert!(!ingress.arm() && !readable(ingress));
     }
 }
