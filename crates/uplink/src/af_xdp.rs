@@ -16,8 +16,8 @@
 //! [`Mode::Generic`], which [`Mode::Auto`] prefers there: a program in the driver makes the kernel
 //! cut whatever its peer sends, at half the speed. How they are to be cut stands before each frame
 //! (`program`, `cut`), from Linux 6.9 on.
-//! **Not supported.** Zero-copy is there but **untested**: no device for it was at hand. What
-//! a container encapsulates itself and leaves undone within: large frames and checksums.
+//! **Not supported.** Zero-copy is there but **untested**: no device for it was at hand. Large
+//! frames that a container encapsulates itself and leaves to be cut within.
 
 mod attach;
 mod btf;

@@ -10,6 +10,7 @@
 
 mod driver;
 mod end;
+mod tunnel;
 mod wire;
 
 use std::io::{Read, Write};
@@ -44,7 +45,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         let name = format!("tcp/{}/{}{}", a.name, b.name, if tagged { "/tagged" } else { "" });
         Some(trial(name, move |_, scratch| carry_all([a, b], tagged, scratch)))
     });
-    matrix.chain(wire::trials()).chain(driver::trials()).collect()
+    matrix.chain(wire::trials()).chain(driver::trials()).chain(tunnel::trials()).collect()
 }
 
 /// Two namespaces with a switch between them, or two switches.

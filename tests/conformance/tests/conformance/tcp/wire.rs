@@ -35,7 +35,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     wire.chain(uso).collect()
 }
 
-fn kind(name: &str) -> Result<&'static Kind> {
+pub(super) fn kind(name: &str) -> Result<&'static Kind> {
     ENDS.iter().find(|kind| kind.name == name).context("an end of that name")
 }
 
