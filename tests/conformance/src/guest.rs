@@ -4,6 +4,8 @@
 //! QEMU's standard input and output. `run` sends a line and waits for the line that ends its
 //! output. After a reboot the same console goes on.
 
+mod ping;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -13,6 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::environment::image::{DONE, UP};
 use crate::environment::{Environment, Image, QemuVersion};
 use crate::process::Process;
+pub use ping::Pings;
 
 const BOOT_TIMEOUT: Duration = Duration::from_secs(90);
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -269,22 +272,6 @@ impl Guest {
         let said = text.split(DONE).next().unwrap_or_default().trim().to_owned();
         ensure!(status == "0", "`{line}` failed with {status} in guest {}: {said}", self.number);
         Ok(said)
-    }
-
-    /// Sends `count` pings `interval_ms` apart and returns how many were lost.
-    ///
-    /// # Errors
-    /// The guest's ping does not say so.
-    pub fn ping(&mut self, address: &str, count: u32, interval_ms: u32) -> Result<u32> {
-        let seconds = f64::from(interval_ms) / 1000.0;
-        // Busybox's ping fails when an answer is missing, which is for the caller to judge.
-        let line = format!("ping -c {count} -i {seconds} -W 2 {address} || true");
-        let shown = self.run(&line)?;
-        let numbers = shown.lines().find(|line| line.contains("packets received"));
-        let received =
-            numbers.and_then(|line| line.split(", ").nth(1)?.split(' ').next()?.parse().ok());
-        let received: u32 = received.with_context(|| format!("ping says: {shown}"))?;
-        Ok(count.saturating_sub(received))
     }
 
     /// Pings until an answer comes, for at most 20 seconds: links and rings need a moment.
