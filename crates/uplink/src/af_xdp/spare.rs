@@ -12,7 +12,6 @@
 //! **Limits.** [`SPARES_MAX`] programs are loaded ahead, and [`KEPT_MAX`] wait; those for
 //! `steer=mac` only come from ports.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Steer;
@@ -23,25 +22,18 @@ pub const SPARES_MAX: usize = 16;
 /// The most programs that wait for an interface, with those that interfaces gave back.
 const KEPT_MAX: usize = 256;
 
-static SPARES: Mutex<Vec<Program>> = Mutex::new(Vec::new());
-/// Whether the process will not have the right to load programs.
-static KEEPS: AtomicBool = AtomicBool::new(false);
+/// Those that wait; none in a process that may load programs as long as it lives.
+static SPARES: Mutex<Option<Vec<Program>>> = Mutex::new(None);
 
-fn keeps() -> bool {
-    // ORDERING: a flag of its own.
-    KEEPS.load(Ordering::Relaxed)
-}
-
-fn spares() -> MutexGuard<'static, Vec<Program>> {
+fn spares() -> MutexGuard<'static, Option<Vec<Program>>> {
     SPARES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Loads programs for large frames of interfaces that will be opened when the process may not do
 /// that any more, at most [`SPARES_MAX`]. How many there are.
 pub fn keep_spares() -> usize {
-    // ORDERING: see `keeps`.
-    KEEPS.store(true, Ordering::Relaxed);
     let mut spares = spares();
+    let spares = spares.get_or_insert_default();
     let there = spares.iter().filter(|program| program.steer() == Steer::All).count();
     let wanted = SPARES_MAX.saturating_sub(there);
     spares.extend(Program::load_spares(wanted));
@@ -51,6 +43,7 @@ pub fn keep_spares() -> usize {
 /// A program for one queue that was kept. Sockets went with their interface; here stations go.
 pub(super) fn take(steer: Steer) -> Option<Program> {
     let mut spares = spares();
+    let spares = spares.as_mut()?;
     let at = spares.iter().position(|program| program.steer() == steer)?;
     let mut program = spares.swap_remove(at);
     program.set_macs(&[]).is_ok().then_some(program)
@@ -58,8 +51,10 @@ pub(super) fn take(steer: Steer) -> Option<Program> {
 
 /// Keeps the program of an interface that is closed, if this process keeps any.
 pub(super) fn give_back(program: &Program) {
-    let mut spares = spares();
-    if keeps() && program.cutting.is_some() && spares.len() < KEPT_MAX {
+    if let Some(spares) = spares().as_mut()
+        && program.cutting.is_some()
+        && spares.len() < KEPT_MAX
+    {
         spares.extend(program.again());
     }
 }
