@@ -128,18 +128,7 @@ impl<'a> SegStore<'a> {
 
     /// Splits `span` behind its first `at` bytes, or at its end: both parts, of which neither has
     /// segments that it does not need.
-    #[inline]
     pub fn split(self, span: SegSpan, at: u32) -> (SegSpan, SegSpan) {
-        if span.count == 1 && at > 0 && at < span.len {
-            let skip = span.skip.wrapping_add(at);
-            let rest = SegSpan { skip, len: span.len.wrapping_sub(at), ..span };
-            return (SegSpan { len: at, ..span }, rest);
-        }
-        self.split_spread(span, at)
-    }
-
-    #[inline(never)]
-    fn split_spread(self, span: SegSpan, at: u32) -> (SegSpan, SegSpan) {
         let at = at.min(span.len);
         let (list, first) = self.list(span.first);
         let segs = list.get(first..first.saturating_add(span.count as usize)).unwrap_or_default();
