@@ -176,8 +176,7 @@ fn antispoof_holds_for_announcements() {
 }
 
 /// No burst of a queue is taken without its port's limits: of a new port's, of one that comes
-/// again,
-/// and on a worker that has taken no turn since.
+/// again, and on a worker that has taken no turn since.
 #[test]
 fn limits_hold_from_the_first_burst_on() {
     let workers = Workers::Manual(1);
