@@ -1,8 +1,9 @@
 //! A hostile front end: any sequence of messages, likely and unlikely ones, with fds of all kinds.
+//! Its files hold what it likes: memory, in-flight regions, logs. Translations are of any ranges.
 //!
 //! Nothing may panic; a ring that the session says is running is one that was started and not
-//! stopped; the memory of running rings is mapped (their rings are read after every message); and
-//! in the end no fd is left.
+//! stopped; the memory of running rings is mapped (their chains are taken and completed after every
+//! message); and in the end no fd is left.
 #![no_main]
 
 use std::collections::BTreeMap;
@@ -12,9 +13,10 @@ use std::time::Instant;
 use libfuzzer_sys::fuzz_target;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::io::pwrite;
 use vhost_user_net::codec::{
-    Decoder, FrontendReq, HEADER_BYTES, Header, Message, Request, StateDirection, VringAddr,
-    VringFd, VringState,
+    Decoder, FrontendReq, HEADER_BYTES, Header, InflightSpec, IotlbKind, IotlbMessage, LogArea,
+    Message, Request, StateDirection, VringAddr, VringFd, VringState,
 };
 use vhost_user_net::memory::{FrontendAddr, RegionSpec};
 use vhost_user_net::session::{
@@ -23,7 +25,9 @@ use vhost_user_net::session::{
 };
 use virtio_net::features::ACCESS_PLATFORM;
 use virtq::mem::GuestPhysAddr;
-use virtq::{ChainBuf, Virtq};
+use virtq::{
+    Access, ChainBuf, Inflight, Iova, Layout, QueueConfig, Recovery, Virtq, inflight_bytes,
+};
 
 const RINGS: u16 = 8;
 /// `VIRTIO_F_RING_PACKED`
@@ -31,6 +35,8 @@ const RING_PACKED: u64 = 1 << 34;
 const PAGE: u64 = 4096;
 const FILE_BYTES: u64 = 16 * PAGE;
 const USER: u64 = 0x7f00_0000_0000;
+/// Entries of the rings of a good beginning.
+const SIZE: u16 = 64;
 
 /// The input, read from the front; zeros behind its end.
 struct Input<'a>(&'a [u8]);
@@ -63,7 +69,20 @@ struct Shelved {
 
 impl Rings for Shelf {
     fn start(&mut self, ring: RingIndex, start: RingStart<'_>) -> Result<(), SetUpError> {
-        let queue = start.config.activate(start.memory)?;
+        let area = start.inflight.clone();
+        let mut inflight = area.and_then(|area| Inflight::new(area, &start.config));
+        let mut position = start.config.position;
+        if let Some(inflight) = inflight.as_mut().filter(|_| !start.known)
+            && let Recovery::At(recovered) = inflight.recover(&start.config, start.memory)?
+        {
+            position = recovered;
+        }
+        let mut queue = QueueConfig { position, ..start.config }.activate(start.memory)?;
+        if let Some(inflight) = inflight {
+            queue.set_inflight(inflight);
+        }
+        queue.set_log(start.log);
+        queue.set_iotlb(start.iotlb);
         let shelved = Shelved { queue, late: start.late };
         assert!(self.0.insert(ring.0, shelved).is_none(), "ring {} started twice", ring.0);
         Ok(())
@@ -94,6 +113,8 @@ impl Rings for Shelf {
         assert!(self.0.contains_key(&ring.0), "it does not run");
     }
 
+    fn wake(&mut self, _: &OwnedFd) {}
+
     fn forget(&mut self, _: RingIndex) {}
 
     fn announce(&mut self, mac: [u8; 6]) {
@@ -101,16 +122,38 @@ impl Rings for Shelf {
     }
 }
 
-fn fd(kind: u8) -> OwnedFd {
+fn fd(kind: u8, input: &mut Input<'_>) -> OwnedFd {
     match kind % 4 {
         0..2 => eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd"),
-        2 => {
-            let fd = memfd_create("m", MemfdFlags::CLOEXEC).expect("memfd");
-            ftruncate(&fd, FILE_BYTES).expect("ftruncate");
-            fd
-        }
+        2 => file(input),
         _ => rustix::pipe::pipe().expect("pipe").0,
     }
+}
+
+/// A file with zeros, and something else in some places; in-flight regions, perhaps.
+fn file(input: &mut Input<'_>) -> OwnedFd {
+    let fd = memfd_create("m", MemfdFlags::CLOEXEC).expect("memfd");
+    ftruncate(&fd, FILE_BYTES).expect("ftruncate");
+    let put = |at: u64, bytes: &[u8]| drop(pwrite(&fd, bytes, at));
+    let kind = input.byte();
+    let regions = match kind % 4 {
+        0 => Some(Layout::Split),
+        1 => Some(Layout::Packed),
+        _ => None,
+    };
+    let each = regions.map_or(PAGE, |layout| inflight_bytes(layout, SIZE) as u64);
+    for ring in (0..4).filter(|_| regions.is_some()) {
+        // Version and size of one that is in use.
+        put(ring * each + 8, &[1, 0, SIZE.to_le_bytes()[0], 0]);
+    }
+    for _ in 0..kind / 4 {
+        let at = input.below(16) * each + u64::from(input.byte()) * 2;
+        match input.byte() {
+            0 => put(at, &input.u64().to_le_bytes()),
+            low => put(at, &[low, input.byte() / 64]),
+        }
+    }
+    fd
 }
 
 fn region(input: &mut Input<'_>) -> RegionSpec {
@@ -142,10 +185,40 @@ fn place(input: &mut Input<'_>) -> FrontendAddr {
     FrontendAddr((USER + input.below(64) * PAGE).wrapping_add(odd))
 }
 
+fn inflight(input: &mut Input<'_>) -> InflightSpec {
+    let sizes = [SIZE, SIZE, SIZE, 1, 100, 256, 1024, u16::MAX];
+    let queue_size = sizes[usize::try_from(input.below(8)).expect("small")];
+    let queues = u16::from(input.byte() % 10);
+    let layout = if input.byte() % 2 == 0 { Layout::Split } else { Layout::Packed };
+    let bytes = match input.byte() {
+        255 => input.u64(),
+        less => (u64::from(queues) * inflight_bytes(layout, queue_size) as u64)
+            .saturating_sub(u64::from(less) / 200),
+    };
+    let offset = if input.byte() > 250 { input.u64() } else { input.below(3) * PAGE };
+    InflightSpec { bytes, offset, queues, queue_size, padded: input.byte() % 2 == 0 }
+}
+
+fn translation(input: &mut Input<'_>) -> IotlbMessage {
+    let access = [Access::Read, Access::Write, Access::ReadWrite, Access::ReadWrite];
+    let access = access[usize::try_from(input.below(4)).expect("small")];
+    let kind = match input.byte() % 16 {
+        0 => IotlbKind::Miss(access),
+        1..6 => IotlbKind::Invalidate,
+        _ => IotlbKind::Update(access),
+    };
+    let (iova, user) = (Iova(place(input).0), place(input));
+    let size = match input.byte() {
+        255 => input.u64(),
+        pages => u64::from(pages % 20) * PAGE - u64::from(pages / 240).min(u64::from(pages % 20)),
+    };
+    IotlbMessage { iova, size, user, kind }
+}
+
 fn request(input: &mut Input<'_>) -> Request {
     let ring = u32::from(input.byte() % 16 % 9);
     let v = VringFd { ring, has_fd: input.byte() % 8 != 0 };
-    match input.below(31) {
+    match input.below(38) {
         0 => Request::GetFeatures,
         1 => Request::SetFeatures(match input.byte() {
             255 => input.u64(),
@@ -192,6 +265,13 @@ fn request(input: &mut Input<'_>) -> Request {
             2 => Request::MemoryHeard,
             _ => Request::PostcopyEnd,
         },
+        30 => Request::GetInflightFd(inflight(input)),
+        31 | 32 => Request::SetInflightFd(inflight(input)),
+        33 => {
+            let bytes = if input.byte() > 250 { input.u64() } else { input.below(4) * PAGE };
+            Request::SetLogBase(LogArea { bytes, offset: input.below(4) * PAGE })
+        }
+        34..37 => Request::Iotlb(translation(input)),
         _ => {
             let kind = FrontendReq::try_from(u32::from(input.byte() % 46));
             Request::NotOffered(kind.unwrap_or(FrontendReq::GET_STATUS))
@@ -206,7 +286,11 @@ fn fds_of(request: &Request, bytes: &[u8]) -> usize {
         Request::SetVringKick(v) | Request::SetVringCall(v) | Request::SetVringErr(v) => {
             usize::from(v.has_fd)
         }
-        Request::AddMemReg(_) | Request::SetBackendReqFd | Request::SetDeviceStateFd(_) => 1,
+        Request::AddMemReg(_)
+        | Request::SetBackendReqFd
+        | Request::SetDeviceStateFd(_)
+        | Request::SetInflightFd(_)
+        | Request::SetLogBase(_) => 1,
         _ => bytes.len() % 2,
     }
 }
@@ -217,7 +301,10 @@ fn message(input: &mut Input<'_>) -> Option<Message> {
     let mut bytes = request.write(input.byte() % 2 == 0);
     let mut count = fds_of(&request, &bytes);
     let mut kind = match request {
-        Request::SetMemTable(_) | Request::AddMemReg(_) => 2,
+        Request::SetMemTable(_)
+        | Request::AddMemReg(_)
+        | Request::SetInflightFd(_)
+        | Request::SetLogBase(_) => 2,
         Request::SetDeviceStateFd(_) => u8::MAX,
         _ => 0,
     };
@@ -229,7 +316,7 @@ fn message(input: &mut Input<'_>) -> Option<Message> {
         kind = input.byte();
     }
     let step = usize::from(input.byte() % 16) + 1;
-    let mut fds = Some((0..count).map(|_| fd(kind)).collect::<Vec<_>>());
+    let mut fds = Some((0..count).map(|_| fd(kind, input)).collect::<Vec<_>>());
     let mut decoder = Decoder::default();
     let mut left = &bytes[..];
     loop {
@@ -248,25 +335,48 @@ fn message(input: &mut Input<'_>) -> Option<Message> {
     }
 }
 
-/// A good beginning: half of the inputs start with two pairs that run.
-fn begin(session: &mut Session, shelf: &mut Shelf, features: u64) {
+/// What there is besides two pairs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Beside {
+    Nothing,
+    Inflight,
+    Iommu,
+}
+
+/// A good beginning: most of the inputs start with two pairs that run, if what is in the in-flight
+/// regions lets them.
+fn begin(
+    (session, shelf): (&mut Session, &mut Shelf),
+    input: &mut Input<'_>,
+    (features, beside): (u64, Beside),
+) {
     let spec = RegionSpec {
         guest: GuestPhysAddr(0),
         size: FILE_BYTES,
         user: FrontendAddr(USER),
         mmap_offset: 0,
     };
+    let features = if beside == Beside::Iommu { features } else { features & !ACCESS_PLATFORM };
     let mut requests = vec![
         Request::SetProtocolFeatures(PROTOCOL_FEATURES),
-        // Behind a vIOMMU rings would wait for translations.
-        Request::SetFeatures(features & !ACCESS_PLATFORM),
+        Request::SetFeatures(features),
         Request::SetMemTable(vec![spec]),
     ];
+    let (iova, size, user) = (Iova(USER), FILE_BYTES, FrontendAddr(USER));
+    let kind = IotlbKind::Update(Access::ReadWrite);
+    let layout = if features & RING_PACKED == 0 { Layout::Split } else { Layout::Packed };
+    let bytes = 4 * inflight_bytes(layout, SIZE) as u64;
+    let regions = InflightSpec { bytes, offset: 0, queues: 4, queue_size: SIZE, padded: false };
+    requests.extend(match beside {
+        Beside::Nothing => None,
+        Beside::Inflight => Some(Request::SetInflightFd(regions)),
+        Beside::Iommu => Some(Request::Iotlb(IotlbMessage { iova, size, user, kind })),
+    });
     for ring in 0..4u32 {
         let part = |n: u64| FrontendAddr(USER + (u64::from(ring) * 3 + n) * PAGE);
         let (desc, used, avail) = (part(0), part(1), part(2));
         requests.extend([
-            Request::SetVringNum(VringState { ring, num: 64 }),
+            Request::SetVringNum(VringState { ring, num: u32::from(SIZE) }),
             Request::SetVringBase(VringState { ring, num: 0 }),
             Request::SetVringAddr(VringAddr { ring, flags: 0, desc, used, avail, log: 0 }),
             Request::SetVringKick(VringFd { ring, has_fd: true }),
@@ -274,31 +384,35 @@ fn begin(session: &mut Session, shelf: &mut Shelf, features: u64) {
         ]);
     }
     for request in requests {
-        let kind = if matches!(request, Request::SetMemTable(_)) { 2 } else { 0 };
         let bytes = request.write(false);
-        let count = match request {
-            Request::SetMemTable(_) | Request::SetVringKick(_) => 1,
-            _ => 0,
+        let (count, kind) = match request {
+            Request::SetMemTable(_) | Request::SetInflightFd(_) => (1, 2),
+            Request::SetVringKick(_) => (1, 0),
+            _ => (0, 0),
         };
         let header = Header::parse(bytes[..HEADER_BYTES].try_into().expect("a header"));
         let header = header.expect("a good header");
         let payload = bytes[HEADER_BYTES..].to_vec();
-        let fds = (0..count).map(|_| fd(kind)).collect();
+        let fds = (0..count).map(|_| fd(kind, input)).collect();
         let outcome = session.handle(Message { header, payload, fds }, shelf).expect("accepted");
         assert!(outcome.refused.is_none());
     }
-    assert_eq!(shelf.0.len(), 4);
+    assert!(shelf.0.len() == 4 || beside == Beside::Inflight);
 }
 
-fn check(session: &Session, shelf: &mut Shelf) {
+fn check(session: &mut Session, shelf: &mut Shelf) {
     for ring in 0..RINGS {
         assert_eq!(session.is_running(RingIndex(ring)), shelf.0.contains_key(&ring));
     }
     let mut buf = ChainBuf::default();
     for Shelved { queue, .. } in shelf.0.values_mut().filter(|shelved| !shelved.late) {
-        let _ = queue.pop(&mut buf, 4).len();
-        let _ = queue.enable_kicks();
+        let count = queue.pop(&mut buf, 4).len();
+        // One of several is taken back.
+        queue.complete_read_first(&buf, count - usize::from(count > 1));
+        queue.publish();
+        let _ = (queue.needs_call(), queue.enable_kicks());
     }
+    let _ = (session.misses(), session.take_gone());
     let _ = session.ready().is_ok();
 }
 
@@ -320,10 +434,16 @@ fuzz_target!(|data: &[u8]| {
     };
     let mut input = Input(data);
     let (mut session, mut shelf) = (Session::new(settings), Shelf::default());
-    match input.byte() % 4 {
-        0 => begin(&mut session, &mut shelf, FEATURES & !RING_PACKED),
-        1 => begin(&mut session, &mut shelf, FEATURES),
-        _ => {}
+    let kind = input.byte() % 8;
+    let features = if kind % 2 == 0 { FEATURES & !RING_PACKED } else { FEATURES };
+    let beside = match kind / 2 {
+        0 => Some(Beside::Nothing),
+        1 => Some(Beside::Inflight),
+        2 => Some(Beside::Iommu),
+        _ => None,
+    };
+    if let Some(beside) = beside {
+        begin((&mut session, &mut shelf), &mut input, (features, beside));
     }
     while !input.0.is_empty() {
         match input.byte() {
@@ -341,7 +461,7 @@ fuzz_target!(|data: &[u8]| {
             Some(message) => session.handle(message, &mut shelf).is_ok(),
             None => true,
         };
-        check(&session, &mut shelf);
+        check(&mut session, &mut shelf);
         if !went_on {
             session.close(&mut shelf);
             assert!(shelf.0.is_empty());

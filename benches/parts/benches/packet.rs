@@ -192,8 +192,8 @@ fn segmentation(c: &mut Criterion) {
             let sent = adapter.send(&batch, &[0], &way, |batch, picked| {
                 for index in picked {
                     let frame = batch.frames().get(usize::from(*index)).unwrap();
-                    let mut writer = sink.writer(slot);
-                    assert!(Finish::write(frame, batch, &mut writer));
+                    let writer = sink.writer(slot);
+                    assert!(Finish::write(frame, batch, writer));
                     slot = slot.wrapping_add(1);
                 }
                 Ok(())

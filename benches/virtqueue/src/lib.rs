@@ -4,6 +4,7 @@
 //! callgrind tells them apart.
 #![forbid(unsafe_code)]
 
+mod large;
 mod pairs;
 mod path;
 mod translations;
@@ -11,6 +12,7 @@ mod translations;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+pub use large::{Merges, Segments};
 pub use pairs::{Pair, Traffic, pairs};
 pub use path::Path;
 pub use translations::Translations;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use port::{BURST_MAX, Fabric, PortId, QueueCounters, QueueId};
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use switch::{
     FdbLimits, PollMode, PortConfig, PortLimits, Rate, Switch, SwitchConfig, Turn, VlanRule,
     Workers,
@@ -19,8 +20,8 @@ use switch::{
 use virtio_net::features::{MRG_RXBUF, VERSION_1, queue_options};
 use virtio_net::{QueueOptions, Receiveq, ReceiveqParts, Transmitq, TransmitqParts};
 use virtq::driver::{Buffer, BufferPool, DriverConfig, DriverQueue, Used};
-use virtq::mem::{GuestMap, GuestPhysAddr};
-use virtq::{Access, Iotlb, IotlbEntry, Iova, Layout, RingIotlb};
+use virtq::mem::{DirtyLog, GuestMap, GuestPhysAddr};
+use virtq::{Access, Iotlb, IotlbEntry, Iova, Layout, RingIotlb, RingLog};
 
 use crate::SIZE;
 
@@ -68,6 +69,26 @@ pub enum Traffic {
     Iommu,
     /// As [`Self::Iommu`], with an entry for each page of buffers, no two of them in one piece.
     Pages,
+    /// As [`Self::Plain`], with all writes of both guests' devices noted in a dirty log.
+    Logged,
+    /// As [`Self::Plain`], after the dirty log was switched on and off again.
+    LogOff,
+}
+
+/// A dirty log of the guest's memory, for one ring.
+fn log(map: &GuestMap, driver: &DriverQueue) -> anyhow::Result<RingLog> {
+    let bits = u64::try_from(MEMORY_BYTES)?.div_ceil(PAGE);
+    let bytes = bits.div_ceil(8);
+    let file = memfd_create("log", MemfdFlags::CLOEXEC)?;
+    ftruncate(&file, bytes)?;
+    let config = driver.queue_config();
+    Ok(RingLog {
+        log: DirtyLog::from_file(file.into(), 0, usize::try_from(bytes)?)?,
+        memory: map.clone(),
+        device: config.device.into(),
+        desc: config.desc.into(),
+        call: None,
+    })
 }
 
 /// A guest's driver with its buffers.
@@ -94,6 +115,12 @@ impl Guest {
         let iotlb = if far { Some(page_by_page(&map)) } else { same };
         let activate = |driver: &DriverQueue, access| {
             let mut queue = driver.queue_config().activate(&map)?;
+            if matches!(traffic, Traffic::Logged | Traffic::LogOff) {
+                queue.set_log(Some(log(&map, driver)?));
+            }
+            if traffic == Traffic::LogOff {
+                queue.set_log(None);
+            }
             queue.set_iotlb(iotlb.clone().map(|iotlb| RingIotlb::new(iotlb, access)));
             anyhow::Ok(queue)
         };
@@ -104,6 +131,7 @@ impl Guest {
         let options = QueueOptions { retries: 0, ..queue_options(VERSION_1 | MRG_RXBUF, u16::MAX) };
         let kick = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let way_in = Transmitq::new(TransmitqParts {
+            watch: Default::default(),
             queue: activate(&transmitq, Access::Read)?,
             kick: Some(Arc::new(kick)),
             call: None,
@@ -111,6 +139,7 @@ impl Guest {
             options,
         });
         let way_out = Receiveq::new(ReceiveqParts {
+            watch: Default::default(),
             queue: activate(&receiveq, Access::Write)?,
             kick: None,
             call: None,
@@ -254,18 +283,7 @@ pub fn pairs(layout: Layout, traffic: Traffic, count: usize) -> anyhow::Result<V
         ..SwitchConfig::default()
     };
     let switch = Arc::new(Switch::start(&config)?);
-    let (access, trunk) = match traffic {
-        Traffic::Vlan => {
-            (VlanRule::from_keys(Some(VLAN), &[])?, VlanRule::from_keys(None, &[VLAN, 6])?)
-        }
-        Traffic::Plain
-        | Traffic::Limits
-        | Traffic::Mixed
-        | Traffic::Multiqueue
-        | Traffic::Spread
-        | Traffic::Iommu
-        | Traffic::Pages => (VlanRule::Any, VlanRule::Any),
-    };
+    let (access, trunk) = rules(traffic)?;
     // In this order each worker gets one pair.
     let pairs = if traffic == Traffic::Multiqueue { 2 } else { 1 };
     let port = |rule| PortConfig { vlan: rule, pairs, ..PortConfig::new("") };
@@ -320,6 +338,14 @@ pub fn pairs(layout: Layout, traffic: Traffic, count: usize) -> anyhow::Result<V
         let _ = switch.turn(worker);
     }
     Ok(joined)
+}
+
+/// Which VLANs senders and receivers carry.
+fn rules(traffic: Traffic) -> anyhow::Result<(VlanRule, VlanRule)> {
+    if traffic != Traffic::Vlan {
+        return Ok((VlanRule::Any, VlanRule::Any));
+    }
+    Ok((VlanRule::from_keys(Some(VLAN), &[])?, VlanRule::from_keys(None, &[VLAN, 6])?))
 }
 
 fn join_all(
@@ -433,13 +459,13 @@ impl Pair {
 
 #[cfg(test)]
 mod tests {
-    use super::Traffic::{Iommu, Mixed, Multiqueue, Pages, Plain, Spread, Vlan};
+    use super::Traffic::{Iommu, LogOff, Logged, Mixed, Multiqueue, Pages, Plain, Spread, Vlan};
     use super::{Layout, pairs};
 
     #[test]
     fn every_frame_arrives() {
         for layout in [Layout::Split, Layout::Packed] {
-            let all = [Plain, Vlan, Mixed, Multiqueue, Spread, Iommu, Pages];
+            let all = [Plain, Vlan, Mixed, Multiqueue, Spread, Iommu, Pages, Logged, LogOff];
             for traffic in all {
                 // Frames that are spread arrive at one worker: there is one pair.
                 let most = if traffic == Spread { 1 } else { 2 };

@@ -95,6 +95,7 @@ impl Path {
         to.driver.publish();
         let options = QueueOptions { retries: 0, ..queue_options(VERSION_1 | MRG_RXBUF, u16::MAX) };
         let transmitq = Transmitq::new(TransmitqParts {
+            watch: Default::default(),
             queue: from.driver.queue_config().activate(&from.map)?,
             kick: None,
             call: None,
@@ -102,6 +103,7 @@ impl Path {
             options,
         });
         let receiveq = Receiveq::new(ReceiveqParts {
+            watch: Default::default(),
             queue: to.driver.queue_config().activate(&to.map)?,
             kick: None,
             call: None,

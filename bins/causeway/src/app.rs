@@ -48,7 +48,7 @@ pub(crate) use ports::{Origin, pinned};
 pub(crate) use reload::Source;
 use steering::Steering;
 pub(crate) use taking::Taken;
-use uplink::LinkEvents;
+use uplink::Common;
 
 /// How often ports are looked after and addresses age.
 const TICK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
@@ -66,7 +66,7 @@ pub(crate) struct App {
     signals: Signals,
     timer: OwnedFd,
     /// Readable when something happened to an interface.
-    link_events: Arc<LinkEvents>,
+    uplinks: Arc<Common>,
     steering: Steering,
     ports: Vec<Port>,
     captures: Captures,
@@ -126,8 +126,8 @@ impl App {
         let mut manager = EventManager::new().map_err(failed)?;
         let hub = manager.add_subscriber(Subscriber::Hub(Hub::default()));
         let timer = ticking().map_err(|error| format!("cannot make a timer: {error}"))?;
-        let link_events =
-            LinkEvents::new().map_err(|error| format!("cannot make a set of events: {error}"))?;
+        let uplinks =
+            Common::new().map_err(|error| format!("cannot make a set of events: {error}"))?;
         let steering = Steering::new().map_err(|error| format!("cannot make a timer: {error}"))?;
         let changes = switch.fdb_changes().map_err(|e| format!("cannot make an eventfd: {e}"))?;
         let handing = Handing::new().map_err(|e| format!("cannot make an eventfd: {e}"))?;
@@ -139,7 +139,7 @@ impl App {
             server.listener(),
             signals.as_fd(),
             timer.as_fd(),
-            link_events.as_fd(),
+            uplinks.as_fd(),
             switch.events().as_fd(),
         ];
         for fd in fds {
@@ -154,7 +154,7 @@ impl App {
             metrics_at: None,
             signals,
             timer,
-            link_events: Arc::new(link_events),
+            uplinks: Arc::new(uplinks),
             steering,
             ports: Vec::new(),
             captures: Captures::default(),
@@ -260,7 +260,7 @@ impl App {
             }
             self.look_after_ports();
             self.look_after_scrapers();
-        } else if fd == self.link_events.as_fd().as_raw_fd() {
+        } else if fd == self.uplinks.as_fd().as_raw_fd() {
             self.follow_uplinks();
         } else if fd == self.switch.events().as_fd().as_raw_fd() {
             self.switch_events();

@@ -33,7 +33,8 @@ pub(crate) struct RunArgs {
     /// Configuration file (TOML); SIGHUP and `ctl reload` read it again
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// A port: KIND:key=value,key=value with KIND vhost-user or tap; may stand many times
+    /// A port: KIND:key=value,key=value with KIND vhost-user, tap, af-xdp or packet-mmap (keys: see
+    /// README, Ports); may stand many times
     #[arg(long = "port", value_name = "SPEC", value_parser = port_spec)]
     pub(crate) ports: Vec<PortSpec>,
     /// CPUs of the workers (0,1 or 0-3), or per-queue
@@ -202,7 +203,8 @@ pub(crate) enum FdbCommand {
 pub(crate) enum PortCommand {
     /// Add a port
     Add {
-        /// KIND:key=value,key=value with KIND vhost-user or tap
+        /// KIND:key=value,key=value with KIND vhost-user, tap, af-xdp or packet-mmap (keys: see
+        /// README, Ports)
         #[arg(value_parser = |text: &str| port_spec(text).map(Box::new))]
         spec: Box<PortSpec>,
     },
@@ -286,6 +288,16 @@ mod tests {
         match cli(line) {
             Err(Unparsed::Wrong(text)) => text,
             other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn help_names_every_kind_of_port() {
+        for line in ["causeway run --help", "causeway ctl port add --help"] {
+            let Err(Unparsed::Text(text)) = cli(line) else { panic!("{line}") };
+            for kind in control::spec::KINDS {
+                assert!(text.contains(kind), "{line}: no {kind}");
+            }
         }
     }
 

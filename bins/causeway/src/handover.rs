@@ -89,7 +89,7 @@ pub(crate) struct PortOffer {
     pub(crate) uplink: bool,
 }
 
-/// A station that was learned.
+/// A station that was learned, or a static one.
 #[derive(Debug, Default, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Station {
@@ -97,6 +97,7 @@ pub(crate) struct Station {
     pub(crate) vlan: u16,
     pub(crate) port: String,
     pub(crate) age_s: u32,
+    pub(crate) fixed: bool,
 }
 
 /// Where everything stopped.
@@ -226,8 +227,9 @@ impl SwitchCount {
 }
 
 /// Keys whose change does not concern the front end: its connection stays. `offloads` is for those
-/// that connect anew, and what is put together for a guest (`gro`) changes at once.
-const OF_THE_SWITCH: [&str; 13] = [
+/// that connect anew, and what is put together for a guest (`gro`) changes at once, as do an
+/// uplink's `offloads`; `umem-queues` is for memory that is made anew.
+const OF_THE_SWITCH: [&str; 14] = [
     "vlan",
     "trunk",
     "wait",
@@ -241,6 +243,7 @@ const OF_THE_SWITCH: [&str; 13] = [
     "rate-kpps",
     "burst-frames",
     "storm-kpps",
+    "umem-queues",
 ];
 
 impl PortOffer {

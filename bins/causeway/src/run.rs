@@ -138,6 +138,7 @@ impl Start<'_> {
         app.set_service(service);
         app.set_rebalance(settings.rebalance_s.unwrap_or(0));
         serve_metrics(&mut app, settings.metrics, taken.as_mut())?;
+        app.plan(specs());
         let count = ports.len();
         for (spec, statics, origin) in ports {
             match taken {

@@ -99,8 +99,9 @@ pub(crate) enum Kind {
     /// Frames per second between a guest and each kind of uplink, both ways, beside DPDK's drivers
     ///
     /// The guest is DPDK's testpmd on CPU 1; the back end has CPU 0: the switch, or testpmd between
-    /// `net_vhost` and the driver of the same kind. Writes uplinks.json and uplinks.svg. Needs
-    /// root, for hugepages and interfaces.
+    /// `net_vhost` and the driver of the same kind; with `--vhost-user-net`, cloud-hypervisor's
+    /// back end for taps too. Writes uplinks.json and uplinks.svg. Needs root, for hugepages and
+    /// interfaces.
     Uplinks(uplinks::Options),
     /// TCP through the switch and its peers: between QEMU guests, and between namespaces behind
     /// causeway-guest, taps and veth pairs

@@ -80,15 +80,19 @@ fn soak(steps: &mut Steps, options: &Options) {
 
 fn workspace(steps: &mut Steps, options: &Options) -> Result<()> {
     let name = "unit, model, integration and doc tests, examples";
-    let mut command = with_program(cargo(), options);
-    let _ = command.args(["test", "--workspace", "--no-fail-fast", "--exclude", "conformance"]);
-    if may_use_root(options) {
-        return steps.command(name, command.args(["--", options.filter()]));
+    let rooted = may_use_root(options);
+    steps.tests(name, |names| {
+        let mut command = with_program(cargo(), options);
+        let _ = command.args(["test", "--workspace", "--no-fail-fast", "--exclude", "conformance"]);
+        for (package, _) in ROOTED.iter().filter(|_| !rooted) {
+            let _ = command.args(["--exclude", package]);
+        }
+        which(&mut command, names, options);
+        command
+    })?;
+    if rooted {
+        return Ok(());
     }
-    for (package, _) in ROOTED {
-        let _ = command.args(["--exclude", package]);
-    }
-    steps.command(name, command.args(["--", options.filter()]))?;
     for (package, target) in ROOTED {
         let unit = ["test", "-p", package, "--lib", "--", options.filter()];
         steps.cargo(&format!("unit tests of {package}"), &unit)?;
@@ -112,16 +116,29 @@ fn loom(steps: &mut Steps) -> Result<()> {
 
 fn conformance(steps: &mut Steps, options: &Options) -> Result<()> {
     let skipped = if may_use_root(options) { Vec::new() } else { rooted_tests(options)? };
-    let mut command = with_program(cargo(), options);
-    let _ = command.args(CONFORMANCE).arg("--").arg(options.filter());
-    for name in &skipped {
-        let _ = command.args(["--skip", name]);
-    }
-    steps.command("conformance with QEMU and DPDK", &mut command)?;
+    steps.tests("conformance with QEMU and DPDK", |names| {
+        let mut command = with_program(cargo(), options);
+        let _ = command.args(CONFORMANCE);
+        which(&mut command, names, options);
+        for name in &skipped {
+            let _ = command.args(["--skip", name]);
+        }
+        command
+    })?;
     for name in &skipped {
         steps.not_run(name, WHY_ROOT, !options.unprivileged);
     }
     Ok(())
+}
+
+/// Tells the test runners of `command` to run the tests of these names, or those of the filter.
+fn which(command: &mut Command, names: &[String], options: &Options) {
+    let _ = command.arg("--");
+    if names.is_empty() {
+        let _ = command.arg(options.filter());
+    } else {
+        let _ = command.arg("--exact").args(names);
+    }
 }
 
 const CONFORMANCE: [&str; 5] = ["test", "-p", "conformance", "--test", "conformance"];

@@ -328,7 +328,8 @@ impl Channel {
         let _ = self.send(Kind::Abort, &Reason { reason: reason.to_owned() });
     }
 
-    /// Whether the other process has closed its end, which it does when it ends.
+    /// Whether the other process has closed its end, which it does when it has let go of all that
+    /// it had, or ends.
     pub fn is_closed(&self) -> bool {
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         match rustix::net::recv(&self.stream, &mut [0u8; 1], flags) {

@@ -66,6 +66,16 @@ pub enum KeyError {
         /// What may be written.
         allowed: &'static str,
     },
+    /// Others of its kind have the key.
+    #[error("{of} has no {key}: {why}")]
+    NotOf {
+        /// The key.
+        key: &'static str,
+        /// What it was written for.
+        of: &'static str,
+        /// Why it cannot have it.
+        why: &'static str,
+    },
     /// The key stands twice.
     #[error("{0} is given twice")]
     Twice(String),

@@ -20,7 +20,7 @@ pub use config::{Config, ConfigError, Difference, StaticEntry, SwitchSettings};
 pub use protocol::{Reply, Request};
 pub use spec::{
     AfXdpSpec, InterfaceSpec, LimitsSpec, PacketMmapSpec, PortKind, PortSpec, SpecError,
-    VhostUserSpec,
+    VhostUserSpec, umem_rooms,
 };
 pub use values::{
     MacAddress, Poll, SocketMode, SocketRole, StateDir, Steer, VlanId, Workers, XdpMode,

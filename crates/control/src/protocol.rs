@@ -180,6 +180,9 @@ pub struct PortView {
     /// The front end, if one is connected.
     #[serde(default)]
     pub front_end: Option<FrontEndView>,
+    /// What may be left undone there: `on`, `off` or a list; empty where nobody is asked.
+    #[serde(default)]
+    pub offloads: String,
     /// The SPEC that gives this port.
     pub spec: String,
 }
@@ -197,6 +200,9 @@ pub struct InterfaceView {
     pub driver: String,
     /// How it is used, as far as there was a choice; else empty.
     pub mode: String,
+    /// The memory that it shares with other interfaces; empty if none.
+    #[serde(default)]
+    pub umem: String,
     /// What the kernel counts of each queue since it was opened; of a tap, of the interface since
     /// it was made.
     #[serde(default)]

@@ -14,15 +14,20 @@ use std::str::FromStr;
 
 use crate::keys::{self, KeyError};
 use crate::suggest::did_you_mean;
-use crate::values::VlanId;
+use crate::values::{Offloads, VlanId};
 
 pub use crate::keys::KeyError as SpecKeyError;
-pub use kinds::{AfXdpSpec, InterfaceSpec, PacketMmapSpec, VhostUserSpec};
+pub use kinds::{
+    AfXdpSpec, InterfaceSpec, PacketMmapSpec, UMEM_QUEUES_MAX, VhostUserSpec, umem_rooms,
+};
 pub use limits::LimitsSpec;
 pub(crate) use table::is_name;
 
 /// The kinds of ports.
-const KINDS: [&str; 4] = ["tap", "vhost-user", "af-xdp", "packet-mmap"];
+pub const KINDS: [&str; 4] = ["tap", "vhost-user", "af-xdp", "packet-mmap"];
+
+/// Why `af-xdp` has no `offloads`.
+const NO_HEADER: &str = "the kernel and the driver say what is left undone there";
 
 /// A port as it is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,16 +114,22 @@ impl PortSpec {
         let done = match &mut self.kind {
             PortKind::VhostUser(port) => keys::set(table::VHOST_USER, port, key, value)
                 .or_else(|| keys::set(limits::SOURCES, port, key, value)),
-            PortKind::Tap(port) => keys::set(table::INTERFACE, port, key, value),
+            PortKind::Tap(port) => keys::set(table::INTERFACE, port, key, value)
+                .or_else(|| keys::set(table::WITH_HEADER, port, key, value)),
             PortKind::AfXdp(port) => keys::set(table::INTERFACE, &mut port.interface, key, value)
                 .or_else(|| keys::set(table::AF_XDP, port, key, value)),
             PortKind::PacketMmap(port) => {
                 keys::set(table::INTERFACE, &mut port.interface, key, value)
+                    .or_else(|| keys::set(table::WITH_HEADER, &mut port.interface, key, value))
                     .or_else(|| keys::set(table::PACKET_MMAP, port, key, value))
             }
         };
         done.unwrap_or_else(|| {
-            Err(KeyError::unknown(key, self.kind.name(), &self.kind.known_keys()))
+            let of = self.kind.name();
+            if matches!((&self.kind, key), (PortKind::AfXdp(_), "offloads")) {
+                return Err(KeyError::NotOf { key: "offloads", of, why: NO_HEADER });
+            }
+            Err(KeyError::unknown(key, of, &self.kind.known_keys()))
         })
     }
 
@@ -133,6 +144,7 @@ impl PortSpec {
                 missing("socket", "PATH")
             }
             (_, Some(interface)) if interface.ifname.is_empty() => missing("ifname", "INTERFACE"),
+            (PortKind::AfXdp(port), _) => port.check_umem().and_then(|()| self.check_limits()),
             _ => self.check_limits(),
         }
     }
@@ -208,6 +220,17 @@ impl PortKind {
         }
     }
 
+    /// What may be left undone there, as it is written; empty where nobody is asked.
+    pub fn offloads(&self) -> String {
+        match self {
+            Self::VhostUser(guest) => guest.offloads.to_string(),
+            Self::AfXdp(_) => String::new(),
+            Self::Tap(interface) | Self::PacketMmap(PacketMmapSpec { interface, .. }) => {
+                Offloads::uplink_text(interface.offloads)
+            }
+        }
+    }
+
     fn known_keys(&self) -> Vec<&'static str> {
         let common = keys::names(table::COMMON).chain(keys::names(limits::LIMITS));
         let interface = keys::names(table::INTERFACE);
@@ -216,10 +239,13 @@ impl PortKind {
                 let guest = keys::names(table::VHOST_USER).chain(keys::names(limits::SOURCES));
                 common.chain(guest).collect()
             }
-            Self::Tap(_) => common.chain(interface).collect(),
+            Self::Tap(_) => {
+                common.chain(interface).chain(keys::names(table::WITH_HEADER)).collect()
+            }
             Self::AfXdp(_) => common.chain(interface).chain(keys::names(table::AF_XDP)).collect(),
             Self::PacketMmap(_) => {
-                common.chain(interface).chain(keys::names(table::PACKET_MMAP)).collect()
+                let own = keys::names(table::WITH_HEADER).chain(keys::names(table::PACKET_MMAP));
+                common.chain(interface).chain(own).collect()
             }
         }
     }
@@ -232,11 +258,12 @@ impl PortKind {
             Self::VhostUser(port) => keys::shown(table::VHOST_USER, port)
                 .chain(keys::shown(limits::SOURCES, port))
                 .collect(),
-            Self::Tap(_) => interface.collect(),
+            Self::Tap(port) => interface.chain(keys::shown(table::WITH_HEADER, port)).collect(),
             Self::AfXdp(port) => interface.chain(keys::shown(table::AF_XDP, port)).collect(),
-            Self::PacketMmap(port) => {
-                interface.chain(keys::shown(table::PACKET_MMAP, port)).collect()
-            }
+            Self::PacketMmap(port) => interface
+                .chain(keys::shown(table::WITH_HEADER, &port.interface))
+                .chain(keys::shown(table::PACKET_MMAP, port))
+                .collect(),
         }
     }
 }
@@ -304,7 +331,11 @@ impl SpecError {
         match self {
             Self::Key(KeyError::Unknown { key, .. } | KeyError::Type { key, .. }) => Some(key),
             Self::Key(KeyError::Twice(key)) => Some(key),
-            Self::Key(KeyError::Value { key, .. } | KeyError::Missing { key, .. }) => Some(key),
+            Self::Key(
+                KeyError::Value { key, .. }
+                | KeyError::Missing { key, .. }
+                | KeyError::NotOf { key, .. },
+            ) => Some(key),
             Self::Form | Self::UnknownKind { .. } => None,
         }
     }

@@ -41,9 +41,14 @@ pub fn ports(view: &PortsView) -> String {
             .collect();
         cpus.sort_unstable();
         cpus.dedup();
-        let interface = port.interface.as_ref().map_or_else(String::new, |interface| {
-            format!("{} {}", interface.name, interface.mode).trim_end().to_owned()
-        });
+        let interface = port.interface.as_ref();
+        let (name, mode) =
+            interface.map_or(("", ""), |interface| (&interface.name, &interface.mode));
+        let umem = interface.map(|interface| &interface.umem).filter(|umem| !umem.is_empty());
+        let umem = umem.map_or_else(String::new, |umem| format!("umem={umem}"));
+        let narrow = !matches!(port.offloads.as_str(), "" | "on");
+        let offloads = if narrow { format!("offloads={}", port.offloads) } else { String::new() };
+        let interface = [name, mode, &umem, &offloads].into_iter().filter(|word| !word.is_empty());
         vec![
             port.name.clone(),
             port.kind.clone(),
@@ -55,7 +60,7 @@ pub fn ports(view: &PortsView) -> String {
                 [] => "-".to_owned(),
                 pairs => percent(pairs.iter().map(|at| at.busy).sum()),
             },
-            interface,
+            interface.collect::<Vec<_>>().join(" "),
             reason,
         ]
     });
@@ -220,7 +225,9 @@ fn render(columns: &[(&str, Align)], rows: impl Iterator<Item = Vec<String>>) ->
 #[cfg(test)]
 mod tests {
     use super::{duration, fdb, ports};
-    use crate::protocol::{FdbEntry, FdbView, LastError, Placement, PortView, PortsView};
+    use crate::protocol::{
+        FdbEntry, FdbView, InterfaceView, LastError, Placement, PortView, PortsView,
+    };
 
     #[test]
     fn durations_are_short() {
@@ -270,6 +277,7 @@ mod tests {
             placement: Vec::new(),
             interface: None,
             front_end: None,
+            offloads: "on".to_owned(),
             spec: String::new(),
         }
     }
@@ -298,6 +306,31 @@ mod tests {
                 "g0       1     own  any  50.0%  25.1%",
             ]
         );
+    }
+
+    #[test]
+    fn offloads_are_shown_where_some_are_missing_and_memory_where_it_is_shared() {
+        let guest = |offloads: &str| PortView { offloads: offloads.to_owned(), ..port() };
+        let interface = InterfaceView {
+            name: "tap0".to_owned(),
+            index: 7,
+            mtu: 1500,
+            driver: String::new(),
+            mode: String::new(),
+            umem: String::new(),
+            kernel: Vec::new(),
+        };
+        let (mode, umem) = ("copy".to_owned(), "u".to_owned());
+        let shares = InterfaceView { mode, umem, ..interface.clone() };
+        let shares = PortView { interface: Some(shares), ..guest("") };
+        let uplink = PortView { interface: Some(interface), ..guest("off") };
+        let ports = vec![guest("csum+tso4"), uplink, guest("on"), guest(""), shares];
+        let text = super::ports(&PortsView { ports });
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[1].contains("-  offloads=csum+tso4  waiting"), "{text}");
+        assert!(lines[2].contains("-  tap0 offloads=off   waiting"), "{text}");
+        assert!(lines[5].contains("-  tap0 copy umem=u    waiting"), "{text}");
+        assert!(!lines[3].contains("offloads") && !lines[4].contains("offloads"), "{text}");
     }
 
     #[test]

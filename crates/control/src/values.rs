@@ -199,6 +199,23 @@ impl Offloads {
                                '+' (tso4, tso6 and uso need csum, ecn needs tso4 or tso6, gro \
                                needs tso4, tso6 or uso)";
 
+    /// What may be written for an uplink, of which nobody takes large frames of our making.
+    pub const ALLOWED_OF_UPLINK: &str = "on, off, or some of csum, tso4, tso6, ecn and uso joined \
+                                         with '+' (tso4, tso6 and uso need csum, ecn needs tso4 \
+                                         or tso6)";
+
+    /// Those of an uplink.
+    pub(crate) fn of_uplink(text: &str) -> Option<OffloadSet> {
+        let some: Self = text.parse().ok()?;
+        let named = text.split('+').any(|word| word == "gro");
+        Some(some.set).filter(|_| !named)
+    }
+
+    /// Those of an uplink as they are written.
+    pub(crate) fn uplink_text(set: OffloadSet) -> String {
+        Self { set, gro: set == OffloadSet::ALL }.to_string()
+    }
+
     fn parts(&mut self) -> [(&'static str, &mut bool); 6] {
         let Self { set: OffloadSet { csum, tso4, tso6, ecn, uso }, gro } = self;
         [("csum", csum), ("tso4", tso4), ("tso6", tso6), ("ecn", ecn), ("uso", uso), ("gro", gro)]

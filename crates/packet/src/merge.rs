@@ -13,7 +13,7 @@
 //! **Not supported.** What [`crate::Cut`] does not cut; UDP without a checksum.
 
 use crate::segment::{FIN, Family, Headers, PSH, TCP_FLAGS, get, low, put};
-use crate::{CUT_HEADER_MAX, Checksum, CutKind, checksum};
+use crate::{CUT_HEADER_MAX, Checksum, CutKind};
 
 /// The largest number in the length field of an IP header.
 const PACKET_MAX: u32 = 65_535;
@@ -23,6 +23,8 @@ const ACK: u8 = 16;
 const URG: u8 = 32;
 const CWR: u8 = 128;
 const IPV6: usize = 40;
+/// Bytes of headers that are compared at once.
+const CHUNK: usize = 16;
 
 /// A frame that may be a part of a larger one.
 #[derive(Debug, Clone, Copy)]
@@ -44,7 +46,7 @@ impl<'a> Segment<'a> {
         let upper = header.get(headers.l4..)?;
         let packet = frame_len.checked_sub(u32::try_from(headers.l3).ok()?)?;
         let lengths = match headers.family {
-            Family::V4 => u32::from(get(network, 2)) == packet && checksum(network) == 0,
+            Family::V4 => u32::from(get(network, 2)) == packet && header_checksum(network) == 0,
             Family::V6 => u32::from(get(network, 4)).saturating_add(40) == packet,
         };
         let plain = if headers.tcp {
@@ -77,14 +79,15 @@ impl<'a> Segment<'a> {
         self.flags() & CWR != 0
     }
 
-    /// The sum of its pseudo header and TCP or UDP header. With the payload added it finishes to 0
-    /// if the checksum is right.
-    pub fn sum(&self) -> Checksum {
-        let upper = self.header.get(self.headers.l4..).unwrap_or_default();
+    /// The sum of its pseudo header and of `head` from the TCP or UDP header on: what it was parsed
+    /// from, or only the headers. With the rest of the payload added it finishes to 0 if the
+    /// checksum is right.
+    pub fn sum(&self, head: &[u8]) -> Checksum {
+        let Headers { l4, len, .. } = self.headers;
         let mut sum = self.headers.pseudo(self.header);
-        let len = u32::try_from(upper.len()).unwrap_or(0).saturating_add(self.payload);
-        sum.add_u32(len);
-        sum.add(upper);
+        let upper_len = u32::try_from(len.saturating_sub(l4)).unwrap_or(0);
+        sum.add_u32(upper_len.saturating_add(self.payload));
+        sum.add_header(head.get(l4..).unwrap_or_default());
         sum
     }
 
@@ -110,13 +113,13 @@ impl<'a> Segment<'a> {
         counts.then(|| get(network, 4))
     }
 
-    /// The headers without what a cut writes anew.
-    fn masked(&self) -> [u8; CUT_HEADER_MAX] {
-        let mut masked = [0; CUT_HEADER_MAX];
-        if let Some(to) = masked.get_mut(..self.header.len()) {
-            to.copy_from_slice(self.header);
+    /// The bits of the headers that a cut leaves as they are.
+    fn mask(&self) -> [u8; CUT_HEADER_MAX] {
+        let mut mask = [0; CUT_HEADER_MAX];
+        if let Some(header) = mask.get_mut(..self.headers.len) {
+            header.fill(!0);
         }
-        let (network, upper) = masked.split_at_mut_checked(self.headers.l4).unwrap_or_default();
+        let (network, upper) = mask.split_at_mut_checked(self.headers.l4).unwrap_or_default();
         let network = network.get_mut(self.headers.l3..).unwrap_or_default();
         match self.headers.family {
             Family::V4 => [2, 4, 10].into_iter().for_each(|at| put(network, at, 0)),
@@ -125,28 +128,20 @@ impl<'a> Segment<'a> {
         if self.headers.tcp {
             [4, 6, 16].into_iter().for_each(|at| put(upper, at, 0));
             if let Some(flags) = upper.get_mut(TCP_FLAGS) {
-                *flags &= !(FIN | PSH | CWR);
+                *flags = !(FIN | PSH | CWR);
             }
         } else {
             [4, 6].into_iter().for_each(|at| put(upper, at, 0));
         }
-        masked
+        mask
     }
 
-    /// Whether both are of one flow, as far as that can be told.
-    fn may_be_of_the_flow_of(&self, other: &Merge) -> bool {
-        let Headers { l3, l4, family, .. } = self.headers;
-        if (l3, l4, family) != (other.headers.l3, other.headers.l4, other.headers.family) {
-            return true;
-        }
-        let addresses = match family {
-            Family::V4 => l3.saturating_add(12)..l3.saturating_add(20),
-            Family::V6 => l3.saturating_add(8)..l3.saturating_add(40),
-        };
-        let ports = l4..l4.saturating_add(4);
-        self.headers.tcp == other.headers.tcp
-            && self.header.get(addresses.clone()) == other.masked.get(addresses)
-            && self.header.get(ports.clone()) == other.masked.get(ports)
+    /// Whether both are of one flow, whatever tags and options they have.
+    fn is_of_the_flow_of(&self, other: &Merge) -> bool {
+        let (own, others) = (&self.headers, &other.headers);
+        (own.family, own.tcp) == (others.family, others.tcp)
+            && self.header.get(own.addresses()) == other.header.get(others.addresses())
+            && self.header.get(own.ports()) == other.header.get(others.ports())
     }
 }
 
@@ -155,7 +150,7 @@ impl<'a> Segment<'a> {
 pub enum Fit {
     /// It goes on where they end.
     Follows,
-    /// It is of the same flow, perhaps, and does not go on: they are complete.
+    /// It is of the same flow, and does not go on: they are complete.
     Ends,
     /// It is of another flow.
     Other,
@@ -164,7 +159,9 @@ pub enum Fit {
 /// Segments that are put together.
 #[derive(Debug, Clone)]
 pub struct Merge {
-    masked: [u8; CUT_HEADER_MAX],
+    /// Of the first one, and which of its bits all have.
+    header: [u8; CUT_HEADER_MAX],
+    mask: [u8; CUT_HEADER_MAX],
     headers: Headers,
     /// Bytes of payload of each segment but the last.
     size: u32,
@@ -182,8 +179,13 @@ pub struct Merge {
 impl Merge {
     /// Begins with one segment.
     pub fn begin(first: &Segment<'_>) -> Self {
+        let mut header = [0; CUT_HEADER_MAX];
+        if let Some(to) = header.get_mut(..first.header.len()) {
+            to.copy_from_slice(first.header);
+        }
         Self {
-            masked: first.masked(),
+            header,
+            mask: first.mask(),
             headers: first.headers,
             size: first.payload,
             payload: first.payload,
@@ -197,8 +199,8 @@ impl Merge {
 
     /// How `next` stands to what is there.
     pub fn fit(&self, next: &Segment<'_>) -> Fit {
-        if !next.may_be_of_the_flow_of(self) {
-            return Fit::Other;
+        if !self.is_like(next) {
+            return if next.is_of_the_flow_of(self) { Fit::Ends } else { Fit::Other };
         }
         let before = u32::try_from(self.headers.len.saturating_sub(self.headers.l3)).unwrap_or(0);
         let packet = before.saturating_add(self.payload).saturating_add(next.payload);
@@ -207,10 +209,29 @@ impl Merge {
             && packet <= PACKET_MAX
             && (!self.headers.tcp || next.sequence() == self.sequence)
             && next.id() == self.id
-            && !next.has_cwr()
-            && next.headers == self.headers
-            && next.masked() == self.masked;
+            && !next.has_cwr();
         if follows { Fit::Follows } else { Fit::Ends }
+    }
+
+    /// Whether the headers are the same but for what a cut writes anew. So is the flow, then.
+    #[inline(always)]
+    fn is_like(&self, next: &Segment<'_>) -> bool {
+        if next.headers != self.headers {
+            return false;
+        }
+        let differs = |next: &[u8; CHUNK], header: &[u8; CHUNK], mask: &[u8; CHUNK]| {
+            let differing = u128::from_ne_bytes(*next) ^ u128::from_ne_bytes(*header);
+            differing & u128::from_ne_bytes(*mask)
+        };
+        let (chunks, _) = next.header.as_chunks::<CHUNK>();
+        let all = chunks.iter().zip(self.header.as_chunks().0).zip(self.mask.as_chunks().0);
+        let whole = all.fold(0, |all, ((next, own), mask)| all | differs(next, own, mask));
+        // The rest are the last bytes of a chunk that begins earlier.
+        let last = |header: &[u8]| header.get(..self.headers.len)?.last_chunk().copied();
+        match (last(next.header), last(&self.header), last(&self.mask)) {
+            (Some(next), Some(own), Some(mask)) => whole | differs(&next, &own, &mask) == 0,
+            _ => false,
+        }
     }
 
     /// Adds a segment that [`Fit::Follows`].
@@ -263,7 +284,7 @@ impl Merge {
             Family::V4 => {
                 put(network, 2, low(network_len.saturating_add(l4_len)));
                 put(network, 10, 0);
-                let sum = checksum(network);
+                let sum = header_checksum(network);
                 put(network, 10, sum);
             }
             Family::V6 => {
@@ -282,6 +303,12 @@ impl Merge {
             put(upper, 6, sum.sum());
         }
     }
+}
+
+fn header_checksum(header: &[u8]) -> u16 {
+    let mut sum = Checksum::default();
+    sum.add_header(header);
+    sum.finish()
 }
 
 #[cfg(test)]

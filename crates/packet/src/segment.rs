@@ -109,15 +109,25 @@ impl Headers {
         (u16::try_from(self.l4).unwrap_or(u16::MAX), u16::try_from(offset).unwrap_or(u16::MAX))
     }
 
-    /// The sum of the pseudo header without the length.
-    pub(crate) fn pseudo(&self, header: &[u8]) -> Checksum {
+    /// Where both addresses of the IP header are.
+    #[inline]
+    pub(crate) fn addresses(&self) -> Range<usize> {
         let (from, to): (usize, usize) = match self.family {
             Family::V4 => (12, 20),
             Family::V6 => (8, 40),
         };
-        let addresses = self.l3.saturating_add(from)..self.l3.saturating_add(to);
+        self.l3.saturating_add(from)..self.l3.saturating_add(to)
+    }
+
+    /// Where both ports are.
+    pub(crate) fn ports(&self) -> Range<usize> {
+        self.l4..self.l4.saturating_add(4)
+    }
+
+    /// The sum of the pseudo header without the length.
+    pub(crate) fn pseudo(&self, header: &[u8]) -> Checksum {
         let mut sum = Checksum::default();
-        sum.add(header.get(addresses).unwrap_or_default());
+        sum.add_header(header.get(self.addresses()).unwrap_or_default());
         sum.add_u16(u16::from(if self.tcp { TCP } else { UDP }));
         sum
     }
@@ -126,7 +136,8 @@ impl Headers {
 /// A large frame, ready to be cut.
 #[derive(Debug, Clone)]
 pub struct Cut {
-    /// The headers of a segment that is not the last one, but for what tells it from others.
+    /// The headers of a segment between the first and the last one, but for what tells it from its
+    /// like.
     header: [u8; CUT_HEADER_MAX],
     header_len: usize,
     /// Where the IP header begins.
@@ -141,14 +152,12 @@ pub struct Cut {
     size: u32,
     /// Number of segments.
     count: u32,
-    /// Of the IPv4 packet of a segment that is not the last one.
-    total: u16,
     /// Of the first segment: the IPv4 identification, the TCP sequence number and the TCP flags.
     id: u16,
     sequence: u32,
     flags: u8,
-    /// Sum of the IPv4 header, without what differs from segment to segment and its length.
-    network_sum: Checksum,
+    /// Sum of the IPv4 header of a segment that is not the last one, without the identification.
+    network_sum: u16,
     /// Sum of the addresses and the protocol.
     pseudo_sum: Checksum,
 }
@@ -185,7 +194,6 @@ impl Cut {
         let len = u32::try_from(header_len).unwrap_or(u32::MAX);
         let payload = frame_len.checked_sub(len).ok_or(CutError::Header)?;
         let size = u32::from(size);
-        let (network_sum, pseudo_sum) = (Checksum::default(), Checksum::default());
         let count = payload.div_ceil(size.max(1)).max(1);
         let mut cut = Self {
             header,
@@ -197,12 +205,11 @@ impl Cut {
             payload,
             size,
             count,
-            total: 0,
             id: 0,
             sequence: 0,
             flags: 0,
-            network_sum,
-            pseudo_sum,
+            network_sum: 0,
+            pseudo_sum: Checksum::default(),
         };
         let fits = usize::try_from(size).unwrap_or(usize::MAX).saturating_add(header_len)
             <= usize::from(u16::MAX);
@@ -219,27 +226,28 @@ impl Cut {
         let mut whole = self.header;
         let header = whole.get_mut(..self.header_len).unwrap_or_default();
         let (network, upper) = header.split_at_mut_checked(self.l4).unwrap_or_default();
-        let network = network.get_mut(self.l3..).unwrap_or_default();
         if self.family == Family::V4 {
+            let network = network.get_mut(self.l3..).unwrap_or_default();
             self.id = get(network, 4);
-            for place in [2, 4, 10] {
-                put(network, place, 0);
-            }
-            self.network_sum.add(network);
+            put(network, 4, 0);
+            put(network, 10, 0);
         }
         if self.tcp {
             let sequence = upper.get(4..).and_then(<[u8]>::first_chunk).copied();
             self.sequence = sequence.map_or(0, u32::from_be_bytes);
-            self.flags = upper.get(TCP_FLAGS).copied().unwrap_or(0);
+            if let Some(flags) = upper.get_mut(TCP_FLAGS) {
+                self.flags = *flags;
+                *flags &= !(FIN | PSH | CWR);
+            }
         }
-        self.write_lengths(header, self.size.min(self.payload));
-        self.total = get(header, self.l3.saturating_add(2));
+        self.network_sum = self.write_lengths(header, self.size.min(self.payload));
         self.header = whole;
     }
 
     /// Writes the lengths of a segment with that much payload, and the sum of the pseudo header.
+    /// Returns the sum of an IPv4 header that has neither identification nor checksum.
     #[inline(never)]
-    fn write_lengths(&self, header: &mut [u8], payload: u32) {
+    fn write_lengths(&self, header: &mut [u8], payload: u32) -> u16 {
         let (network, upper) = header.split_at_mut_checked(self.l4).unwrap_or_default();
         let l4_len = u32::try_from(upper.len()).unwrap_or(0).wrapping_add(payload);
         let network = network.get_mut(self.l3..).unwrap_or_default();
@@ -255,6 +263,9 @@ impl Cut {
         let mut sum = self.pseudo_sum;
         sum.add_u32(l4_len);
         put(upper, self.checksum_offset(), sum.sum());
+        let mut sum = Checksum::default();
+        sum.add(network);
+        sum.sum()
     }
 
     /// Number of segments: at least one.
@@ -328,29 +339,16 @@ impl Cut {
     /// Writes the headers of segment `index` to `to`, which has [`Self::header_len`] bytes (nothing
     /// is written otherwise), given the sum of its payload. Without that the checksum field holds
     /// the sum of the pseudo header: for who finishes checksums itself.
-    #[inline]
     pub fn write_header(&self, index: u32, payload: Option<Checksum>, to: &mut [u8]) {
         let Some(header) = self.header.get(..self.header_len) else { return };
         if to.len() != header.len() {
             return;
         }
         copy_short(header, to);
-        let last = index.wrapping_add(1) >= self.count;
-        if last {
-            self.write_lengths(to, self.payload_len(index));
-        }
-        if self.family == Family::V4
-            && let Some(network) = to.get_mut(self.l3..).and_then(<[u8]>::first_chunk_mut)
-        {
-            self.write_ipv4(network, index, last);
-        }
-        let Some(upper) = to.get_mut(self.l4..) else { return };
-        if self.tcp
-            && let Some(tcp) = upper.first_chunk_mut()
-        {
-            self.write_tcp(tcp, index, last);
-        }
+        let network_sum = self.write_end(index, to);
+        self.write_numbers(index, network_sum, to);
         if let Some(mut sum) = payload {
+            let upper = to.get_mut(self.l4..).unwrap_or_default();
             // The payload's length need not be even, its folded sum is. The field holds the sum of
             // the pseudo header.
             sum = Checksum::of_part(sum.sum());
@@ -365,25 +363,54 @@ impl Cut {
         if self.tcp { TCP_CHECKSUM } else { UDP_CHECKSUM }
     }
 
-    /// What was just written is not read again, but the last one's length: to read less than what
-    /// was written at once has to wait for it.
+    /// As [`Self::write_header`] without a sum, of a segment that is neither the first nor the last
+    /// one.
     #[inline]
-    fn write_ipv4(&self, ip: &mut [u8; IPV4_HEADER], index: u32, last: bool) {
-        let id = self.id.wrapping_add(low(index));
-        let total = if last { u16::from_be_bytes([ip[2], ip[3]]) } else { self.total };
-        let mut sum = self.network_sum;
-        sum.add_u32(u32::from(total).wrapping_add(u32::from(id)));
-        [ip[4], ip[5]] = id.to_be_bytes();
-        [ip[10], ip[11]] = sum.finish().to_be_bytes();
+    pub fn write_between(&self, index: u32, to: &mut [u8]) {
+        if let Some(header) = self.header.get(..self.header_len)
+            && to.len() == header.len()
+        {
+            copy_short(header, to);
+            self.write_numbers(index, self.network_sum, to);
+        }
     }
 
-    #[inline]
-    fn write_tcp(&self, tcp: &mut [u8; TCP_HEADER], index: u32, last: bool) {
-        let sequence = self.sequence.wrapping_add(index.wrapping_mul(self.size));
-        [tcp[4], tcp[5], tcp[6], tcp[7]] = sequence.to_be_bytes();
+    /// Writes what tells the first and the last segment from those between them. Returns the sum
+    /// of the IPv4 header without the identification.
+    fn write_end(&self, index: u32, to: &mut [u8]) -> u16 {
+        let last = index.wrapping_add(1) >= self.count;
         let not_last = if last { !0 } else { !(FIN | PSH) };
         let not_first = if index == 0 { !0 } else { !CWR };
-        tcp[TCP_FLAGS] = self.flags & not_last & not_first;
+        let upper = to.get_mut(self.l4..).unwrap_or_default();
+        if self.tcp
+            && let Some(flags) = upper.get_mut(TCP_FLAGS)
+        {
+            *flags = self.flags & not_last & not_first;
+        }
+        if last { self.write_lengths(to, self.payload_len(index)) } else { self.network_sum }
+    }
+
+    /// Writes what tells segments from each other, given the sum of the IPv4 header without the
+    /// identification. What was just written is not read again: to read less than what was written
+    /// at once has to wait for it.
+    #[inline(always)]
+    fn write_numbers(&self, index: u32, sum: u16, to: &mut [u8]) {
+        if self.family == Family::V4
+            && let Some(ip) = to.get_mut(self.l3..).and_then(<[u8]>::first_chunk_mut)
+        {
+            let ip: &mut [u8; IPV4_HEADER] = ip;
+            let id = self.id.wrapping_add(low(index));
+            let sum = u32::from(sum).wrapping_add(u32::from(id));
+            [ip[4], ip[5]] = id.to_be_bytes();
+            [ip[10], ip[11]] = (!low(sum.wrapping_add(sum >> 16))).to_be_bytes();
+        }
+        if self.tcp
+            && let Some(tcp) = to.get_mut(self.l4..).and_then(<[u8]>::first_chunk_mut)
+        {
+            let tcp: &mut [u8; TCP_HEADER] = tcp;
+            let sequence = self.sequence.wrapping_add(index.wrapping_mul(self.size));
+            [tcp[4], tcp[5], tcp[6], tcp[7]] = sequence.to_be_bytes();
+        }
     }
 }
 

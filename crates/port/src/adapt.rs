@@ -181,6 +181,8 @@ fn segments(
     let count = large.cut.count();
     way.counters.segmented(u64::from(count.saturating_sub(1)));
     while large.next < count {
+        let made = large.run(out.room());
+        out.keep_many(made);
         match out.slot() {
             Some(slot) => {
                 large.segment(batch, slot);
@@ -215,19 +217,40 @@ impl<'f> Large<'f> {
     #[inline]
     fn take(&mut self, batch: &Batch<'_>, len: u32) -> (Range<usize>, SegSpan) {
         let head_len = self.frame.head().len();
-        if self.at == head_len && self.body.count == 1 && len < self.body.len {
-            // Mostly all is in one piece of the body.
-            let body = SegSpan { len, ..self.body };
-            self.body.skip = self.body.skip.wrapping_add(len);
-            self.body.len = self.body.len.wrapping_sub(len);
-            return (head_len..head_len, body);
-        }
         let of_head = head_len.saturating_sub(self.at).min(usize::try_from(len).unwrap_or(0));
         let in_head = self.at..self.at.saturating_add(of_head);
         let of_body = len.saturating_sub(u32::try_from(of_head).unwrap_or(0));
         let (body, rest) = batch.store().split(self.body, of_body);
         (self.at, self.body) = (in_head.end, rest);
         (in_head, body)
+    }
+
+    /// Makes segments in `room` as long as they are left with partial checksums, lie in one piece
+    /// of the body, and are neither the first nor the last one: nearly all. Returns how many.
+    #[inline(never)]
+    fn run(&mut self, room: &mut [Frame]) -> usize {
+        let Some(offload) = self.unfinished else { return 0 };
+        let (size, mut next) = (self.cut.size(), self.next);
+        if next == 0 || self.body.count != 1 || self.at != self.frame.head().len() {
+            return 0;
+        }
+        let shape = self.frame.shape(self.header_len);
+        let (mut body, mut left) = (SegSpan { len: size, ..self.body }, self.body.len);
+        let last = self.cut.count().saturating_sub(1);
+        let mut made = 0usize;
+        for slot in room {
+            if next >= last || left <= size {
+                break;
+            }
+            let header = slot.begin_header(shape, body, offload);
+            self.cut.write_between(next, header);
+            body.skip = body.skip.wrapping_add(size);
+            left = left.wrapping_sub(size);
+            next = next.wrapping_add(1);
+            made = made.wrapping_add(1);
+        }
+        (self.next, self.left, self.body) = (next, left, SegSpan { len: left, ..body });
+        made
     }
 
     /// Makes the next segment in `slot`.

@@ -241,8 +241,7 @@ fn is_right(batch: &Batch<'_>, frame: &Frame, segment: &Segment<'_>) -> bool {
     if data_valid {
         return true;
     }
-    let mut sum = segment.sum();
-    sum.add(frame.head().get(segment.header_len()..).unwrap_or_default());
+    let mut sum = segment.sum(frame.head());
     sum_body(&mut sum, batch.body(frame));
     sum.finish() == 0
 }

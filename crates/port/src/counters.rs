@@ -162,6 +162,8 @@ pub struct EgressCounters {
     pub calls: CallCounters,
     segments_added: Counter,
     merged: Counter,
+    /// Counted as sent, and lost: frames, and their bytes.
+    lost: [Counter; 2],
     drops: Drops,
 }
 
@@ -179,11 +181,34 @@ impl EgressCounters {
         self.drops.add(reason, frames);
     }
 
-    /// Counts frames as dropped that were counted as sent, and turn out to be lost.
-    pub fn not_sent(&self, reason: DropReason, frames: u64, bytes: u64) {
-        self.bytes.add(bytes.wrapping_neg());
-        self.frames.add(frames.wrapping_neg());
-        self.drops.add(reason, frames);
+    /// Counts frames that were delivered, by an egress that learns later of some that were lost.
+    #[inline(always)]
+    pub fn sent_but_lost(&self, reason: DropReason, frames: u64, bytes: u64) {
+        let [lost_frames, lost_bytes] = self.lost.each_ref().map(Counter::get);
+        if lost_frames | lost_bytes == 0 {
+            self.sent(frames, bytes);
+        } else {
+            self.make_good(reason, frames, bytes);
+        }
+    }
+
+    /// Counts frames that were counted as sent, and turn out to be lost. What is shown as sent
+    /// never falls: each is shown as dropped once another one was sent that stands for it, in
+    /// [`Self::sent_but_lost`].
+    pub fn lost(&self, frames: u64, bytes: u64) {
+        for (counter, more) in self.lost.iter().zip([frames, bytes]) {
+            counter.add(more);
+        }
+    }
+
+    #[cold]
+    fn make_good(&self, reason: DropReason, frames: u64, bytes: u64) {
+        let [lost_frames, lost_bytes] = &self.lost;
+        let (dropped, of_them) = (frames.min(lost_frames.get()), bytes.min(lost_bytes.get()));
+        lost_frames.add(dropped.wrapping_neg());
+        lost_bytes.add(of_them.wrapping_neg());
+        self.sent(frames.wrapping_sub(dropped), bytes.wrapping_sub(of_them));
+        self.dropped(reason, dropped);
     }
 
     /// Counts a frame that is about to become one and `more` segments: before any is sent.
@@ -328,14 +353,27 @@ mod tests {
         assert_eq!(totals.drops[DropReason::NoBuffer as usize], 4);
     }
 
+    /// Prometheus takes a counter that falls for a restart.
     #[test]
-    fn what_was_not_sent_after_all_is_dropped() {
+    fn what_was_not_sent_after_all_is_dropped_and_no_counter_falls() {
         let counters = QueueCounters::default();
-        counters.egress.sent(10, 1000);
-        counters.egress.not_sent(DropReason::UplinkError, 3, 200);
-        let totals = counters.read_ends();
-        assert_eq!((totals.tx_frames, totals.tx_bytes, totals.dropped()), (7, 800, 3));
-        assert_eq!(counters.egress.ended(), 10);
+        let shown = || {
+            let totals = counters.read_ends();
+            (totals.tx_frames, totals.tx_bytes, totals.dropped())
+        };
+        let send = |frames, bytes| {
+            counters.egress.sent_but_lost(DropReason::UplinkError, frames, bytes);
+        };
+        send(10, 1000);
+        counters.egress.lost(3, 200);
+        assert_eq!(shown(), (10, 1000, 0));
+        send(2, 300);
+        assert_eq!(shown(), (10, 1100, 2));
+        assert_eq!(counters.egress.ended(), 12);
+        send(2, 300);
+        assert_eq!(shown(), (11, 1400, 3));
+        send(1, 100);
+        assert_eq!((shown(), counters.egress.ended()), ((12, 1500, 3), 15));
     }
 
     #[test]

@@ -39,7 +39,7 @@ drop_reasons! {
     SamePort "same_port" "The destination is behind the port that the frame came from.";
     NoDestination "no_destination" "No other port is a member of the frame's VLAN.";
     VlanUntagged "vlan_untagged" "An untagged frame on a port that takes tagged frames only.";
-    VlanTagged "vlan_tagged" "A tagged frame on an access port, or a tag behind a priority tag.";
+    VlanTagged "vlan_tagged" "A tagged frame on an access port, or a tag behind a tag of no VLAN.";
     VlanNotAllowed "vlan_not_allowed" "The frame's VLAN is not among those of the port.";
     NoBuffer "no_buffer" "The receiving guest had no free buffer.";
     TooLarge "too_large" "The frame is longer than the guest's buffers; enable mergeable ones.";

@@ -41,18 +41,18 @@ impl Finish {
         let part = head.get(start..).filter(|_| head.len() >= place.saturating_add(2))?;
         // The field holds the sum of the pseudo header: it is part of what is summed.
         let mut sum = Checksum::default();
-        sum.add(part);
+        sum.add_header(part);
         Some(Self { sum, place, is_udp: csum_offset == UDP_CHECKSUM })
     }
 
     /// Writes `frame`, one of `batch`, with its checksum finished. False, and nothing written, if
     /// that is not possible; what finds no room is not written.
     #[inline]
-    pub fn write(frame: &Frame, batch: &Batch<'_>, to: &mut Writer<'_>) -> bool {
+    pub fn write(frame: &Frame, batch: &Batch<'_>, to: Writer<'_>) -> bool {
         let Some(mut finish) = Self::begin(frame) else { return false };
         // Mostly all goes from one piece into one piece.
         if let Some(body) = batch.body_piece(frame)
-            && let Some(piece) = to.next_whole(frame.len())
+            && let Some(piece) = to.whole(frame.len())
             && let Some(sum) = piece.write_summed(frame.head(), body)
         {
             finish.sum.add_part(sum, frame.body.len);
@@ -60,18 +60,19 @@ impl Finish {
             piece.write_at(place, value);
             return true;
         }
-        finish.write_spread(frame, batch, to);
-        true
+        Self::write_spread(frame, batch, to)
     }
 
     #[inline(never)]
-    fn write_spread(mut self, frame: &Frame, batch: &Batch<'_>, to: &mut Writer<'_>) {
-        let mut at_sum = *to;
+    fn write_spread(frame: &Frame, batch: &Batch<'_>, mut to: Writer<'_>) -> bool {
+        let Some(mut finish) = Self::begin(frame) else { return false };
+        let mut at_sum = to;
         let _ = to.write(frame.head());
-        let _ = self.copy(to, &mut batch.body(frame), frame.body.len);
-        let (place, value) = self.end();
+        let _ = finish.copy(&mut to, &mut batch.body(frame), frame.body.len);
+        let (place, value) = finish.end();
         let _ = at_sum.skip(u32::try_from(place).unwrap_or(u32::MAX));
         let _ = at_sum.write(&value);
+        true
     }
 
     /// Copies `len` bytes of the body and sums them on the way; returns how many there were.
@@ -117,7 +118,7 @@ pub fn finish_checksum(frame: &mut Frame, body: Reader<'_>) -> bool {
 
 /// Adds all that is left in `body`.
 pub fn sum_body(sum: &mut Checksum, mut body: Reader<'_>) {
-    loop {
+    while body.remaining() > 0 {
         let (part, count) = body.sum_piece(u32::MAX);
         if count == 0 {
             break;
@@ -213,8 +214,8 @@ mod tests {
             for slot_bytes in [2048, 1024, 512, 100, 41, 16, 1] {
                 let slots = 2048 / slot_bytes;
                 let mut to = Pool::new(slots, slot_bytes).unwrap();
-                let mut writer = to.writer_over(slots);
-                assert!(Finish::is_possible(frame) && Finish::write(frame, &batch, &mut writer));
+                let writer = to.writer_over(slots);
+                assert!(Finish::is_possible(frame) && Finish::write(frame, &batch, writer));
                 let written: Vec<u8> =
                     (0..slots).flat_map(|slot| to.slot_mut(slot).unwrap().to_vec()).collect();
                 let there = whole.len().min(written.len());

@@ -35,6 +35,8 @@ const HEADER: usize = 14;
 const TAGGED_HEADER: usize = 18;
 /// `EtherType` of an 802.1Q tag.
 const TPID: [u8; 2] = [0x81, 0x00];
+/// That of an 802.1ad service tag.
+const SERVICE_TPID: [u8; 2] = [0x88, 0xa8];
 
 /// One frame of a [`crate::Batch`].
 #[derive(Debug, Clone)]
@@ -43,7 +45,8 @@ pub struct Frame {
     start: u16,
     /// Bytes of the head, from `start` on.
     head_len: u16,
-    /// Where the bytes after the head are, in the batch's segment store.
+    /// Where the bytes after the head are, in the batch's segment store. What the head holds of the
+    /// payload stands before them there.
     pub body: SegSpan,
     /// What the sender left for others to do.
     pub offload: Offload,
@@ -74,11 +77,12 @@ impl Frame {
     pub fn fill(&mut self, mut reader: Reader<'_>, whole: SegSpan, offload: Offload) -> bool {
         let Some(space) = self.bytes.get_mut(HEAD_ROOM..) else { return false };
         let len = reader.remaining();
-        // A constant length lets the compiler copy with a few wide moves instead of a call. What is
-        // left to do may be behind it: the checksum of TCP over IPv6, with a tag.
-        let short = (64..96).contains(&len) && offload.is_none();
-        let got = match space.first_chunk_mut::<64>() {
-            Some(line) if short => reader.read(line),
+        // A constant length lets the compiler copy with a few wide moves instead of a call.
+        let got = match space.split_first_chunk_mut::<64>() {
+            Some((line, rest)) if (64..96).contains(&len) => {
+                let got = reader.read(line);
+                if len > 64 { got.saturating_add(reader.read(rest)) } else { got }
+            }
             _ => reader.read(space),
         };
         let got16 = u16::try_from(got).unwrap_or(0);
@@ -167,22 +171,38 @@ impl Frame {
         (header_len, payload): (usize, Range<usize>),
         (body, offload): (SegSpan, Offload),
     ) -> &mut [u8] {
-        let start = usize::from(whole.start);
-        let len = header_len.saturating_add(payload.len());
-        let place = self.bytes.get_mut(start..start.saturating_add(len));
-        let Some((header, rest)) = place.and_then(|place| place.split_at_mut_checked(header_len))
-        else {
-            return &mut [];
-        };
+        let shape = whole.shape(header_len.saturating_add(payload.len()));
+        let head = self.begin_header(shape, body, offload);
+        let Some((header, rest)) = head.split_at_mut_checked(header_len) else { return &mut [] };
         if !rest.is_empty() {
             let Some(payload) = whole.head().get(payload) else { return &mut [] };
             rest.copy_from_slice(payload);
         }
-        self.start = whole.start;
-        self.head_len = u16::try_from(len).unwrap_or(0);
-        self.body = body;
-        self.offload = offload;
         header
+    }
+
+    /// Where a head of `len` bytes begins that stands where that of this frame does, and its
+    /// length.
+    #[inline]
+    pub(crate) fn shape(&self, len: usize) -> (u16, u16) {
+        (self.start, u16::try_from(len).unwrap_or(u16::MAX))
+    }
+
+    /// Makes this a frame with a head of that shape, to be written by the caller into what is
+    /// returned, before `body`. Nothing is returned if it does not fit.
+    #[inline(always)]
+    pub(crate) fn begin_header(
+        &mut self,
+        (start, len): (u16, u16),
+        body: SegSpan,
+        offload: Offload,
+    ) -> &mut [u8] {
+        let begin = usize::from(start);
+        let place = self.bytes.get_mut(begin..begin.wrapping_add(usize::from(len)));
+        let Some(head) = place else { return &mut [] };
+        (self.start, self.head_len) = (start, len);
+        (self.body, self.offload) = (body, offload);
+        head
     }
 
     #[inline(always)]
@@ -233,11 +253,13 @@ impl Frame {
         head.len() < TAGGED_HEADER && is_cut_off(head)
     }
 
-    /// Whether an 802.1Q tag stands behind the outer one, which is there if `outer` says so.
+    /// Whether a tag stands behind the outer one, which is there if `outer` says so: an 802.1Q tag,
+    /// or a service tag (802.1ad).
     #[inline]
     pub fn has_tag_behind(&self, outer: bool) -> bool {
         let at = if outer { ADDRESSES.wrapping_add(TAG) } else { ADDRESSES };
-        self.head().get(at..at.wrapping_add(TPID.len())) == Some(&TPID)
+        let kind = self.head().get(at..at.wrapping_add(TPID.len()));
+        kind == Some(&TPID) || kind == Some(&SERVICE_TPID)
     }
 
     /// Makes the outer tag what `tci` says: pushed, popped, rewritten or left alone. Returns
@@ -366,17 +388,21 @@ mod tests {
         frame
     }
 
+    /// What is looked at and what is left to do: neighbour discovery and the checksum of TCP over
+    /// IPv6 stand behind the first 64 bytes.
     #[test]
-    fn what_is_left_to_do_is_in_the_head() {
+    fn the_head_has_all_that_it_can_hold() {
         let mut pool = virtq::mem::Pool::new(1, 4096).unwrap();
-        pool.slot_mut(0).unwrap().fill(7);
-        for len in 60..200 {
+        let bytes: Vec<u8> = (0..200).collect();
+        pool.slot_mut(0).unwrap()[..200].copy_from_slice(&bytes);
+        let partial =
+            Offload { needs_csum: true, csum_start: 58, csum_offset: 16, ..Offload::default() };
+        for (len, offload) in (60..200).zip([Offload::default(), partial].into_iter().cycle()) {
             let span = virtq::mem::Pool::span(0, 0, len);
-            let offload =
-                Offload { needs_csum: true, csum_start: 58, csum_offset: 16, ..Offload::default() };
             let mut frame = Frame::default();
             assert!(frame.fill(pool.store().reader(span), span, offload));
-            assert_eq!(frame.head().len(), len.min(128) as usize);
+            assert_eq!(frame.head(), &bytes[..len.min(128) as usize]);
+            assert_eq!((frame.body.skip, frame.body.len), (len.min(128), len.saturating_sub(128)));
         }
     }
 
@@ -414,6 +440,10 @@ mod tests {
         assert_eq!(frame.head(), before, "and pushed before the inner one");
         frame.head_mut()[16] = 0x86;
         assert!(!frame.has_tag_behind(true));
+        frame.head_mut()[16..18].copy_from_slice(&[0x88, 0xa8]);
+        assert!(frame.has_tag_behind(true), "a service tag is one");
+        frame.head_mut()[12..14].copy_from_slice(&[0x88, 0xa8]);
+        assert!(frame.tag().is_none() && frame.has_tag_behind(false));
     }
 
     #[test]

@@ -9,8 +9,8 @@
 //! that go round. The end that takes is an ingress like any other: armed, woken and counted.
 //!
 //! **Order.** A lane is a queue: no frame overtakes another.
-//! **Limits.** A parcel holds a burst, or 128 KiB of bodies; when none is free, a frame is not
-//! taken. A parcel's memory is taken when it is first needed.
+//! **Limits.** A parcel holds a burst, or 132 KiB of frames with bodies; when none is free, a frame
+//! is not taken. A parcel's memory is taken when it is first needed.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -24,15 +24,16 @@ use virtq::mem::{Pool, SegStore};
 
 use crate::{BURST_MAX, Batch, DropReason, Frame, FrameBuf, Ingress, Notified, QueueCounters};
 
-/// Bytes of the bodies that a parcel holds: two of the largest frames.
-const PARCEL_BYTES: u32 = 128 << 10;
+/// Bytes of the frames with bodies that a parcel holds: two of the largest.
+const PARCEL_BYTES: u32 = (128 << 10) + 4096;
 
 /// A burst on its way to another worker.
 #[derive(Debug)]
 pub(crate) struct Parcel {
     frames: Vec<Frame>,
     count: usize,
-    /// One slot: the bodies, one after the other.
+    /// One slot: the bodies, one after the other. Before each stands what its head holds, as it
+    /// does where frames come from: who puts segments together reads their payload from there.
     bodies: Pool,
     used: u32,
     bytes: u64,
@@ -72,20 +73,22 @@ impl Parcel {
         }
         let Some(place) = self.frames.get_mut(self.count) else { return false };
         let len = frame.body.len;
-        let end = self.used.saturating_add(len);
-        if end > PARCEL_BYTES {
-            return false;
-        }
-        place.clone_from(frame);
         if len > 0 {
+            let (head, end) = (frame.head(), self.used.saturating_add(frame.len()));
             let range = self.used as usize..end as usize;
-            let Some(room) = self.bodies.slot_mut(0).and_then(|slot| slot.get_mut(range)) else {
+            let room = self.bodies.slot_mut(0).and_then(|slot| slot.get_mut(range));
+            let Some((before, room)) = room.and_then(|room| room.split_at_mut_checked(head.len()))
+            else {
                 return false;
             };
+            before.copy_from_slice(head);
             let _ = batch.body(frame).read(room);
-            place.body = Pool::span(0, self.used, len);
+            place.clone_from(frame);
+            place.body = Pool::span(0, end.saturating_sub(len), len);
+            self.used = end;
+        } else {
+            place.clone_from(frame);
         }
-        self.used = end;
         self.count = self.count.wrapping_add(1);
         self.bytes = self.bytes.wrapping_add(u64::from(frame.len()));
         true

@@ -3,8 +3,13 @@
 //! **Trust.** What a sender says is checked against the frame's private head before anybody relies
 //! on it ([`Offload::checked`]): a checksum can only be in what is behind the Ethernet and IP
 //! headers, and in the head; a frame to be cut is what the intent says that it is.
+//! **Not supported.** SCTP's checksum is a `CRC32c`: whoever finished it as an Internet checksum
+//! would break the frame, so what leaves it undone is refused.
 
 use packet::{Cut, CutKind, ethertype, network_offset};
+
+/// Where SCTP has its checksum, and no other protocol has one.
+const SCTP_CHECKSUM: u16 = 8;
 
 /// Kind of a frame that is still to be cut into segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -93,9 +98,12 @@ impl Offload {
         Some(Self { ecn: cut.has_cwr(), gso: kind, hdr_len, gso_size: self.gso_size, ..one })
     }
 
-    /// Whether the checksum is in `head`, and covers neither what the switch decides by nor what
-    /// the network does.
+    /// Whether the checksum is an Internet checksum in `head`, and covers neither what the switch
+    /// decides by nor what the network does.
     fn is_in_payload(&self, head: &[u8]) -> bool {
+        if self.csum_offset == SCTP_CHECKSUM {
+            return false;
+        }
         let Some((l3, kind)) = network_offset(head) else { return false };
         let header = match kind {
             ethertype::IPV4 => 20,

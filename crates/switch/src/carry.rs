@@ -4,6 +4,7 @@ use std::sync::PoisonError;
 
 use port::{PortId, PortStatus, QueueCounters, QueueRecord, QueueTotals};
 
+use crate::fdb::Key;
 use crate::guard::PortDebt;
 use crate::stats::add_totals;
 use crate::table::{record, record_mut};
@@ -97,12 +98,23 @@ impl Switch {
         add_totals(&mut admin.removed_ports, &totals);
     }
 
-    /// Notes stations that another switch had learned; static ones are left out. Returns how many
-    /// found no room.
+    /// Notes stations that another switch had learned. Of static ones that matters which other
+    /// hosts have meanwhile ([`crate::PortConfig::outward`]). Returns how many found no room.
     pub fn restore_fdb(&self, entries: impl IntoIterator<Item = FdbEntry>) -> usize {
-        let now = self.shared.now_secs();
-        let learned = entries.into_iter().filter(|entry| !entry.fixed);
-        learned.filter(|entry| !self.shared.fdb.restore(entry, now)).count()
+        let (now, fdb) = (self.shared.now_secs(), &self.shared.fdb);
+        let lend = |entry: &FdbEntry| {
+            let key = Key::new(entry.vlan.get(), entry.mac.to_u64());
+            let outward = self.shared.tables.read(|records| {
+                let port = record(records, entry.port).map(|record| &record.port);
+                port.is_some_and(|port| port.outward && !port.has_station(key))
+            });
+            if let (true, Some(home)) = (outward, fdb.lookup(key)) {
+                let _ = fdb.lend(key, home, entry.port);
+            }
+        };
+        let (fixed, learned): (Vec<_>, Vec<_>) = entries.into_iter().partition(|e| e.fixed);
+        fixed.iter().for_each(lend);
+        learned.iter().filter(|entry| !fdb.restore(entry, now)).count()
     }
 
     /// Ends all captures.

@@ -99,6 +99,10 @@ pub struct PortConfig {
     /// Whether the flows that arrive on one pair are spread over all workers. Nothing is spread
     /// where there is one worker only; not with [`Workers::PerQueue`].
     pub spread: bool,
+    /// Whether other hosts are behind it: a station that is fixed to a port without queues is then
+    /// behind this one once it was seen here, until that port has queues again. So a guest can move
+    /// away, and come, while nobody but other hosts can take its address.
+    pub outward: bool,
     /// What it may send into the switch.
     pub limits: PortLimits,
 }
@@ -113,6 +117,7 @@ impl PortConfig {
             pairs: 1,
             workers: Vec::new(),
             spread: false,
+            outward: false,
             limits: PortLimits::default(),
         }
     }

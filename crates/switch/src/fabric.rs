@@ -220,8 +220,15 @@ impl Switch {
             .tables
             .edit(|records| records.get_mut(usize::from(id.0)).and_then(Option::take));
         self.wait_for_table(&admin, generation);
+        // What it has in the place of others is theirs again, and nobody's in no moment.
+        self.shared.tables.read(|records| {
+            records.iter().flatten().for_each(|record| self.shared.take_back(&record.port, id));
+        });
         let _ = self.shared.fdb.forget(id);
         if let Some(gone) = gone {
+            // Other hosts may have them meanwhile.
+            let stations = gone.port.stations.iter();
+            stations.for_each(|(vlan, mac)| self.shared.fdb.remove_static(*vlan, *mac));
             for tap in &gone.taps {
                 tap.end(&format!("port {} was removed", gone.port.name));
             }
@@ -347,6 +354,12 @@ impl Switch {
 
     /// Forgets stations that were silent for too long; to be called every few seconds.
     pub fn age(&self) -> usize {
+        self.shared.tables.read(|records| {
+            for record in records.iter().flatten() {
+                let has_queues = !record.attached.is_empty() && !record.quarantined;
+                self.shared.fix_stations(&record.port, has_queues);
+            }
+        });
         self.shared.fdb.age(self.shared.now_secs())
     }
 
@@ -432,6 +445,8 @@ fn new_port(id: PortId, config: &PortConfig) -> Port {
         steering: OnceLock::new(),
         workers: config.workers.as_slice().into(),
         spread: config.spread,
+        outward: config.outward,
+        stations: config.stations.as_slice().into(),
     }
 }
 
@@ -456,7 +471,7 @@ impl Fabric for Switch {
     fn attach_ingress(&self, at: QueueId, ingress: Box<dyn Ingress>) {
         drop(self.detach_ingress(at));
         let mut admin = self.admin();
-        let tap = self.note_pair(at, |record| IngressTap::new(&record.taps, at.pair));
+        let (tap, _) = self.note_pair(at, |record| IngressTap::new(&record.taps, at.pair));
         let (home, spread) = self.wishes(at);
         let arrival = Arrival { ingress, tap, spread: None };
         if let Err(error) = admin.place(&self.shared, at, arrival, (home, spread)) {
@@ -478,15 +493,22 @@ impl Fabric for Switch {
     }
 
     fn attach_egress(&self, at: QueueId, egress: Box<dyn Egress>) {
-        let old = self.note_pair(at, |record| {
+        let (old, generation) = self.note_pair(at, |record| {
             let mut slot = record.port.lock(at.pair)?;
             let old = slot.take();
             slot.put(egress, EgressTap::new(&record.taps, at.pair));
             drop(slot);
             let _ = record.attached.insert(at.pair);
-            old
+            Some((old, Arc::clone(&record.port)))
         });
-        drop(old);
+        if let Some((old, port)) = old {
+            drop(old);
+            if !port.stations.is_empty() {
+                // A worker that does not know of its queues yet may lend them once more.
+                self.wait_for_table(&self.admin(), generation);
+                self.shared.fix_stations(&port, true);
+            }
+        }
     }
 
     fn exchange_egress(
@@ -541,58 +563,22 @@ impl Switch {
         self.shared.wait_for_table(generation);
     }
 
-    /// Changes the record of a pair's port, notes that the pair was attached, and publishes.
+    /// Changes the record of a pair's port, notes that the pair was attached, and publishes: what
+    /// `change` returned, and the table's generation.
     fn note_pair<T>(
         &self,
         at: QueueId,
         change: impl FnOnce(&mut Record) -> Option<T>,
-    ) -> Option<T> {
-        let (result, _) = self.shared.tables.edit(|records| {
+    ) -> (Option<T>, u64) {
+        let noted = self.shared.tables.edit(|records| {
             let record = record_mut(records, at.port)?;
             record.pairs_seen = record.pairs_seen.max(at.pair.saturating_add(1));
             change(record)
         });
         self.shared.wake_all();
-        result
+        noted
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-    use std::sync::Arc;
-
-    use port::{PortId, PortTotals};
-
-    use super::{FEW_IDS, free_id, new_port};
-    use crate::PortConfig;
-    use crate::table::{Record, Records};
-
-    fn records(count: u16, taken: impl Fn(u16) -> bool) -> Records {
-        let new = |id| Record {
-            port: Arc::new(new_port(PortId(id), &PortConfig::new(id.to_string()))),
-            attached: BTreeSet::new(),
-            pairs_seen: 0,
-            quarantined: false,
-            guard: None,
-            taps: Vec::new(),
-            hashed: None,
-            elsewhere: PortTotals::default(),
-        };
-        (0..count).map(|id| taken(id).then(|| new(id))).collect()
-    }
-
-    #[test]
-    fn ids_go_round_and_skip_what_is_taken() {
-        let few = records(4, |id| id == 1);
-        assert_eq!(free_id(&few, 0), Some(0));
-        assert_eq!(free_id(&few, 1), Some(2));
-        assert_eq!(free_id(&few, FEW_IDS - 1), Some(FEW_IDS - 1));
-        assert_eq!(free_id(&few, FEW_IDS), Some(0), "tables stay small");
-        let many = records(FEW_IDS, |_| true);
-        assert_eq!(free_id(&many, 0), Some(FEW_IDS));
-        assert_eq!(free_id(&many, u16::MAX - 1), Some(u16::MAX - 1));
-        assert_eq!(free_id(&many, u16::MAX), Some(FEW_IDS));
-        assert_eq!(free_id(&records(u16::MAX, |_| true), 7), None);
-    }
-}
+mod tests;

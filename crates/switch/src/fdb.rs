@@ -174,6 +174,8 @@ pub(crate) enum Source {
     Known,
     /// It is new, or has moved.
     ToLearn,
+    /// It is fixed to another port.
+    Elsewhere(PortId),
 }
 
 impl Fdb {
@@ -218,11 +220,15 @@ impl Fdb {
     #[inline(always)]
     pub(crate) fn touch(&self, key: Key, port: PortId, now: u32) -> Source {
         let Some((slot, value)) = self.find(key) else { return Source::ToLearn };
+        if value.port() != port {
+            return if value.is_static() {
+                Source::Elsewhere(value.port())
+            } else {
+                Source::ToLearn
+            };
+        }
         if value.is_static() {
             return Source::Known;
-        }
-        if value.port() != port {
-            return Source::ToLearn;
         }
         if value.seen() != now {
             let new = Value::new(value.digest(), port, now, false);
@@ -250,7 +256,43 @@ impl Fdb {
     /// Fixes a station to a port. Returns false if there is no room.
     pub(crate) fn add_static(&self, vlan: VlanId, mac: MacAddr, port: PortId) -> bool {
         let key = Key::new(vlan.get(), mac.to_u64());
-        self.put(&mut self.lock(), key, (port, 0, true))
+        let is_so = |(_, value): (_, Value)| value.is_static() && value.port() == port;
+        self.find(key).is_some_and(is_so) || self.put(&mut self.lock(), key, (port, 0, true))
+    }
+
+    /// Whether a station is fixed to a port.
+    pub(crate) fn is_fixed(&self, vlan: VlanId, mac: MacAddr) -> bool {
+        let key = Key::new(vlan.get(), mac.to_u64());
+        self.find(key).is_some_and(|(_, value)| value.is_static())
+    }
+
+    /// Says that a station that is fixed to `from` is behind `to` until it is fixed anew. Returns
+    /// false, and nothing changes, if others keep writing just now.
+    #[cold]
+    pub(crate) fn lend(&self, key: Key, from: PortId, to: PortId) -> bool {
+        let Some(writer) = self.try_lock() else { return false };
+        if let Some((slot, value)) = self.find(key)
+            && value.is_static()
+            && value.port() == from
+        {
+            // ORDERING: Release as in `put`; its slot stays the key's.
+            slot.value.store(Value::new(value.digest(), to, 0, true).0, Ordering::Release);
+            self.changed(&writer);
+        }
+        true
+    }
+
+    /// Forgets a station that is fixed, whatever port it is behind.
+    pub(crate) fn remove_static(&self, vlan: VlanId, mac: MacAddr) {
+        let key = Key::new(vlan.get(), mac.to_u64());
+        let mut writer = self.lock();
+        let Some((slot, value)) = self.find(key).filter(|(_, value)| value.is_static()) else {
+            return;
+        };
+        // ORDERING: Relaxed: only writers change keys, and we hold their lock.
+        slot.key.store(FREE, Ordering::Relaxed);
+        writer.uncount(value);
+        self.changed(&writer);
     }
 
     /// Notes a station that was learned by another process. Returns false if there is no room.

@@ -10,10 +10,10 @@ use port::capture::IngressTap;
 use port::{BURST_MAX, CallCounters, Counter, Ingress, PortId, PortState, QueueId};
 
 use crate::event::{EventSender, SwitchEvent, Way, signal};
-use crate::fdb::{Fdb, STATIC_MAX};
+use crate::fdb::{Fdb, Key, STATIC_MAX};
 use crate::lane::Spread;
 use crate::pipeline::Trouble;
-use crate::table::{Tables, record, record_mut};
+use crate::table::{Port, Tables, record, record_mut};
 use crate::{AtStart, PollMode, SwitchConfig};
 
 /// See the module's text.
@@ -67,6 +67,26 @@ impl Shared {
     pub(crate) fn secs(&self, since_began_ns: u64) -> u32 {
         let secs = u32::try_from(since_began_ns / 1_000_000_000).unwrap_or(u32::MAX);
         secs.saturating_add(self.fdb.age_secs())
+    }
+
+    /// Fixes the stations of a port to it, which may be elsewhere: if it has no queues, those that
+    /// are behind no other port in its place.
+    pub(crate) fn fix_stations(&self, port: &Port, has_queues: bool) {
+        for (vlan, mac) in &port.stations {
+            if has_queues || !self.fdb.is_fixed(*vlan, *mac) {
+                let _ = self.fdb.add_static(*vlan, *mac, port.id);
+            }
+        }
+    }
+
+    /// Fixes those stations of a port to it that are behind `other` in its place.
+    pub(crate) fn take_back(&self, port: &Port, other: PortId) {
+        for (vlan, mac) in &port.stations {
+            let key = Key::new(vlan.get(), mac.to_u64());
+            while !self.fdb.lend(key, other, port.id) {
+                std::thread::yield_now();
+            }
+        }
     }
 
     pub(crate) fn add_mailbox(&self, mailbox: Arc<Mailbox>) {

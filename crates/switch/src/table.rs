@@ -10,10 +10,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crossbeam_utils::CachePadded;
+use packet::{MacAddr, VlanId};
 use port::capture::{EgressTap, Tap};
 use port::{Egress, Frame, PortId, PortTotals, QueueCounters, StatusCell};
 
 use crate::VlanRule;
+use crate::fdb::Key;
 use crate::guard::Guard;
 use crate::receive_table::ReceiveTable;
 use crate::steering::Steering;
@@ -76,6 +78,10 @@ pub(crate) struct Port {
     pub(crate) workers: Box<[usize]>,
     /// Whether the flows of each pair are spread over the workers.
     pub(crate) spread: bool,
+    /// Whether other hosts are behind it.
+    pub(crate) outward: bool,
+    /// Stations that are fixed to it while it has queues.
+    pub(crate) stations: Box<[(VlanId, MacAddr)]>,
 }
 
 /// A lock that is held for one burst. It is let go with a plain store, which waits for nothing: a
@@ -88,6 +94,11 @@ impl Port {
     /// Whether these are the counters of one of its pairs.
     pub(crate) fn counts(&self, counters: &Arc<QueueCounters>) -> bool {
         self.counters.iter().any(|own| Arc::ptr_eq(own, counters))
+    }
+
+    /// Whether this station is fixed to it by its configuration.
+    pub(crate) fn has_station(&self, key: Key) -> bool {
+        self.stations.iter().any(|(vlan, mac)| Key::new(vlan.get(), mac.to_u64()) == key)
     }
 
     /// The worker that a pair is to be served by, if that is not left to us.

@@ -14,6 +14,11 @@
 //! that a trunk's other end goes by, or a guest could choose a VLAN that is not its own: ports
 //! with a VLAN of their own drop a priority tag before another tag (`vlan_tagged`), and a trunk
 //! leaves the tag of its native VLAN on if another one is behind it.
+//!
+//! **Service tags** (802.1ad) name no VLAN of ours. As an outer tag they leave a frame untagged, in
+//! front of a tag that only others see: Linux strips one of VLAN 0, and then goes by what is behind
+//! it. So ports with a VLAN of their own drop it (`vlan_tagged`), and as an inner tag it counts as
+//! any other. Where all tags pass, so does it.
 
 use packet::VlanId;
 use port::{DropReason, Frame};
@@ -70,7 +75,8 @@ impl VlanRule {
         Ok(Self::Trunk { allowed, native })
     }
 
-    /// Classifies a frame by its outer tag; `stacked` tells whether another one is behind it.
+    /// Classifies a frame by its outer tag; `stacked` tells whether another one is behind it, or a
+    /// service tag where there is none.
     #[inline(always)]
     pub(crate) fn ingress(
         &self,
@@ -80,7 +86,7 @@ impl VlanRule {
         if let (Self::Any, None) = (self, tag) {
             return Ok(Tagging::default());
         }
-        self.ingress_by_rule(tag, tag.is_some() && stacked())
+        self.ingress_by_rule(tag, stacked())
     }
 
     fn ingress_by_rule(&self, tag: Option<u16>, stacked: bool) -> Result<Tagging, DropReason> {

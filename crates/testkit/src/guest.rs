@@ -204,6 +204,7 @@ impl Guest {
     pub fn receiveq(&self, counters: &Arc<QueueCounters>) -> Result<Receiveq, GuestError> {
         let queue = self.rx.device.activate(&self.map)?;
         Ok(Receiveq::new(ReceiveqParts {
+            watch: Default::default(),
             queue,
             kick: Some(Arc::clone(&self.rx.kick)),
             call: Some(Arc::clone(&self.rx.call)),
@@ -220,6 +221,7 @@ impl Guest {
     pub fn transmitq(&self, counters: &Arc<QueueCounters>) -> Result<Transmitq, GuestError> {
         let queue = self.tx.device.activate(&self.map)?;
         Ok(Transmitq::new(TransmitqParts {
+            watch: Default::default(),
             queue,
             kick: Some(Arc::clone(&self.tx.kick)),
             call: Some(Arc::clone(&self.tx.call)),

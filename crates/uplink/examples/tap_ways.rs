@@ -107,7 +107,12 @@ impl Bench {
 }
 
 fn main() {
-    let settings = tap::TapSettings { ifname: IFNAME.to_owned(), queues: 1, netns: None };
+    let settings = tap::TapSettings {
+        ifname: IFNAME.to_owned(),
+        queues: 1,
+        netns: None,
+        offloads: port::OffloadSet::ALL,
+    };
     let mut tap = tap::open(&settings, &[Arc::default()]).unwrap();
     let queues = tap.queues.iter_mut().map(|(ingress, egress)| (ingress, egress));
     let fd = tap::parts(&tap.link, queues).unwrap().fds.pop().unwrap();

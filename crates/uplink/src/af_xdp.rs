@@ -33,10 +33,13 @@ mod layout;
 mod program;
 mod socket;
 mod spare;
+#[cfg(test)]
+mod testbed;
+mod umem;
 mod unfinished;
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -50,7 +53,8 @@ use crate::vnet::kernel_is_since;
 use attach::{Attachment, Hook};
 use deferral::Deferral;
 use program::Program;
-use socket::{Abilities, Fds, Ours, Queues, Umem};
+use socket::{Abilities, Fds, Ours, Queues};
+use umem::{Lease, Umem};
 
 pub use egress::AfXdpEgress;
 pub use error::AfXdpError;
@@ -58,6 +62,7 @@ pub use handover::{from_parts, parts};
 pub use ingress::AfXdpIngress;
 pub use program::MACS_MAX;
 pub use spare::{SPARES_MAX, keep_spares};
+pub use umem::{NoRoom, UMEM_QUEUES_MAX, Umems};
 
 /// Lets `bytes` play the kernel on a queue's rings, for the fuzzer. How many frames came.
 #[cfg(fuzzing)]
@@ -132,6 +137,8 @@ pub struct AfXdpSettings {
     pub busy_poll: bool,
     /// A network namespace: a name as `ip netns` knows it, or a path.
     pub netns: Option<String>,
+    /// The memory for frames is that of this name, which other interfaces share.
+    pub umem: Option<String>,
     /// How long a queue that is in use is asked for again, while the caller waits: the kernel lets
     /// go of one that was closed a moment ago behind our back.
     pub patience: Duration,
@@ -154,13 +161,15 @@ pub struct AfXdp {
 pub struct AfXdpControl {
     attachment: Attachment,
     program: Program,
-    umem: Arc<OwnedFd>,
+    umem: Arc<Umem>,
     sockets: Vec<Fds>,
     mode: Obtained,
     can: Abilities,
     deferral: Deferral,
     /// Another process goes on with the queues.
     left: Arc<AtomicBool>,
+    /// After the sockets.
+    leases: Vec<Arc<Lease>>,
 }
 
 /// Frames for one queue that the kernel dropped, since it was opened.
@@ -235,7 +244,7 @@ impl AfXdpControl {
     /// while nothing arrives. To be called now and then.
     pub fn nudge(&self) {
         for socket in &self.sockets {
-            let _ = rustix::net::send(&socket.send, &[], rustix::net::SendFlags::DONTWAIT);
+            let _ = socket.nudge_tx();
         }
     }
 
@@ -258,7 +267,12 @@ impl AfXdpControl {
 
     /// The memory of all frames.
     pub fn umem(&self) -> BorrowedFd<'_> {
-        self.umem.as_fd()
+        self.umem.fd()
+    }
+
+    /// The name that other interfaces share it by, if they may.
+    pub fn umem_name(&self) -> Option<&str> {
+        self.umem.name()
     }
 
     /// The sockets that receive, by queue.
@@ -278,18 +292,25 @@ impl Drop for AfXdpControl {
         if self.left.load(Ordering::Relaxed) {
             return;
         }
+        // A process that was started by this one may hold duplicates of everything for a while: the
+        // kernel is to write no more frames into memory that will be another port's.
+        for (queue, _) in (0u32..).zip(&self.sockets) {
+            let _gone = self.program.clear_socket(queue);
+        }
         self.attachment.detach();
         spare::give_back(&self.program);
     }
 }
 
-/// Opens an interface and brings it up. Each queue pair counts in its own `counters`.
+/// Opens an interface and brings it up. Each queue pair counts in its own `counters`; `umems` are
+/// what it may share with others of this process.
 ///
 /// # Errors
 ///
 /// [`AfXdpError`] says what is missing.
 pub fn open(
     settings: &AfXdpSettings,
+    umems: &Umems,
     counters: &[Arc<QueueCounters>],
 ) -> Result<AfXdp, AfXdpError> {
     let wrong = settings.queues == 0 || settings.queues > QUEUES_MAX;
@@ -297,13 +318,13 @@ pub fn open(
         return Err(AfXdpError::QueueCount(settings.queues));
     }
     let namespace = Namespace::open(settings.netns.as_deref())?;
-    namespace.run(|| open_here(settings, &namespace, counters))?
+    namespace.run(|| open_here(settings, (&namespace, umems), counters))?
 }
 
 /// Opens the interface in the namespace of the calling thread.
 fn open_here(
     settings: &AfXdpSettings,
-    namespace: &Namespace,
+    (namespace, umems): (&Namespace, &Umems),
     counters: &[Arc<QueueCounters>],
 ) -> Result<AfXdp, AfXdpError> {
     let mut link = Link::find(namespace, &settings.ifname)?;
@@ -321,6 +342,7 @@ fn open_here(
              `ethtool -L`"
         );
     }
+    let (umem, leases) = memory_for(&name, settings, umems)?;
     let program = program_for(&link, settings)?;
     let marked = program.cutting.is_some();
     let mut attachment = Attachment::prepare(&link, settings.replace)?;
@@ -328,8 +350,7 @@ fn open_here(
     link.set_promiscuous()?;
     link.leave_tags();
     let hook = attach_best(&mut attachment, &program, &link, settings.mode)?;
-    let umem = Umem::new(&name, queues)?;
-    let opened = Queues::open(&umem, &link, settings, (hook, marked))?;
+    let opened = Queues::open((&umem, leases), &link, settings, (hook, marked))?;
     let (can, zero_copy) = (opened.can, opened.can.zero_copy);
     let mode = match hook {
         _ if zero_copy => Obtained::ZeroCopy,
@@ -343,13 +364,32 @@ fn open_here(
         sockets.push(socket.clone());
     }
     let ours = sockets.iter().map(|_| Ours::all()).collect();
+    let leases = opened.leases().to_vec();
     let (queues, left) = opened.into_halves(&umem, &link, (counters, ours)).map_err(|error| {
         AfXdpError::raw("divide the memory for frames", io::Error::other(error))
     })?;
-    let umem = Arc::clone(umem.fd());
     let deferral = if settings.busy_poll { defer(&link, hook) } else { Deferral::default() };
-    let control = AfXdpControl { attachment, program, umem, sockets, mode, can, deferral, left };
+    let control =
+        AfXdpControl { attachment, program, umem, sockets, mode, can, deferral, left, leases };
     Ok(AfXdp { control, link, queues })
+}
+
+/// Memory for the frames of an interface, and the places of its queues in it.
+fn memory_for(
+    name: &str,
+    settings: &AfXdpSettings,
+    umems: &Umems,
+) -> Result<(Arc<Umem>, Vec<Lease>), AfXdpError> {
+    let queues = settings.queues;
+    let umem = match &settings.umem {
+        None => Umem::of_interface(name, queues)?,
+        Some(umem) if settings.mode == Mode::ZeroCopy => {
+            return Err(AfXdpError::SharedZeroCopy { name: name.into(), umem: umem.clone() });
+        }
+        Some(umem) => umems.get(umem, queues)?,
+    };
+    let leases = umem.take(name, queues, settings.patience)?;
+    Ok((umem, leases))
 }
 
 /// Holds the driver back while workers poll it. Where that cannot be, frames come all the same.

@@ -2,7 +2,8 @@
 //! the kernel or by whoever needs them cut.
 //!
 //! **Trust.** Bodies may belong to a hostile guest: only their addresses are handed on.
-//! **Limits.** A frame goes in at most 64 pieces; a kernel without room is asked [`TRIES`] times.
+//! **Limits.** A frame of more than 64 pieces is copied before; a kernel without room is asked
+//! [`TRIES`] times.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -113,20 +114,24 @@ impl Direct {
     ) -> io::Result<Result<(), DropReason>> {
         let header = vnet_header(frame, frame.head().len());
         let header = header.get(..self.header.bytes()).unwrap_or_default();
+        let whole;
         let mut pieces: Pieces<'_> = Pieces::new();
         let mut fits = pieces.private(header) && pieces.private(frame.head());
         let mut body = batch.body(frame);
         while let Some(piece) = body.next_piece(u32::MAX) {
             fits &= pieces.guest(piece);
         }
-        let mut tries = if fits { TRIES } else { 0 };
-        let mut reason = DropReason::UplinkError;
+        if !fits {
+            whole = vnet::in_one_piece(header, frame.head(), batch.body(frame));
+            pieces = Pieces::new();
+            let _fits = pieces.private(&whole);
+        }
+        let mut tries = TRIES;
         while tries > 0 {
             let Err(error) = pieces.write(self.fd.as_fd()) else { return Ok(Ok(())) };
             match error.raw_os_error() {
                 Some(libc::EINTR) => {}
                 Some(libc::EAGAIN | libc::ENOBUFS) => {
-                    reason = DropReason::UplinkBusy;
                     tries = tries.wrapping_sub(1);
                     std::hint::spin_loop();
                 }
@@ -134,7 +139,7 @@ impl Direct {
                 _ => return Ok(Err(DropReason::UplinkError)),
             }
         }
-        Ok(Err(reason))
+        Ok(Err(DropReason::UplinkBusy))
     }
 }
 

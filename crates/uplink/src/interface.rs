@@ -74,7 +74,10 @@ pub struct Link {
     restore_tags: bool,
     made: bool,
     deleted: bool,
+    /// What the queues changed is theirs to put back: nobody else goes on.
+    owned: Arc<AtomicBool>,
     mtu: Arc<AtomicU32>,
+    carrier: Arc<AtomicBool>,
     cuts: Arc<Cuts>,
 }
 
@@ -141,7 +144,9 @@ impl Link {
             restore_tags: false,
             made: false,
             deleted: false,
+            owned: Arc::new(AtomicBool::new(true)),
             mtu: Arc::new(AtomicU32::new(mtu)),
+            carrier: Arc::new(AtomicBool::new(true)),
             cuts,
         })
     }
@@ -149,6 +154,16 @@ impl Link {
     /// Says that opening the uplink made the interface: nothing of it has to be restored.
     pub(crate) fn set_made(&mut self) {
         self.made = true;
+    }
+
+    /// What tells the queues whether to put back what they changed.
+    pub(crate) fn set_owned(&mut self, owned: Arc<AtomicBool>) {
+        self.owned = owned;
+    }
+
+    /// The same.
+    pub(crate) fn owned(&self) -> &Arc<AtomicBool> {
+        &self.owned
     }
 
     /// Sets the interface up, until the link is dropped.
@@ -218,7 +233,7 @@ impl Link {
         news.any
     }
 
-    /// Looks at the interface: its state, and its MTU for the queues.
+    /// Looks at the interface: its state, and for the queues its MTU and whether it has a carrier.
     pub fn check(&self) -> LinkState {
         if !self.namespace.is_current() {
             return LinkState::NamespaceGone;
@@ -233,6 +248,8 @@ impl Link {
             self.mtu.store(mtu, Ordering::Relaxed);
         }
         self.cuts.set(self.socket.cuts(&name));
+        // Who cannot tell has one. ORDERING: a hint for frames.
+        self.carrier.store(self.socket.carrier(&name).unwrap_or(true), Ordering::Relaxed);
         match self.socket.is_up(&name) {
             Ok((true, true)) => LinkState::Up,
             Ok((true, false)) => LinkState::NoCarrier,
@@ -268,6 +285,11 @@ impl Link {
         &self.mtu
     }
 
+    /// Whether the kernel would hand frames to the device, kept up to date by [`Self::check`].
+    pub(crate) fn carrier(&self) -> &Arc<AtomicBool> {
+        &self.carrier
+    }
+
     /// Which large frames the device takes, kept up to date by [`Self::check`].
     pub(crate) fn cuts(&self) -> &Arc<Cuts> {
         &self.cuts
@@ -284,10 +306,19 @@ impl Link {
         self.socket.driver(&self.name()).unwrap_or_default()
     }
 
-    /// Frames that the host's stack sent to the interface and that were lost there, since the
-    /// interface was made: of a tap, those that found its queues full. None if it is unknown.
+    /// Frames that were lost on their way out of the interface since it was made. None if it is
+    /// unknown.
     pub fn tx_dropped(&self) -> Option<u64> {
-        self.facts().tx_dropped
+        self.facts().dropped.map(|(tx, _)| tx)
+    }
+
+    /// Of a tap or macvtap: frames for us that found its queues full, since it was made, and what
+    /// the kernel calls that number. Who holds a tap's queues is behind the interface, who holds a
+    /// macvtap's before it: there `tx_dropped` are frames of ours that it refused.
+    pub fn queue_drops(&self) -> Option<(&'static str, u64)> {
+        let facts = self.facts();
+        let (tx, rx) = facts.dropped?;
+        Some(if facts.is_macvtap { ("rx_dropped", rx) } else { ("tx_dropped", tx) })
     }
 
     /// Whether it is a macvtap.

@@ -10,7 +10,8 @@
 //!
 //! **Offloads.** Both ways carry virtio-net headers. What a veth peer left undone, or the kernel's
 //! GRO put together, goes into the switch as it is: unfinished checksums, frames of 64 KiB. What
-//! guests leave undone is the kernel's to do; before Linux 6.2 all but USO.
+//! guests leave undone is the kernel's to do; before Linux 6.2 all but USO, and less with
+//! [`PacketMmapSettings::offloads`].
 //! **Latency.** The kernel hands over a block when it is full or `retire_ms` old: at low rates a
 //! frame waits that long.
 //! **Limits.** At most [`QUEUES_MAX`] queues. Frames above what a block holds are dropped as
@@ -29,7 +30,7 @@ mod socket;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use port::{DropReason, QueueCounters};
+use port::{DropReason, OffloadSet, QueueCounters};
 
 use crate::interface::{Link, Namespace};
 use crate::sys::packet;
@@ -77,6 +78,8 @@ pub struct PacketMmapSettings {
     pub retire_ms: u32,
     /// A network namespace: a name as `ip netns` knows it, or a path.
     pub netns: Option<String>,
+    /// What is left to the kernel. What arrives is left undone as its sender wants.
+    pub offloads: OffloadSet,
     /// Headers of 10 bytes as before Linux 6.4, to try what is done there.
     #[doc(hidden)]
     pub short_header: bool,
@@ -95,6 +98,7 @@ impl Default for PacketMmapSettings {
             blocks: 64,
             retire_ms: 1,
             netns: None,
+            offloads: OffloadSet::ALL,
             short_header: false,
         }
     }
@@ -141,7 +145,8 @@ pub fn open(
         };
         kernel.push(KernelWatch { queue: queue.clone(), freezes: 0, packets: 0 });
         let ingress = PacketMmapIngress::new(queue.clone(), socket.receive);
-        let egress = PacketMmapEgress::new(queue, socket.sender, socket.direct);
+        let egress =
+            PacketMmapEgress::new(queue, settings.offloads, (socket.sender, socket.direct));
         queues.push((ingress, egress));
     }
     Ok(PacketMmap { link, queues, kernel })

@@ -34,14 +34,25 @@ pub(crate) fn tun_attach(fd: BorrowedFd<'_>, name: &str, flags: i16) -> io::Resu
     request.call(fd, libc::TUNSETIFF)
 }
 
-/// `TUNSETVNETHDRSZ`, `TUNSETVNETLE`, `TUNSETOFFLOAD`: headers of `header_bytes` bytes, little
-/// endian, and the offloads that the kernel may leave to us.
+/// `TUNGETVNETHDRSZ`, `TUNGETVNETLE`: the bytes of headers, and whether they are little endian
+/// whatever the machine is.
+pub(crate) fn tun_header(fd: BorrowedFd<'_>) -> io::Result<(i32, bool)> {
+    let (mut header_bytes, mut little): (libc::c_int, libc::c_int) = (0, 0);
+    // SAFETY: the request writes one `int`.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETVNETHDRSZ, &raw mut header_bytes) })?;
+    // SAFETY: the request writes one `int`.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETVNETLE, &raw mut little) })?;
+    Ok((header_bytes, little != 0))
+}
+
+/// `TUNSETVNETHDRSZ`, `TUNSETVNETLE`, `TUNSETOFFLOAD`: headers as [`tun_header`] says them, and the
+/// offloads that the kernel may leave to us.
 pub(crate) fn tun_set_header(
     fd: BorrowedFd<'_>,
-    header_bytes: i32,
+    (header_bytes, little): (i32, bool),
     offloads: libc::c_ulong,
 ) -> io::Result<()> {
-    let little: libc::c_int = 1;
+    let little = libc::c_int::from(little);
     // SAFETY: the request reads one `int`.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header_bytes) })?;
     // SAFETY: the request reads one `int`.

@@ -3,9 +3,10 @@
 //! **Limits.** At most [`QUEUES_MAX`] queues (the kernel's own limit).
 //! **Offloads.** The kernel may leave everything to us, checksums and segmentation: what an egress
 //! does not take is made up for there. What guests leave undone is passed on to the kernel, which
-//! takes all of it but USO before Linux 6.2.
+//! takes all of it but USO before Linux 6.2. [`TapSettings::offloads`] allows less, both ways.
 
 mod error;
+mod found;
 mod handover;
 mod macvtap;
 mod offloads;
@@ -15,6 +16,7 @@ mod raw;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use port::{OffloadSet, QueueCounters};
 use rustix::fs::{Mode, OFlags};
@@ -22,6 +24,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::interface::{Link, Namespace, check_name};
 use crate::sys::{self, InterfaceSocket};
 use crate::vnet::HEADER;
+use found::{Found, Header};
 
 pub use error::TapError;
 pub use handover::{from_parts, parts};
@@ -40,6 +43,8 @@ pub struct TapSettings {
     pub queues: u16,
     /// A network namespace: a name as `ip netns` knows it, or a path.
     pub netns: Option<String>,
+    /// What may be left undone in both directions, as far as the kernel knows it.
+    pub offloads: OffloadSet,
 }
 
 /// An open tap. Dropping the link before the queues restores what was changed.
@@ -62,29 +67,39 @@ pub fn open(settings: &TapSettings, counters: &[Arc<QueueCounters>]) -> Result<T
         return Err(TapError::Queues(settings.queues));
     }
     let namespace = Namespace::open(settings.netns.as_deref())?;
-    let (fds, link) = namespace.run(|| open_here(settings, &namespace))??;
-    let queues = halves(fds, &link, counters).map_err(|error| {
+    let Opened { fds, link, found } = namespace.run(|| open_here(settings, &namespace))??;
+    let queues = halves(fds, &link, settings.offloads, (counters, found)).map_err(|error| {
         TapError::system(format!("set up the queues of interface {}", settings.ifname), error)
     })?;
     Ok(Tap { link, queues })
 }
 
-/// Both halves of the queues behind `fds`, to which the kernel may leave everything.
+/// An interface, and the fds of its queues.
+struct Opened {
+    fds: Vec<OwnedFd>,
+    link: Link,
+    /// What is to be put back; none if there is nothing.
+    found: Option<Arc<Found>>,
+}
+
+/// Both halves of the queues behind `fds`; what may be left undone in both directions is `wanted`.
 fn halves(
     fds: Vec<OwnedFd>,
     link: &Link,
-    counters: &[Arc<QueueCounters>],
+    wanted: OffloadSet,
+    (counters, found): (&[Arc<QueueCounters>], Option<Arc<Found>>),
 ) -> io::Result<Vec<(TapIngress, TapEgress)>> {
     let name: Arc<str> = link.name().into();
     let mut queues = Vec::with_capacity(fds.len());
     for (fd, counters) in fds.into_iter().zip(counters) {
-        let takes = offloads::set(fd.as_fd(), OffloadSet::ALL)?;
+        let takes = offloads::set(fd.as_fd(), wanted)?;
         let queue = queue::Queue {
             fd: Arc::new(fd),
             name: Arc::clone(&name),
             mtu: Arc::clone(link.mtu()),
             counters: Arc::clone(counters),
             takes,
+            found: found.clone(),
         };
         let ingress = TapIngress::new(queue.clone()).map_err(io::Error::other)?;
         queues.push((ingress, TapEgress::new(queue)));
@@ -101,29 +116,37 @@ fn check(settings: &TapSettings) -> Result<(), TapError> {
 }
 
 /// Opens the queues in the namespace of the calling thread.
-fn open_here(
-    settings: &TapSettings,
-    namespace: &Namespace,
-) -> Result<(Vec<OwnedFd>, Link), TapError> {
+fn open_here(settings: &TapSettings, namespace: &Namespace) -> Result<Opened, TapError> {
     let name = settings.ifname.as_str();
     let socket = InterfaceSocket::new().map_err(|e| TapError::system("open a socket", e))?;
     let existed = socket
         .index(name)
         .map_err(|e| TapError::system(format!("look for interface {name}"), e))?
         .is_some();
-    if existed && let Some(opened) = open_macvtap(settings, namespace)? {
-        return Ok(opened);
+    if existed && let Some((fds, link)) = open_macvtap(settings, namespace)? {
+        // What was set is the queues' own.
+        return Ok(Opened { fds, link, found: None });
     }
     let mut fds = Vec::with_capacity(usize::from(settings.queues));
+    let (mut found, owned) = (None, Arc::new(AtomicBool::new(true)));
     for _ in 0..settings.queues {
-        fds.push(open_queue(settings, &socket)?);
+        let fd = open_queue(settings, &socket)?;
+        if existed && found.is_none() {
+            let read = Header::read(fd.as_fd());
+            let new = read.and_then(|header| Found::new(fd.as_fd(), header, &owned));
+            let what = || format!("ask for the frame header of interface {name}");
+            found = Some(Arc::new(new.map_err(|e| TapError::system(what(), e))?));
+        }
+        set_header(fd.as_fd(), name)?;
+        fds.push(fd);
     }
     let mut link = Link::find(namespace, name)?;
     if !existed {
         link.set_made();
     }
+    link.set_owned(owned);
     link.bring_up()?;
-    Ok((fds, link))
+    Ok(Opened { fds, link, found })
 }
 
 /// Opens the queues of a macvtap; none if the interface is none.
@@ -136,8 +159,8 @@ fn open_macvtap(
     if !link.facts().is_macvtap {
         return Ok(None);
     }
-    let failed = |e| TapError::system(format!("open the device file of macvtap {name}"), e);
-    let fds = macvtap::open_queues(&link, settings.queues).map_err(failed)?;
+    let fds = macvtap::open_queues(&link, settings.queues)
+        .map_err(|error| TapError::macvtap(name, error))?;
     for fd in &fds {
         sys::tun_attach(fd.as_fd(), name, SINGLE_QUEUE)
             .map_err(|e| TapError::system(format!("attach to macvtap {name}"), e))?;
@@ -162,14 +185,13 @@ fn open_queue(settings: &TapSettings, socket: &InterfaceSocket) -> Result<OwnedF
         })
     };
     attached.map_err(|error| TapError::attach(settings, socket, error))?;
-    set_header(fd.as_fd(), name)?;
     Ok(fd)
 }
 
 fn set_header(fd: BorrowedFd<'_>, name: &str) -> Result<(), TapError> {
     #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "12 fits")]
     const HEADER_BYTES: i32 = HEADER as i32;
-    sys::tun_set_header(fd, HEADER_BYTES, 0)
+    sys::tun_set_header(fd, (HEADER_BYTES, true), 0)
         .map_err(|e| TapError::system(format!("set the frame header of interface {name}"), e))
 }
 
@@ -180,11 +202,17 @@ const MULTI_QUEUE: i16 = SINGLE_QUEUE | libc::IFF_MULTI_QUEUE as i16;
 
 #[cfg(test)]
 mod tests {
+    use port::OffloadSet;
+
     use super::{TapSettings, open};
 
+    fn settings(ifname: &str, queues: u16, netns: Option<&str>) -> TapSettings {
+        let (ifname, netns) = (ifname.to_owned(), netns.map(str::to_owned));
+        TapSettings { ifname, queues, netns, offloads: OffloadSet::ALL }
+    }
+
     fn message(ifname: &str, queues: u16) -> String {
-        let settings = TapSettings { ifname: ifname.to_owned(), queues, netns: None };
-        open(&settings, &[]).unwrap_err().to_string()
+        open(&settings(ifname, queues, None), &[]).unwrap_err().to_string()
     }
 
     #[test]
@@ -202,8 +230,7 @@ mod tests {
 
     #[test]
     fn a_missing_namespace_is_named() {
-        let netns = Some("cw-none".to_owned());
-        let settings = TapSettings { ifname: "t0".to_owned(), queues: 1, netns };
+        let settings = settings("t0", 1, Some("cw-none"));
         let counters = [std::sync::Arc::default()];
         assert_eq!(
             open(&settings, &counters).unwrap_err().to_string(),

@@ -4,6 +4,7 @@
 //! each other are refused, ranges are checked by whoever acts on them.
 
 use port::{Frame, Gso, Offload};
+use virtq::mem::Reader;
 
 /// Bytes of the header.
 pub(crate) const HEADER: usize = 12;
@@ -42,6 +43,16 @@ pub(crate) fn segment_bytes(frame: &Frame) -> u32 {
             u32::from(frame.offload.hdr_len).wrapping_add(u32::from(frame.offload.gso_size))
         }
     }
+}
+
+/// Header, head and body in one piece: a frame of more pieces than one call takes.
+#[cold]
+pub(crate) fn in_one_piece(header: &[u8], head: &[u8], mut body: Reader<'_>) -> Vec<u8> {
+    let mut whole = [header, head].concat();
+    let start = whole.len();
+    whole.resize(start.saturating_add(body.remaining() as usize), 0);
+    let _all = body.read(whole.get_mut(start..).unwrap_or_default());
+    whole
 }
 
 /// Reads a header; `None` if it asks for what no frame can need.

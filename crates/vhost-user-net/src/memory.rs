@@ -12,7 +12,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::FileType;
@@ -30,6 +30,15 @@ use crate::handover::{AdoptError, Incoming, Outgoing, RegionHandover};
 pub const SLOTS_MAX: usize = 509;
 /// The most bytes of all regions of a front end.
 pub const BYTES_MAX: u64 = 1 << 44;
+
+/// A file of so many bytes is not freed in passing: it takes a tenth of a second.
+pub(crate) const LARGE: u64 = if cfg!(test) { 4 << 20 } else { 1 << 30 };
+
+/// Bytes that a file takes: what is freed if we are the last who have it.
+pub(crate) fn file_bytes(file: impl AsFd) -> u64 {
+    let blocks = rustix::fs::fstat(file).map_or(0, |stat| stat.st_blocks);
+    u64::try_from(blocks).unwrap_or(0).saturating_mul(512)
+}
 
 /// A virtual address of the front end's process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -185,10 +194,14 @@ impl RegionTable {
 
     /// The mappings of regions that are not in `other`, too.
     pub(crate) fn beyond<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a Watch> {
+        self.regions_beyond(other).map(|region| &region.watch)
+    }
+
+    fn regions_beyond<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a Region> {
         let is_new = |slot: &&Slot| {
             !other.slots.iter().any(|known| Arc::ptr_eq(&known.region, &slot.region))
         };
-        self.slots.iter().filter(is_new).map(|slot| &slot.region.watch)
+        self.slots.iter().filter(is_new).map(|slot| &*slot.region)
     }
 
     /// All mappings.
@@ -235,6 +248,15 @@ impl RegionTable {
             let left = spec.size.checked_sub(offset).filter(|left| *left > 0)?;
             Some((GuestPhysAddr(spec.guest.0.wrapping_add(offset)), left))
         })
+    }
+
+    /// Bytes of regions that are not in `other`, too, or of their files if these have more.
+    pub(crate) fn bytes_beyond(&self, other: &Self) -> u64 {
+        let bytes = self.regions_beyond(other).map(|region| {
+            let file = region.mapping.file_offset();
+            region.spec.size.max(file.map_or(0, |offset| file_bytes(offset.file())))
+        });
+        bytes.fold(0, u64::saturating_add)
     }
 
     /// Number of regions.

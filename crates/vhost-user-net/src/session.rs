@@ -21,6 +21,7 @@
 //! **Not supported.** Configuration space, in-band notifications: not offered, and refused.
 
 mod error;
+mod gone;
 mod handover;
 mod inflight;
 mod iotlb;
@@ -33,6 +34,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use rustix::fs::{FileType, fstat};
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 use virtio_net::OffloadSet;
@@ -46,6 +48,7 @@ use crate::codec::{CodecError, Message, Reply, Request, VringFd, VringState};
 use crate::memory::{RegionTable, SLOTS_MAX};
 use crate::record::Identity;
 pub use error::{Lost, SessionError, SetUpError, Unready};
+pub use gone::Gone;
 use inflight::InflightFile;
 use iotlb::Translation;
 use log::Logging;
@@ -178,7 +181,7 @@ pub trait Rings {
     fn stop(&mut self, ring: RingIndex) -> Option<Stopped>;
 
     /// Stops a running receiveq as [`Self::stop`] does, and frames for it wait from now on, until
-    /// it is started or given up.
+    /// it is started or given up. Those for one whose memory is late do not wait.
     fn park(&mut self, ring: RingIndex) -> Option<Stopped>;
 
     /// The same for a receiveq that does not run; frames may wait for it already.
@@ -192,6 +195,9 @@ pub trait Rings {
 
     /// Something that frames for a running receiveq may wait for was said: a translation.
     fn resume(&mut self, ring: RingIndex);
+
+    /// Has a running transmitq looked at, as after a kick. The kick's eventfd is the front end's.
+    fn wake(&mut self, kick: &OwnedFd);
 
     /// Forgets where a ring is, if there is a record: the front end knows, or it starts anew.
     fn forget(&mut self, ring: RingIndex);
@@ -249,6 +255,8 @@ pub struct Session {
     /// The front end's in-flight file.
     inflight: Option<InflightFile>,
     postcopy: Postcopy,
+    /// What is large and not used any more.
+    gone: Vec<Gone>,
 }
 
 impl Session {
@@ -269,6 +277,7 @@ impl Session {
             backend_channel: None,
             inflight: None,
             postcopy: Postcopy::Off,
+            gone: Vec::new(),
         }
     }
 
@@ -486,7 +495,13 @@ impl Session {
             Request::NetSetMtu(mtu) => self.set_mtu(mtu, rings)?,
             Request::SetBackendReqFd => {
                 self.needs(P::BACKEND_REQ, FrontendReq::SET_BACKEND_REQ_FD)?;
-                self.backend_channel = fds.pop();
+                let fd = fds.pop().ok_or(CodecError::TooManyFds)?;
+                // Anything else could take long to be closed.
+                let kind = fstat(&fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
+                if kind != Ok(FileType::Socket) {
+                    return Err(SessionError::BackendFd);
+                }
+                self.backend_channel = Some(fd);
             }
             Request::ResetDevice => self.reset(rings)?,
             Request::SetStatus(status) => {
@@ -543,14 +558,6 @@ impl Session {
         }
         self.restart_all(rings, |_| ());
         Ok(())
-    }
-
-    /// What is running stops, changes over, and goes on if its addresses are still mapped.
-    fn swap_memory(&mut self, table: RegionTable, rings: &mut dyn Rings) {
-        self.restart_all(rings, |session| {
-            session.memory = table;
-            session.translate_into();
-        });
     }
 
     fn reset(&mut self, rings: &mut dyn Rings) -> Result<(), SessionError> {

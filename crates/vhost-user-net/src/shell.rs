@@ -12,6 +12,7 @@
 //! One front end at a time. Whatever goes wrong with it ends that connection only: its queues are
 //! taken back, its memory unmapped, its fds closed, and the port waits for the next one.
 
+mod accept;
 mod channel;
 mod closer;
 mod connection;
@@ -26,6 +27,10 @@ mod rings;
 mod share;
 mod timer;
 mod transfer;
+#[cfg(test)]
+#[path = "../examples/wire/fabric.rs"]
+#[expect(dead_code, reason = "what only front ends on sockets use")]
+mod wire;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -178,12 +183,15 @@ pub struct VhostUserPort {
     losses: OwnedFd,
     /// Closes what could make us wait.
     closer: Closer,
+    /// The same for those that are not served.
+    strangers: Closer,
     /// See [`Self::changes`].
     changes: u64,
     /// The record of another process that this port goes on without: it ends with that.
     stale: Option<OwnedFd>,
     /// Written by other threads: a ring met an address that the front end has to translate, a
-    /// transfer of state has ended, or nobody sleeps any more in memory that is late.
+    /// transfer of state has ended, nobody sleeps any more in memory that is late, or memory was
+    /// freed.
     missed: Arc<OwnedFd>,
     /// What the back channel did not take is sent then.
     ask_again: Option<Instant>,
@@ -226,7 +234,8 @@ impl VhostUserPort {
             armed: None,
             accept_again: None,
             losses,
-            closer: Closer::default(),
+            closer: Closer::new(&missed),
+            strangers: Closer::default(),
             changes: 0,
             stale: None,
             missed,
@@ -257,7 +266,7 @@ impl VhostUserPort {
             return self.show();
         }
         if let Some(err) = link.session.err_eventfd(ring) {
-            virtio_net::notify::signal(err);
+            self.rings.watch.signal(err);
         }
         say!(self.rings, warn, ring = ring.0, "{fault}");
         self.status.error(format!("ring {}: {fault}", ring.0));
@@ -309,40 +318,14 @@ impl VhostUserPort {
     fn check_hostile(&mut self, ops: &mut EventOps<'_>) -> bool {
         let lost = self.link.as_ref().and_then(|link| link.session.memory_lost());
         let stuck = self.closer.is_stuck().then_some(Disconnect::SlowFds);
-        let Some(reason) = lost.map(Disconnect::MemoryLost).or(stuck) else { return false };
+        let slow = self.link.is_some() && self.rings.watch.is_over();
+        let slow = slow.then_some(Disconnect::SlowCalls);
+        let Some(reason) = lost.map(Disconnect::MemoryLost).or(stuck).or(slow) else {
+            return false;
+        };
         self.status.set(PortState::Quarantined, reason.to_string());
         self.unlink(&reason, ops);
         true
-    }
-
-    fn accept(&mut self, ops: &mut EventOps<'_>) {
-        let Way::Listen(listener) = &self.way else { return };
-        match listener.accept() {
-            Ok(Some(stream)) => {
-                let Some(link) = &mut self.link else {
-                    // In quarantine nobody is served: the stream closes.
-                    if self.is_quarantined() {
-                        return self.closer.close_stream(stream);
-                    }
-                    return self.open_link(stream, ops);
-                };
-                self.closer.close_stream(stream);
-                link.sent_away = link.sent_away.saturating_add(1);
-                if link.sent_away <= LOGGED_REFUSALS {
-                    say!(self.rings, warn, "a second front end was sent away");
-                }
-                self.status.error("a second front end tried to connect and was sent away");
-            }
-            Ok(None) => {}
-            Err(error) => {
-                say!(self.rings, warn, %error, "cannot accept");
-                self.status.error(format!("cannot accept a connection: {error}"));
-                // The listener stays readable: without a pause this would spin.
-                self.accept_again = Instant::now().checked_add(ACCEPT_PAUSE);
-                self.watch(ops);
-                self.arm_timer();
-            }
-        }
     }
 
     fn connect(&mut self, ops: &mut EventOps<'_>) {
@@ -416,9 +399,10 @@ impl VhostUserPort {
         let now = Instant::now();
         let until = now.checked_add(HOLD).unwrap_or(now);
         let held = self.link.as_mut().and_then(|link| link.session.hold_rings(until));
+        let stalls = self.link.as_mut().and_then(|link| link.connection.stalls_at(now));
         let asked = self.rings.transfers.asked_until();
         let own = [self.accept_again, self.ask_again, self.share.rest_until()];
-        let next = own.into_iter().chain([held, asked]).flatten().min();
+        let next = own.into_iter().chain([held, asked, stalls]).flatten().min();
         if let Some(next) = next.filter(|_| next != self.armed) {
             self.timer.arm(whole_ms(next.saturating_duration_since(now)));
         }
@@ -431,6 +415,10 @@ impl VhostUserPort {
         self.armed = None;
         let now = Instant::now();
         if let Some(link) = &mut self.link {
+            if link.connection.stalls_at(now).is_some_and(|at| at <= now) {
+                self.unlink(&Disconnect::Stalled, ops);
+                return self.arm_timer();
+            }
             link.session.release_held_rings(now, &mut self.rings);
             link.complain_of_rings(&mut self.rings, &self.status);
         }
@@ -439,8 +427,15 @@ impl VhostUserPort {
             self.ask();
         }
         let rested = self.share.end_rest(now);
-        if self.accept_again.take_if(|again| *again <= now).is_some() || rested {
+        let again = self.accept_again.take_if(|again| *again <= now).is_some();
+        if again && self.strangers.is_full() {
+            self.accept_again = now.checked_add(ACCEPT_PAUSE);
+        }
+        if again || rested {
             self.watch(ops);
+        }
+        if rested {
+            self.look_again(ops);
         }
         self.arm_timer();
         self.show();
@@ -451,10 +446,15 @@ impl VhostUserPort {
         link.session.close(&mut self.rings);
         self.rings.transfers.end();
         self.rings.end_late();
+        // It may go before that was heard of.
+        if self.rings.end_watch(&self.missed) {
+            self.status.set(PortState::Quarantined, Disconnect::SlowCalls.to_string());
+        }
         if let Err(error) = ops.remove(Events::empty(&link.connection.as_fd())) {
             say!(self.rings, warn, %error, "cannot forget the connection");
         }
         link.connection.close();
+        self.strangers.release(link.session.into_gone());
         if matches!(reason, Disconnect::Left) {
             say!(self.rings, info, "front end disconnected");
         } else {
@@ -546,6 +546,9 @@ impl VhostUserPort {
         }
         if self.missed.as_raw_fd() == fd {
             misses::drain(&self.missed);
+            if self.check_hostile(ops) {
+                return;
+            }
             self.ask();
             self.answer_state(ops);
             self.arm_timer();
@@ -570,9 +573,12 @@ impl VhostUserPort {
 
 impl Drop for VhostUserPort {
     fn drop(&mut self) {
-        if let Some(link) = &mut self.link {
+        self.dismiss();
+        if let Some(mut link) = self.link.take() {
             link.session.close(&mut self.rings);
             self.rings.end_late();
+            link.connection.leave();
+            self.strangers.release(link.session.into_gone());
         }
     }
 }

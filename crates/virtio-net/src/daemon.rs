@@ -97,6 +97,7 @@ impl<H: PairHandler> NetBackend<H> {
         let counters = self.counters.get(pair).cloned().unwrap_or_default();
         let options = features::queue_options(self.acked, self.mtu);
         let mut receiveq = Receiveq::new(ReceiveqParts {
+            watch: Default::default(),
             queue: receive,
             kick: None,
             call: None,
@@ -105,7 +106,14 @@ impl<H: PairHandler> NetBackend<H> {
         });
         let options = crate::QueueOptions { enabled: tx.get_ref().is_enabled(), ..options };
         let queue = transmit;
-        let parts = TransmitqParts { queue, kick: None, call: None, counters, options };
+        let parts = TransmitqParts {
+            watch: Default::default(),
+            queue,
+            kick: None,
+            call: None,
+            counters,
+            options,
+        };
         let mut transmitq = Transmitq::new(parts);
         let result = self.work((&mut receiveq, rx), (&mut transmitq, tx));
         keep_position(rx, receiveq.into_parts().queue);

@@ -11,8 +11,11 @@
 //! read of nothing completes at once, and its completion signals the eventfd named in it, which
 //! adds one, or nothing if the counter is full, and never waits. It takes 0.4 us instead of 0.25.
 //! A notification that does not arrive was there already or is the peer's own loss.
+//! How long a call takes is for the peer to say: it is watched ([`CallWatch`]).
 //! **Limits.** A context for each thread that calls, made with its first call. Where the kernel
 //! gives none (see [`can_block`]) a `write` has to do, to an fd that we make non-blocking.
+
+mod watch;
 
 use std::cell::RefCell;
 use std::fmt;
@@ -24,6 +27,8 @@ use port::{CallCounters, Notified};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::{Errno, ReadWriteFlags, ioctl_fionbio, preadv2, write};
 use vmm_sys_util::aio::{IOCB_CMD_PREAD, IOCB_FLAG_RESFD, IoContext, IoControlBlock, IoEvent};
+
+pub use watch::CallWatch;
 
 /// The offset that stands for reading a file that has none.
 const NO_OFFSET: u64 = u64::MAX;
@@ -136,21 +141,20 @@ pub fn signal(fd: &OwnedFd) {
     }
 }
 
-/// Signals what is there.
+/// Calls a driver that wants it, and counts that; who keeps the log of written pages always.
 #[inline]
-pub(crate) fn signal_any(fd: Option<&Arc<OwnedFd>>) {
-    if let Some(fd) = fd {
-        signal(fd);
+pub(crate) fn call(
+    (log, fd): (Option<&Arc<OwnedFd>>, Option<&Arc<OwnedFd>>),
+    wanted: bool,
+    (counters, watch): (&CallCounters, &CallWatch),
+) -> Notified {
+    if let Some(log) = log {
+        watch.signal(log);
     }
-}
-
-/// Calls a driver that wants it, and counts that.
-#[inline]
-pub(crate) fn call(fd: Option<&Arc<OwnedFd>>, wanted: bool, counters: &CallCounters) -> Notified {
     let notified = if wanted && fd.is_some() { Notified::Called } else { Notified::Suppressed };
     counters.count(notified);
     if let (Notified::Called, Some(fd)) = (notified, fd) {
-        signal(fd);
+        watch.signal(fd);
     }
     notified
 }

@@ -11,7 +11,9 @@
 //! in one piece is cut, and as many of its segments are delivered as find some.
 //! **Limits.** With `MRG_RXBUF` a frame takes as many buffers as it needs, all or nothing; without
 //! it one buffer, or it is dropped as `too_large`. A buffer that cannot hold the header breaks the
-//! specification and goes back with nothing written. Kicks stay suppressed.
+//! specification and goes back with nothing written. Kicks stay suppressed. Who sends pays for
+//! what is looked at here: when that were [`PIECES_MAX`] pieces, what is left of the burst is
+//! dropped as `no_buffer`.
 //! No room: the ring is looked at again [`QueueOptions::retries`] times per burst, then frames are
 //! dropped as `no_buffer`; a guest that gave nothing in the last burst gets no second look. Behind
 //! a vIOMMU frames wait for the address of the next buffer (`waiting`), and are dropped as
@@ -31,11 +33,16 @@ use port::{
 use virtq::{ChainBuf, Virtq};
 
 use crate::device::{SharedFilter, SharedHash, SharedOffloads};
+use crate::notify::CallWatch;
 use crate::{HeaderLen, QueueOptions, features, notify};
 use deliver::{Job, Turn, deliver_mergeable, deliver_single};
 
 /// The most chains that are popped for a burst at first; one frame may then take more.
 const POP_MAX: usize = 4 * BURST_MAX;
+
+/// Pieces of chains that one `send` may look at before it gives up: frames of 144 KiB (a burst) in
+/// buffers of 64 bytes take a quarter, with the looks that found too few of them.
+const PIECES_MAX: usize = 1 << 15;
 
 /// How often one look at the ring may find that translations have changed meanwhile.
 const CHANGES_MAX: u32 = 4;
@@ -51,6 +58,8 @@ pub struct ReceiveqParts {
     pub call: Option<Arc<OwnedFd>>,
     /// Where frames and drops are counted.
     pub counters: Arc<QueueCounters>,
+    /// How long calls take.
+    pub watch: Arc<CallWatch>,
     /// What was negotiated.
     pub options: QueueOptions,
 }
@@ -66,6 +75,8 @@ pub struct Receiveq {
     chains_per_frame: usize,
     /// The last burst found no room: no second look until there is some.
     starved: bool,
+    /// Pieces of chains that this `send` may still look at.
+    budget: usize,
     /// What the driver of an embedded device wants; none over vhost-user.
     filter: Option<SharedFilter>,
     /// The hash that the driver wants to be told of each frame.
@@ -88,9 +99,11 @@ pub struct Receiveq {
 enum Look {
     /// All frames are done.
     Done,
-    /// The ring gave all chains that it was asked for, and the next frame needs more.
+    /// The ring gave all chains that it was asked for, or as many as it gives at once and some were
+    /// used up, and the next frame needs more.
     Short,
-    /// The ring has no more chains. The number of those that are left.
+    /// The ring has no more chains, or the next frame needs more than it gives at once. The number
+    /// of those that are left.
     Dry(usize),
     /// The ring is broken.
     Broken(QueueFault),
@@ -102,12 +115,12 @@ impl Receiveq {
     /// Starts with kicks suppressed.
     pub fn new(parts: ReceiveqParts) -> Self {
         let mut this = Self::untouched(parts);
-        this.suppress_kicks();
+        this.begin();
         this
     }
 
-    /// As [`Self::new`], and nothing is written to the ring before [`Self::suppress_kicks`]: for
-    /// who must not touch the guest's memory, but hands the queue to somebody who may.
+    /// As [`Self::new`], and the ring is neither read nor written before [`Self::begin`]: for who
+    /// must not touch the guest's memory, but hands the queue to somebody who may.
     pub fn untouched(parts: ReceiveqParts) -> Self {
         let coalesces = coalesces(&parts.options);
         Self {
@@ -116,6 +129,7 @@ impl Receiveq {
             turn: Turn::with_capacity(POP_MAX),
             chains_per_frame: 1,
             starved: false,
+            budget: PIECES_MAX,
             filter: None,
             offloads: None,
             hash: None,
@@ -128,9 +142,11 @@ impl Receiveq {
         }
     }
 
-    /// Tells the driver not to kick when it gives buffers.
-    pub fn suppress_kicks(&mut self) {
+    /// Tells the driver not to kick when it gives buffers, and asks for the addresses of those that
+    /// are there.
+    pub fn begin(&mut self) {
         self.parts.queue.disable_kicks();
+        self.parts.queue.look_ahead();
     }
 
     /// Sets what the driver wants to receive.
@@ -237,9 +253,26 @@ impl Receiveq {
         let mut left = picked;
         while !left.is_empty() && !self.stalled {
             left = self.adapt(batch, left)?;
-            self.deliver_fitting(batch, &mut left)?;
+            self.deliver_more(batch, &mut left)?;
         }
         Ok(left.len())
+    }
+
+    /// As [`Self::deliver_fitting`], unless enough was looked at.
+    fn deliver_more(&mut self, batch: &Batch<'_>, left: &mut &[u16]) -> Result<(), QueueFault> {
+        if left.is_empty() {
+            return Ok(());
+        }
+        if self.budget == 0 {
+            *left = self.give_up(left);
+            return Ok(());
+        }
+        let result = self.deliver_fitting(batch, left);
+        // A look that was enough is not spent there.
+        if left.is_empty() {
+            self.spend();
+        }
+        result
     }
 
     /// Delivers adapted what the driver does not take at the beginning of `picked`. Returns what is
@@ -258,7 +291,7 @@ impl Receiveq {
         let takes = OffloadSet { csum, ..whole };
         let way = Way { takes, lost: DropReason::PortDown, counters: &counters.egress };
         let (done, result) = adapter.adapt(batch, picked, &way, |batch, mut picked| {
-            self.deliver_fitting(batch, &mut picked)?;
+            self.deliver_more(batch, &mut picked)?;
             if self.stalled {
                 self.hold(batch, picked);
             }
@@ -284,10 +317,15 @@ impl Receiveq {
         while !left.is_empty() && !self.stalled {
             let (frames, look) = self.look(batch, left, want);
             *left = left.get(frames..).unwrap_or_default();
+            if matches!(look, Look::Done) {
+                break;
+            }
+            self.spend();
             match look {
                 Look::Done | Look::Adapt => break,
-                Look::Short => want = want.saturating_mul(2).max(BURST_MAX),
                 Look::Dry(_) if self.stalls() => break,
+                Look::Short | Look::Dry(_) if self.budget == 0 => *left = self.give_up(left),
+                Look::Short => want = want.saturating_mul(2).max(BURST_MAX).min(self.budget),
                 Look::Dry(_) if changes > 0 && self.has_changed() => {
                     changes = changes.saturating_sub(1);
                 }
@@ -378,12 +416,25 @@ impl Receiveq {
             Look::Adapt
         } else if let Some(fault) = fault {
             Look::Broken(QueueFault::Ring(fault))
-        } else if count == want {
+        } else if count == want || (used > 0 && self.chains.is_full()) {
             Look::Short
         } else {
             Look::Dry(count.saturating_sub(used))
         };
         (frames, look)
+    }
+
+    /// The chains of the last look are paid for.
+    #[cold]
+    fn spend(&mut self) {
+        self.budget = self.budget.saturating_sub(self.chains.pieces());
+    }
+
+    /// Drops `left`, because enough was looked at. Returns what is left.
+    #[cold]
+    fn give_up<'p>(&mut self, left: &[u16]) -> &'p [u16] {
+        self.parts.counters.egress.dropped(DropReason::NoBuffer, left.len() as u64);
+        &[]
     }
 
     /// What to do with `left`, for which the ring has no room: the frames that are left after.
@@ -421,6 +472,7 @@ impl Egress for Receiveq {
             self.parts.counters.egress.dropped(DropReason::PortDown, picked.len() as u64);
             return Ok(());
         }
+        self.budget = PIECES_MAX;
         if self.stalled {
             return self.send_behind(batch, picked);
         }
@@ -432,13 +484,15 @@ impl Egress for Receiveq {
     }
 
     fn resume(&mut self) -> Result<(), QueueFault> {
+        self.budget = PIECES_MAX;
         self.deliver_held()
     }
 
     fn notify(&mut self) -> Notified {
         let wanted = self.wants_call();
-        notify::signal_any(self.parts.queue.log_call());
-        notify::call(self.parts.call.as_ref(), wanted, &self.parts.counters.egress.calls)
+        let fds = (self.parts.queue.log_call(), self.parts.call.as_ref());
+        let watch = (&self.parts.counters.egress.calls, &*self.parts.watch);
+        notify::call(fds, wanted, watch)
     }
 
     fn counters(&self) -> &Arc<QueueCounters> {

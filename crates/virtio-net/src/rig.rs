@@ -167,6 +167,7 @@ pub(crate) fn options(more: u64) -> QueueOptions {
 
 pub(crate) fn transmitq(guest: &Guest, options: QueueOptions) -> Transmitq {
     Transmitq::new(TransmitqParts {
+        watch: Default::default(),
         queue: guest.queue.queue_config().activate(&guest.map).unwrap(),
         kick: Some(event()),
         call: Some(event()),
@@ -177,6 +178,7 @@ pub(crate) fn transmitq(guest: &Guest, options: QueueOptions) -> Transmitq {
 
 pub(crate) fn receiveq(guest: &Guest, options: QueueOptions) -> Receiveq {
     Receiveq::new(ReceiveqParts {
+        watch: Default::default(),
         queue: guest.queue.queue_config().activate(&guest.map).unwrap(),
         kick: None,
         call: Some(event()),

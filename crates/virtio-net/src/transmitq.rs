@@ -23,6 +23,7 @@ use virtq::mem::ReadPiece;
 use virtq::{ChainBuf, Chains, Virtq};
 
 use crate::header::{self, HASH_LEN, LEGACY_LEN, V1_LEN};
+use crate::notify::CallWatch;
 use crate::{HeaderLen, QueueOptions, notify};
 
 /// Flags and segmentation type of a header that leaves nothing to do.
@@ -43,6 +44,8 @@ pub struct TransmitqParts {
     pub call: Option<Arc<OwnedFd>>,
     /// Where frames and drops are counted.
     pub counters: Arc<QueueCounters>,
+    /// How long calls take.
+    pub watch: Arc<CallWatch>,
     /// What was negotiated.
     pub options: QueueOptions,
 }
@@ -64,11 +67,12 @@ impl Transmitq {
     pub fn new(parts: TransmitqParts) -> Self {
         let mut this = Self::untouched(parts);
         this.parts.queue.disable_kicks();
+        this.parts.queue.look_ahead();
         this
     }
 
-    /// As [`Self::new`], and nothing is written to the ring before [`Ingress::disarm`]: for who
-    /// must not touch the guest's memory, but hands the queue to somebody who may.
+    /// As [`Self::new`], and the ring is neither read nor written before [`Ingress::disarm`]: for
+    /// who must not touch the guest's memory, but hands the queue to somebody who may.
     pub fn untouched(mut parts: TransmitqParts) -> Self {
         parts.queue.read_only();
         Self { parts, chains: ChainBuf::with_capacity(BURST_MAX), held: false, kept: None }
@@ -198,8 +202,9 @@ impl Ingress for Transmitq {
 
     fn notify(&mut self) -> Notified {
         let wanted = self.wants_call();
-        notify::signal_any(self.parts.queue.log_call());
-        notify::call(self.parts.call.as_ref(), wanted, &self.parts.counters.ingress.calls)
+        let fds = (self.parts.queue.log_call(), self.parts.call.as_ref());
+        let watch = (&self.parts.counters.ingress.calls, &*self.parts.watch);
+        notify::call(fds, wanted, watch)
     }
 
     fn arm(&mut self) -> bool {

@@ -69,8 +69,14 @@ impl Tag {
     }
 }
 
-/// A burst ends early when its chains have more segments than this. One chain can have more.
-pub(crate) const BURST_SEGS: usize = 1 << 16;
+/// A burst ends early when its chains have more segments than this: what is behind it comes in the
+/// next one. Each descriptor is at least one, but for chains of one segment. One chain can have
+/// more, as many as the ring has entries and [`SPLITS_MAX`].
+pub(crate) const BURST_SEGS: usize = 1 << 12;
+
+/// How many segments more than descriptors a chain may have, because buffers lie in several
+/// regions or, behind a vIOMMU, pages.
+pub(crate) const SPLITS_MAX: usize = 1 << 12;
 
 /// How far ahead of the chain in work the next ones' lines are asked for.
 pub const AHEAD: usize = crate::swept!("AHEAD", 8);
@@ -183,16 +189,23 @@ impl ChainBuf {
         }
     }
 
-    /// Empties it; what a guest's oversized chains took goes back to the allocator.
+    /// Empties it.
     #[inline(always)]
     pub(crate) fn clear(&mut self) {
         self.chains.truncate(0);
         self.spread.truncate(0);
         self.segs.truncate(0);
-        if self.segs.items.len() > BURST_SEGS.saturating_mul(2) {
-            self.segs.items.truncate(BURST_SEGS);
-            self.segs.items.shrink_to_fit();
-        }
+    }
+
+    /// Whether the burst in it ended early: the ring may have more chains.
+    #[inline(always)]
+    pub fn is_full(&self) -> bool {
+        self.segs.len() > BURST_SEGS
+    }
+
+    /// What the burst in it was made of: chains, and segments of those that have not just one.
+    pub fn pieces(&self) -> usize {
+        self.chains.len().saturating_add(self.segs.len())
     }
 
     /// Lets chains in one segment go the other way, if none of the burst is there yet and a burst

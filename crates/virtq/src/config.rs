@@ -272,8 +272,12 @@ pub enum QueueError {
         /// Bytes that it needs.
         len: u64,
     },
-    /// An area spans regions that are adjacent in the guest but not in this process.
-    #[error("the {area} at {addr} with {len} bytes spans memory regions that are mapped apart")]
+    /// An area is in one piece for the driver, but not in this process: it spans memory regions, or
+    /// pages behind a vIOMMU.
+    #[error(
+        "the {area} at {addr} with {len} bytes is in pieces that are apart in memory, which is not \
+         supported; a smaller queue size may keep it in one"
+    )]
     Scattered {
         /// Which area.
         area: RingArea,

@@ -16,13 +16,54 @@ pub struct RingLog {
     pub log: DirtyLog,
     /// Guest-physical memory, in which buffers are found by their host address.
     pub memory: GuestMap,
-    /// The guest-physical address of the used ring (split) or of the device event suppression area
-    /// (packed).
-    pub device: GuestPhysAddr,
-    /// The guest-physical address of the descriptor ring (packed).
-    pub desc: GuestPhysAddr,
+    /// Where the guest has the used ring (split) or the device event suppression area (packed).
+    pub device: Places,
+    /// Where it has the descriptor ring (packed).
+    pub desc: Places,
     /// What is to be signalled after pages were noted; by who has the ring, at its notifications.
     pub call: Option<Arc<OwnedFd>>,
+}
+
+/// Where the guest has a part of a ring: pieces, each its address and bytes. Behind a vIOMMU they
+/// may be anywhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places(Vec<(GuestPhysAddr, u64)>);
+
+impl From<GuestPhysAddr> for Places {
+    /// All of it from one address on.
+    fn from(addr: GuestPhysAddr) -> Self {
+        Self(vec![(addr, u64::MAX)])
+    }
+}
+
+impl Places {
+    /// These pieces, one behind the other; those that go on in the guest, too, are one.
+    pub(crate) fn of(pieces: impl IntoIterator<Item = (GuestPhysAddr, u64)>) -> Self {
+        let mut all: Vec<(GuestPhysAddr, u64)> = Vec::new();
+        for (addr, len) in pieces {
+            match all.last_mut() {
+                Some((last, bytes)) if last.0.checked_add(*bytes) == Some(addr.0) => {
+                    *bytes = bytes.saturating_add(len);
+                }
+                _ => all.push((addr, len)),
+            }
+        }
+        Self(all)
+    }
+
+    /// Notes `len` bytes at `offset`.
+    fn mark(&self, log: &DirtyLog, offset: u64, len: u64) {
+        let (mut skip, mut left) = (offset, len);
+        for (addr, bytes) in &self.0 {
+            let Some(here) = bytes.checked_sub(skip) else {
+                skip = skip.saturating_sub(*bytes);
+                continue;
+            };
+            let step = here.min(left);
+            log.mark(GuestPhysAddr(addr.0.wrapping_add(skip)), step);
+            (skip, left) = (0, left.saturating_sub(step));
+        }
+    }
 }
 
 impl RingLog {
@@ -53,19 +94,29 @@ impl RingLog {
 
     /// Notes `len` bytes at `offset` of the used ring or device area.
     pub(crate) fn device(&self, offset: u64, len: u64) {
-        self.log.mark(GuestPhysAddr(self.device.0.wrapping_add(offset)), len);
+        self.device.mark(&self.log, offset, len);
+    }
+
+    /// Notes the entries of a run, (index, count), in a used ring of `size`.
+    pub(crate) fn used(&self, size: u16, run: (u32, u32)) {
+        self.entries((&self.device, 4), (size.into(), 8), run);
+    }
+
+    /// Notes the descriptors of a run, (index, count), in a packed ring of `size`.
+    pub(crate) fn descs(&self, size: u16, run: (u32, u32)) {
+        self.entries((&self.desc, 0), (size.into(), 16), run);
     }
 
     /// Notes `count` entries of `entry` bytes in a ring of `size` of them, from `index` on, that
-    /// starts at `start`.
-    pub(crate) fn entries(&self, start: GuestPhysAddr, ring: (u32, u32), run: (u32, u32)) {
+    /// starts `skip` bytes behind `start`.
+    fn entries(&self, (start, skip): (&Places, u64), ring: (u32, u32), run: (u32, u32)) {
         let ((size, entry), (index, count)) = (ring, run);
         let first = index.checked_rem(size).unwrap_or(0);
         let count = count.min(size);
         let straight = count.min(size.saturating_sub(first));
         let mark = |index: u32, count: u32| {
             let bytes = |n: u32| u64::from(n).saturating_mul(u64::from(entry));
-            self.log.mark(GuestPhysAddr(start.0.wrapping_add(bytes(index))), bytes(count));
+            start.mark(&self.log, skip.saturating_add(bytes(index)), bytes(count));
         };
         mark(first, straight);
         mark(0, count.saturating_sub(straight));

@@ -49,6 +49,14 @@ pub enum ChainError {
         /// Descriptors in the table that the chain is in.
         table: u32,
     },
+    /// Buffers in more pieces than any driver has. (This rule is ours.)
+    #[error("a chain in {segments} or more pieces of memory, at most {limit} are allowed")]
+    Scattered {
+        /// Pieces seen when the walk ended.
+        segments: u32,
+        /// As many as descriptors, and 4096.
+        limit: u32,
+    },
     /// More bytes than a chain may have. (The specification's limit is one byte higher: 2^32. A
     /// length here has 32 bits.)
     #[error("a chain of {total} or more bytes, at most 4294967295 are allowed")]

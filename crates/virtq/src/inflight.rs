@@ -256,11 +256,12 @@ impl Inflight {
         }
     }
 
-    /// The chains that were in flight, in the order in which they were fetched.
+    /// The chains that were in flight, in the order in which they were fetched. Each counter is
+    /// read once: `sort` panics if what it compares changes meanwhile.
     fn in_flight(&self) -> Vec<u16> {
         let is = |index: &u16| self.area.get16(self.state(*index)) & 0xff != 0;
         let mut all: Vec<u16> = (0..self.size).filter(is).collect();
-        all.sort_by_key(|index| self.area.get64(self.state(*index).saturating_add(8)));
+        all.sort_by_cached_key(|index| self.area.get64(self.state(*index).saturating_add(8)));
         all
     }
 

@@ -26,8 +26,9 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::Places;
 use crate::mem::{GuestMap, GuestPhysAddr};
-pub(crate) use pop::{Lookup, Ring, pop, set_iotlb};
+pub(crate) use pop::{Lookup, Ring, look_ahead, pop, set_iotlb};
 pub use ring::RingIotlb;
 use state::State;
 
@@ -156,6 +157,11 @@ impl Iotlb {
     /// Where in the guest's memory an address is.
     pub fn translate(&self, iova: Iova) -> Option<GuestPhysAddr> {
         self.state().translate(iova)
+    }
+
+    /// Where in the guest's memory the pieces of a range are, if all are known.
+    pub fn places(&self, iova: Iova, len: u64) -> Option<Places> {
+        self.state().places(iova, len)
     }
 
     /// Asks for an address, unless that was done already.

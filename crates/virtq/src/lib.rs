@@ -25,7 +25,7 @@ mod walk;
 
 pub use chain::{AHEAD, ChainBuf, Chains, Token};
 pub use config::{Layout, QueueConfig, QueueError, RingArea, RingFeatures, RingPosition};
-pub use dirty::RingLog;
+pub use dirty::{Places, RingLog};
 pub use error::ChainError;
 pub use inflight::{Inflight, inflight_bytes};
 pub use iotlb::{ASKED_MAX, Access, ENTRIES_MAX, Iotlb, IotlbEntry, IotlbMiss, Iova, RingIotlb};

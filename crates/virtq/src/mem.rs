@@ -20,6 +20,7 @@ mod driver_words;
 mod gather;
 pub mod guard;
 mod inflight;
+mod kept;
 mod map;
 mod piece;
 mod pool;

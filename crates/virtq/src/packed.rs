@@ -202,6 +202,14 @@ impl Packed {
         iotlb::set_iotlb(self, iotlb);
     }
 
+    pub(crate) fn look_ahead(&mut self) {
+        iotlb::look_ahead(self);
+    }
+
+    pub(crate) fn is_translated(&self) -> bool {
+        self.lookup.iotlb.is_some()
+    }
+
     /// Whether the next chain waits for a translation.
     #[inline(always)]
     pub(crate) fn is_waiting(&self) -> bool {
@@ -260,6 +268,10 @@ impl Packed {
 
     pub(crate) fn set_log(&mut self, log: Option<Box<RingLog>>) {
         self.log = log;
+        if let Some(log) = self.log() {
+            log.device(0, 4);
+            log.descs(self.config.size, (0, self.config.size.into()));
+        }
     }
 
     pub(crate) fn log(&self) -> Option<&RingLog> {

@@ -170,6 +170,10 @@ impl Virtq {
     /// the bytes written into each.
     #[inline]
     pub fn complete_written(&mut self, buf: &ChainBuf, written: &[u32]) {
+        // They were written already, and noted before a successor could take them as done.
+        if self.log().is_some() {
+            self.log_buffers(buf, written);
+        }
         if self.is_tracked() {
             self.complete_tracked(
                 |this| either!(this, queue => queue.complete_written(buf, written)),
@@ -177,23 +181,33 @@ impl Virtq {
         } else {
             either!(self, queue => queue.complete_written(buf, written));
         }
-        if self.log().is_some() {
-            self.log_buffers(buf, written);
-        }
     }
 
-    /// Notes writes in `log` from now on, or no more. To be called before anything else: what the
-    /// ring wrote before is not noted.
+    /// Notes writes in `log` from now on, or no more. To be called before anything else: buffers
+    /// that were written before are not noted. All of the ring itself is: a predecessor may have
+    /// ended between a store and its note, and recovery may have written to it.
     pub fn set_log(&mut self, log: Option<RingLog>) {
         let log = log.map(Box::new);
         either!(self, queue => queue.set_log(log));
     }
 
     /// Takes addresses of buffers for those behind a vIOMMU. The ring's own addresses are those
-    /// that it was activated with: it has to stop before they mean something else.
+    /// that it was activated with: it has to stop before they mean something else. Does not touch
+    /// the ring.
     pub fn set_iotlb(&mut self, iotlb: Option<RingIotlb>) {
         let iotlb = iotlb.map(Box::new);
         either!(self, queue => queue.set_iotlb(iotlb));
+    }
+
+    /// Whether its addresses are those of a vIOMMU.
+    pub fn is_translated(&self) -> bool {
+        either!(self, queue => queue.is_translated())
+    }
+
+    /// Reads the next chains that are available, and asks for addresses in them that are not known:
+    /// they will be needed soon. Each burst does so at its end.
+    pub fn look_ahead(&mut self) {
+        either!(self, queue => queue.look_ahead());
     }
 
     /// Whether the next chain is left in the ring until an address in it is known: the front end

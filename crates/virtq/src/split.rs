@@ -126,6 +126,14 @@ impl Split {
         iotlb::set_iotlb(self, iotlb);
     }
 
+    pub(crate) fn look_ahead(&mut self) {
+        iotlb::look_ahead(self);
+    }
+
+    pub(crate) fn is_translated(&self) -> bool {
+        self.lookup.iotlb.is_some()
+    }
+
     /// Whether the next chain waits for a translation.
     #[inline(always)]
     pub(crate) fn is_waiting(&self) -> bool {
@@ -175,6 +183,9 @@ impl Split {
 
     pub(crate) fn set_log(&mut self, log: Option<Box<RingLog>>) {
         self.log = log;
+        if let Some(log) = self.log() {
+            log.device(0, u64::from(self.config.size).saturating_mul(8).saturating_add(6));
+        }
     }
 
     pub(crate) fn log(&self) -> Option<&RingLog> {

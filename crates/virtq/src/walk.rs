@@ -4,7 +4,7 @@
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 
 use crate::ChainError;
-use crate::chain::{Pile, Spread, Token};
+use crate::chain::{Pile, SPLITS_MAX, Spread, Token};
 use crate::iotlb::RingIotlb;
 use crate::mem::{GuestMap, GuestPhysAddr, Hit, RawDesc, RawSeg};
 
@@ -36,11 +36,15 @@ pub(crate) struct Sink<'a> {
 }
 
 impl Sink<'_> {
-    /// Adds the segments of a buffer that is not where the last one was. Returns false if a byte is
-    /// not mapped.
+    /// Adds the segments of a buffer that is not where the last one was: at least one. Returns
+    /// false if a byte is not mapped.
     #[cold]
     #[inline(never)]
     fn resolve_slow(&mut self, addr: GuestPhysAddr, len: u32) -> bool {
+        if len == 0 {
+            self.segs.push(RawSeg::default());
+            return true;
+        }
         match &mut self.iotlb {
             None => self.map.resolve_slow(self.hit, addr, len, self.segs),
             Some(iotlb) => iotlb.resolve(self.hit, addr, len, self.segs),
@@ -101,7 +105,13 @@ impl<'a> Walk<'a> {
             self.sink.segs.push(seg);
             return Ok(());
         }
-        if self.sink.resolve_slow(addr, len) { Ok(()) } else { Err(unmapped(addr, len)) }
+        if !self.sink.resolve_slow(addr, len) {
+            return Err(unmapped(addr, len));
+        }
+        // Few buffers can be in very many segments: what a chain costs is bounded by its ring.
+        let segments = self.sink.segs.len().saturating_sub(self.first);
+        let limit = SPLITS_MAX.saturating_add(self.count as usize);
+        if segments > limit { Err(scattered(segments, limit)) } else { Ok(()) }
     }
 
     /// Adds the descriptors of the indirect table that `table` points to, linked by `next`.
@@ -173,8 +183,13 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Segments of one burst: 2^16 before its last chain, which has at most one for each of its
-/// (fewer than 2^32) bytes and of its descriptors of no bytes.
+#[cold]
+fn scattered(segments: usize, limit: usize) -> ChainError {
+    ChainError::Scattered { segments: narrow(segments), limit: narrow(limit) }
+}
+
+/// Segments of one burst: [`crate::chain::BURST_SEGS`] before its last chain, which has as many as
+/// descriptors, [`SPLITS_MAX`] and those of one buffer.
 #[inline(always)]
 pub(crate) fn narrow(segments: usize) -> u32 {
     u32::try_from(segments).unwrap_or(u32::MAX)
@@ -212,3 +227,7 @@ fn table_entries(table: RawDesc) -> Result<u32, ChainError> {
     }
     Ok(len / DESC_BYTES)
 }
+
+#[cfg(test)]
+#[expect(clippy::arithmetic_side_effects, reason = "test code")]
+mod tests;

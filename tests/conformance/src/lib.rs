@@ -7,6 +7,7 @@
 //!       ├──► VirtioUser   dpdk-testpmd, a vhost-user front end without a VM
 //!       ├──► Forwarder    dpdk-testpmd as the back end, which decides nothing
 //!       ├──► OvsDpdk      the switch that is built on the same library
+//!       ├──► VhostUserNet cloud-hypervisor's back end: one guest, one tap
 //!       ├──► Netns        a network namespace with veth pairs, as a container has one
 //!       ├──► Looped       two uplinks of the switch, wired to each other
 //!       └──► Switch       `causeway run`, asked through `causeway ctl --json`
@@ -29,6 +30,7 @@ pub mod scratch;
 pub mod switch;
 pub mod tap;
 pub mod testpmd;
+pub mod vhost_user_net;
 pub mod virtio_user;
 
 pub use environment::{Environment, QemuVersion};
@@ -42,6 +44,7 @@ pub use scratch::Scratch;
 pub use switch::{Ledger, Switch};
 pub use tap::HostTap;
 pub use testpmd::{Cycles, Forwarded};
+pub use vhost_user_net::VhostUserNet;
 pub use virtio_user::{Topology, VirtioUser, VirtioUserSpec};
 
 /// Whether a conformance test configures the machine (hugepages, taps, namespaces): needs root.

@@ -15,6 +15,8 @@
 //! | `path-*` | `virtqueue::Path::serve` | one guest's transmitq to another's receiveq |
 //! | `switch-*` | `virtqueue::Pair::serve` | the same through the switch: a worker's whole turn |
 //! | `iotlb-*` | `virtqueue::Translations::serve` | a message about a translation |
+//! | `segments` | `virtqueue::Segments::serve` | a segment of a large frame, copied and summed |
+//! | `merges` | `virtqueue::Merges::serve` | a segment that is put together with others, summed |
 //! | `two-workers-*` | the same | two workers on two threads, each with a pair of its own |
 //!
 //! `offer` and `reclaim` are the driver's.
@@ -23,7 +25,9 @@
 use std::process::ExitCode;
 
 use virtq::Layout;
-use virtqueue::{Ours, Pair, Path, SIZE, Theirs, Traffic, Translations, Variant, pairs};
+use virtqueue::{
+    Merges, Ours, Pair, Path, SIZE, Segments, Theirs, Traffic, Translations, Variant, pairs,
+};
 
 /// Chains per run: divide callgrind's count by it.
 const CHAINS: u32 = 100_000;
@@ -33,8 +37,11 @@ const KINDS: &str = "split, packed, split-indirect, packed-indirect, split-in-or
                      switch-packed-mixed, switch-split-multiqueue, \
                      switch-split-iommu, switch-packed-iommu, \
                      switch-split-pages, switch-packed-pages, iotlb-few, iotlb-full, \
+                     switch-split-logged, switch-packed-logged, \
+                     switch-split-unlogged, switch-packed-unlogged, \
                      switch-split-limits, switch-packed-limits, switch-split-spread, \
-                     two-workers-split, two-workers-packed, virtio-queue, virtio-queue-indirect";
+                     two-workers-split, two-workers-packed, virtio-queue, virtio-queue-indirect, \
+                     segments, merges";
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
@@ -73,6 +80,20 @@ fn run(kind: &str, batch: usize) -> anyhow::Result<u64> {
             translations.serve(count);
             Ok(())
         })
+    } else if kind == "segments" {
+        let mut segments = Segments::new(burst)?;
+        frames(CHAINS, burst, |count| {
+            anyhow::ensure!(segments.serve() == u32::from(burst), "segments are missing");
+            anyhow::ensure!(count == burst, "{CHAINS} is no multiple of {burst}");
+            Ok(())
+        })
+    } else if kind == "merges" {
+        let mut merges = Merges::new(burst)?;
+        frames(CHAINS, burst, |count| {
+            anyhow::ensure!(merges.serve() == 1, "segments were not put together");
+            anyhow::ensure!(count == burst, "{CHAINS} is no multiple of {burst}");
+            Ok(())
+        })
     } else if kind.starts_with("path-") {
         let mut path = Path::new(layout)?;
         frames(CHAINS, burst, |count| {
@@ -90,6 +111,8 @@ fn run(kind: &str, batch: usize) -> anyhow::Result<u64> {
             Some("multiqueue") => Traffic::Multiqueue,
             Some("iommu") => Traffic::Iommu,
             Some("pages") => Traffic::Pages,
+            Some("logged") => Traffic::Logged,
+            Some("unlogged") => Traffic::LogOff,
             _ => Traffic::Plain,
         };
         let workers = if kind.starts_with("two-workers-") { 2 } else { 1 };

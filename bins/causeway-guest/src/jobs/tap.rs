@@ -47,8 +47,12 @@ impl Namespace {
     /// Makes or opens the tap, if there is to be one.
     pub(crate) fn open(cli: &Cli) -> anyhow::Result<Option<Self>> {
         let Some(name) = &cli.tap else { return Ok(None) };
-        let settings =
-            TapSettings { ifname: name.clone(), queues: cli.queues, netns: cli.netns.clone() };
+        let settings = TapSettings {
+            ifname: name.clone(),
+            queues: cli.queues,
+            netns: cli.netns.clone(),
+            offloads: OffloadSet::NONE,
+        };
         let tap = open_raw(&settings)?;
         let all = OffloadSet { csum: true, uso: true, ..OffloadSet::default() };
         let mut uso = true;

@@ -11,7 +11,7 @@ use control::{AfXdpSpec, InterfaceSpec, PacketMmapSpec, PortKind, Steer, XdpMode
 use packet::MacAddr;
 use port::{DropReason, Egress, Ingress, QueueCounters};
 use switch::PortHandle;
-use uplink::af_xdp::{self, AfXdpControl, AfXdpSettings};
+use uplink::af_xdp::{self, AfXdpControl, AfXdpSettings, Umems};
 use uplink::interface::Link;
 use uplink::packet_mmap::{self, KernelWatch, PacketMmapSettings};
 use uplink::tap::{self, TapSettings};
@@ -30,8 +30,8 @@ pub(super) struct Device {
 #[derive(Debug)]
 enum Kind {
     Tap {
-        /// What the interface had lost when that was counted last.
-        tx_dropped: u64,
+        /// What its queues had lost when that was counted last, and the kernel's name for it.
+        dropped: (&'static str, u64),
     },
     AfXdp {
         control: Box<AfXdpControl>,
@@ -44,17 +44,22 @@ enum Kind {
     PacketMmap(Vec<KernelWatch>),
 }
 
+/// What a SPEC may ask for is what an uplink can have.
+const _: () = assert!(control::spec::UMEM_QUEUES_MAX == af_xdp::UMEM_QUEUES_MAX);
+
 /// Opens what `kind` asks for. Each queue pair counts in its own `counters`. A queue that is in use
-/// is asked for again, while the caller waits, for `patience`.
+/// is asked for again, while the caller waits, for `patience`. `umems` are the memory that some
+/// share.
 pub(super) fn open(
     kind: &PortKind,
+    umems: &Umems,
     counters: &[Arc<QueueCounters>],
     patience: Duration,
 ) -> Result<(Device, Vec<Pair>), String> {
     match kind {
         PortKind::VhostUser(_) => Err("a guest has no interface".to_owned()),
         PortKind::Tap(spec) => open_tap(spec, counters),
-        PortKind::AfXdp(spec) => open_af_xdp(spec, counters, patience),
+        PortKind::AfXdp(spec) => open_af_xdp((spec, umems), counters, patience),
         PortKind::PacketMmap(spec) => open_packet_mmap(spec, counters),
     }
 }
@@ -63,16 +68,16 @@ fn open_tap(
     spec: &InterfaceSpec,
     counters: &[Arc<QueueCounters>],
 ) -> Result<(Device, Vec<Pair>), String> {
-    let InterfaceSpec { ifname, queues, netns, .. } = spec.clone();
-    let settings = TapSettings { ifname, queues, netns };
+    let InterfaceSpec { ifname, queues, netns, offloads, .. } = spec.clone();
+    let settings = TapSettings { ifname, queues, netns, offloads };
     let tap = tap::open(&settings, counters).map_err(|error| error.to_string())?;
-    let tx_dropped = tap.link.tx_dropped().unwrap_or(0);
+    let dropped = tap.link.queue_drops().unwrap_or_default();
     let queues = tap.queues.into_iter().map(boxed).collect();
-    Ok((Device { kind: Kind::Tap { tx_dropped }, link: tap.link }, queues))
+    Ok((Device { kind: Kind::Tap { dropped }, link: tap.link }, queues))
 }
 
 fn open_af_xdp(
-    spec: &AfXdpSpec,
+    (spec, umems): (&AfXdpSpec, &Umems),
     counters: &[Arc<QueueCounters>],
     patience: Duration,
 ) -> Result<(Device, Vec<Pair>), String> {
@@ -93,9 +98,10 @@ fn open_af_xdp(
             Steer::Mac => af_xdp::Steer::Mac,
         },
         busy_poll: spec.busy_poll,
+        umem: spec.umem.clone(),
         patience,
     };
-    let xdp = af_xdp::open(&settings, counters).map_err(|error| error.to_string())?;
+    let xdp = af_xdp::open(&settings, umems, counters).map_err(|error| error.to_string())?;
     let counted = vec![af_xdp::KernelDrops::default(); counters.len()];
     let (control, steer, stations) = (Box::new(xdp.control), spec.steer, Vec::new());
     let kind = Kind::AfXdp { control, steer, counted, stations };
@@ -106,12 +112,13 @@ fn open_packet_mmap(
     spec: &PacketMmapSpec,
     counters: &[Arc<QueueCounters>],
 ) -> Result<(Device, Vec<Pair>), String> {
-    let InterfaceSpec { ifname, queues, netns, .. } = spec.interface.clone();
+    let InterfaceSpec { ifname, queues, netns, offloads, .. } = spec.interface.clone();
     let defaults = PacketMmapSettings::default();
     let settings = PacketMmapSettings {
         ifname,
         queues,
         netns,
+        offloads,
         block_size: spec.block_size.unwrap_or(defaults.block_size),
         blocks: spec.blocks.unwrap_or(defaults.blocks),
         retire_ms: spec.retire_ms.unwrap_or(defaults.retire_ms),
@@ -150,6 +157,14 @@ impl Device {
         }
     }
 
+    /// The memory for frames that it shares with other interfaces; else empty.
+    pub(super) fn umem(&self) -> &str {
+        match &self.kind {
+            Kind::Tap { .. } | Kind::PacketMmap(_) => "",
+            Kind::AfXdp { control, .. } => control.umem_name().unwrap_or_default(),
+        }
+    }
+
     /// Becomes readable when something happens to interfaces.
     pub(super) fn event_fd(&self) -> BorrowedFd<'_> {
         self.link.event_fd()
@@ -158,11 +173,11 @@ impl Device {
     /// Asks the kernel what it dropped since the last time, and counts it.
     pub(super) fn count_kernel_drops(&mut self, handle: &PortHandle) {
         match &mut self.kind {
-            Kind::Tap { tx_dropped } => {
-                let Some(now) = self.link.tx_dropped() else { return };
+            Kind::Tap { dropped } => {
+                let Some(now) = self.link.queue_drops() else { return };
                 // The kernel counts a tap as a whole.
-                count(handle, 0, DropReason::KernelRingFull, now.saturating_sub(*tx_dropped));
-                *tx_dropped = now;
+                count(handle, 0, DropReason::KernelRingFull, now.1.saturating_sub(dropped.1));
+                *dropped = now;
             }
             Kind::AfXdp { control, counted, .. } => {
                 control.nudge();
@@ -191,7 +206,7 @@ impl Device {
             counts.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
         };
         match &self.kind {
-            Kind::Tap { tx_dropped } => vec![named(&[("tx_dropped", *tx_dropped)])],
+            Kind::Tap { dropped } => vec![named(&[*dropped])],
             Kind::AfXdp { control, .. } => {
                 let counts = control.kernel_counts().unwrap_or_default();
                 counts.iter().map(|queue| named(&queue.by_name())).collect()

@@ -149,14 +149,17 @@ impl App {
         while let Ok(news) = self.handing.news.try_recv() {
             let Some(under_way) = self.handing.under_way.take() else { continue };
             let pid = under_way.pid;
-            let handed = news.and_then(|(channel, prepared)| {
-                self.hand_over(channel, &under_way).map(|outage| (outage, prepared))
+            let handed = news.and_then(|(mut channel, prepared)| {
+                let outage = self.hand_over(&mut channel, &under_way)?;
+                Ok((outage, prepared, channel))
             });
             match handed {
-                Ok((outage, prepared)) => {
+                Ok((outage, prepared, channel)) => {
                     let outage_us = u64::try_from(outage.as_micros()).unwrap_or(u64::MAX);
                     tracing::info!(pid, outage_us, "handed over, leaving");
                     self.leave(pid, &prepared);
+                    // The other process waits for this with what ports had that it did not take.
+                    drop(channel);
                 }
                 Err(error) => {
                     tracing::warn!(pid, %error, "not taken over: this process goes on");
@@ -170,7 +173,7 @@ impl App {
     /// Returns how long nobody served, as far as that is known here.
     fn hand_over(
         &mut self,
-        mut channel: Channel,
+        channel: &mut Channel,
         under_way: &UnderWay,
     ) -> Result<Duration, HandoverError> {
         channel.patience(SWITCH_TIME)?;
@@ -178,7 +181,7 @@ impl App {
         self.pause();
         let mut fds = Outgoing::default();
         let result = match self.state(under_way, &mut fds) {
-            Ok(state) => conclude(&mut channel, &state, &fds.into_fds()),
+            Ok(state) => conclude(channel, &state, &fds.into_fds()),
             Err(error) => {
                 channel.abort(&error);
                 Err(Failed { error: HandoverError::Aborted(error), doubt: false })
@@ -267,16 +270,16 @@ impl App {
     fn stations(&self) -> Vec<Station> {
         let names: BTreeMap<_, _> =
             self.ports.iter().map(|port| (port.handle.id, &port.spec.name)).collect();
-        let learned = self.switch.fdb().into_iter().filter(|entry| !entry.fixed);
         let station = |entry: switch::FdbEntry| {
             Some(Station {
                 mac: entry.mac.to_string(),
                 vlan: entry.vlan.get(),
                 port: (*names.get(&entry.port)?).clone(),
                 age_s: entry.age_secs,
+                fixed: entry.fixed,
             })
         };
-        learned.filter_map(station).collect()
+        self.switch.fdb().into_iter().filter_map(station).collect()
     }
 
     fn changes(&mut self) -> BTreeMap<String, u64> {
@@ -313,11 +316,9 @@ impl App {
         under_way: &UnderWay,
         fds: &mut Outgoing,
     ) -> Result<PortStop, String> {
-        let counts = self.switch.record_port(port.handle.id);
         let mut stop = PortStop {
             name: port.spec.name.clone(),
             status: Status::of(port.handle.status.read()),
-            counts: counts.iter().map(QueueCount::of).collect(),
             elsewhere: self.switch.elsewhere(port.handle.id).to_array(),
             debt: Debt::of(self.switch.port_debt(port.handle.id)),
             ..PortStop::default()
@@ -341,6 +342,9 @@ impl App {
                 }
             }
         }
+        // An uplink that is taken apart settles what the kernel did not send.
+        let counts = self.switch.record_port(port.handle.id);
+        stop.counts = counts.iter().map(QueueCount::of).collect();
         Ok(stop)
     }
 }

@@ -61,6 +61,11 @@ impl Port {
 }
 
 impl App {
+    /// Says which ports there will be, before they are added.
+    pub(crate) fn plan<'a>(&self, ports: impl IntoIterator<Item = &'a PortSpec>) {
+        self.uplinks.plan(ports);
+    }
+
     /// Adds a port with its static entries.
     pub(crate) fn add(
         &mut self,
@@ -123,7 +128,8 @@ impl App {
         if spread && self.switch.worker_cpus().len() == 1 {
             tracing::warn!(port = spec.name, "spread=on, but there is one worker only");
         }
-        Ok(PortConfig { workers, spread, ..config })
+        let outward = spec.kind.interface().is_some();
+        Ok(PortConfig { workers, spread, outward, ..config })
     }
 
     /// Takes a port that is no more in the list apart, and returns what it was.
@@ -160,8 +166,8 @@ impl App {
         match &port.spec.kind {
             PortKind::VhostUser(spec) => self.open_guest(port, spec).map(Side::Guest),
             PortKind::Tap(_) | PortKind::AfXdp(_) | PortKind::PacketMmap(_) => {
-                let events = Arc::clone(&self.link_events);
-                UplinkSide::open(events, &self.switch, &port.handle, (&port.spec.kind, patience))
+                let common = Arc::clone(&self.uplinks);
+                UplinkSide::open(common, &self.switch, &port.handle, (&port.spec.kind, patience))
                     .map(|uplink| Side::Uplink(Box::new(uplink)))
             }
         }
@@ -226,6 +232,7 @@ impl App {
 
     /// Tries again what is absent, and looks at interfaces.
     pub(super) fn look_after_ports(&mut self) {
+        self.uplinks.look_after();
         let mut ports = std::mem::take(&mut self.ports);
         for port in &mut ports {
             match &mut port.side {
@@ -285,10 +292,14 @@ impl App {
         if let Err(clash) = check_stations(self.specs().chain([&spec]), &statics) {
             return Reply::Failed(clash.message);
         }
+        self.plan(self.specs().chain([&spec]));
         let name = spec.name.clone();
         match self.add(&spec, Vec::new(), Origin::Client) {
             Ok(()) => Reply::done(format!("added port {name}")),
-            Err(error) => Reply::Failed(error),
+            Err(error) => {
+                self.plan(self.specs());
+                Reply::Failed(error)
+            }
         }
     }
 
@@ -297,6 +308,7 @@ impl App {
             Some(port) => {
                 let port = self.remove(port);
                 self.forget_state(&port.spec);
+                self.plan(self.specs());
                 Reply::done(format!("removed port {name}"))
             }
             None => self.no_port(name),

@@ -56,6 +56,7 @@ impl App {
         if let Err(error) = checked {
             return Reply::Usage(format!("{}: {error}", source.file.display()));
         }
+        self.plan(all());
         let difference = Difference::between(&self.running(source), &new);
         let given = new.ports.split_off(from_file);
         let done = self.apply(&difference, &new, &given);

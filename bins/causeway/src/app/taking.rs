@@ -127,10 +127,21 @@ impl Taken {
         self.fds.take(self.offer.service?).ok()
     }
 
+    /// Whether another port of the old process has the UMEM that `spec` names.
+    fn has_umem_of(&self, spec: &PortSpec) -> bool {
+        let umem = spec.keys().into_iter().find(|(key, _)| *key == "umem");
+        let has = |port: &PortOffer, umem: &str| {
+            port.keys.iter().any(|(key, value)| key == "umem" && value == umem)
+        };
+        umem.is_some_and(|(_, umem)| self.offer.ports.iter().any(|port| has(port, &umem)))
+    }
+
     fn plan(&self, spec: &PortSpec) -> Plan {
         let resource = spec.resource();
         let mut ports = self.offer.ports.iter();
         match ports.find(|port| port.resource == resource) {
+            // Memory that it is to share is still the old process's.
+            None if self.has_umem_of(spec) => Plan::Later,
             None => Plan::Open,
             Some(port) if port.goes_on_as(spec) && (port.guest.is_some() || port.uplink) => {
                 Plan::Adopt(Box::new(port.clone()))
@@ -207,6 +218,11 @@ impl App {
         }
         // What nobody took would keep sockets of ports that ended alive.
         taken.fds = Incoming::default();
+        if taken.channel.is_closed() {
+            self.uplinks.settle();
+        } else {
+            tracing::warn!(pid, "the old process does not end: nobody gets its room in UMEMs");
+        }
         if taken.later {
             self.look_after_ports();
         }
@@ -247,7 +263,7 @@ impl App {
                 mac: MacAddr(station.mac.parse::<control::MacAddress>().ok()?.bytes()),
                 port: *taken.adopted.get(&station.port)?,
                 age_secs: station.age_s,
-                fixed: false,
+                fixed: station.fixed,
             })
         };
         let refused = self.switch.restore_fdb(stations.iter().filter_map(entry));
@@ -310,8 +326,8 @@ impl App {
                 let all = parts.fds.iter().map(|fd| fds.take(*fd));
                 let all = all.collect::<Result<Vec<_>, _>>().map_err(|e| e.to_string())?;
                 let parts = Parts { state: parts.state, fds: all };
-                let events = std::sync::Arc::clone(&self.link_events);
-                let uplink = UplinkSide::adopt(events, &port.handle, kind, parts)?;
+                let common = std::sync::Arc::clone(&self.uplinks);
+                let uplink = UplinkSide::adopt(common, &port.handle, kind, parts)?;
                 port.side = Side::Uplink(Box::new(uplink));
             }
             _ => {}

@@ -15,43 +15,65 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use control::{InterfaceSpec, PortKind};
+use control::{InterfaceSpec, PortKind, PortSpec, umem_rooms};
 use port::{Fabric, PortId, PortState, QueueId};
 use rustix::event::epoll;
 use switch::{PortHandle, Switch};
+use uplink::af_xdp::Umems;
 use uplink::interface::{Finder, LinkState};
 
 use super::device::{self, Device};
 use handover::Paused;
 
-/// The events of all interfaces as one fd. What is closed leaves it by itself.
+/// What all uplinks have together.
 #[derive(Debug)]
-pub(super) struct LinkEvents(OwnedFd);
+pub(super) struct Common {
+    /// The events of all interfaces as one fd. What is closed leaves it by itself.
+    events: OwnedFd,
+    /// The memory that some of them share.
+    umems: Umems,
+}
 
-impl LinkEvents {
+impl Common {
     pub(super) fn new() -> io::Result<Self> {
-        Ok(Self(epoll::create(epoll::CreateFlags::CLOEXEC)?))
+        let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        Ok(Self { events, umems: Umems::default() })
+    }
+
+    /// Says which ports there will be, for memory that they share and that is made from now on.
+    pub(super) fn plan<'a>(&self, ports: impl IntoIterator<Item = &'a PortSpec>) {
+        self.umems.plan(umem_rooms(ports));
+    }
+
+    /// A process that handed over has let go of everything.
+    pub(super) fn settle(&self) {
+        self.umems.settle();
+    }
+
+    /// To be called now and then.
+    pub(super) fn look_after(&self) {
+        self.umems.look();
     }
 
     fn add(&self, fd: BorrowedFd<'_>) {
         let data = epoll::EventData::new_u64(0);
-        if let Err(error) = epoll::add(&self.0, fd, data, epoll::EventFlags::IN) {
+        if let Err(error) = epoll::add(&self.events, fd, data, epoll::EventFlags::IN) {
             // The interface is looked at once a second all the same.
             tracing::warn!(%error, "cannot follow an interface");
         }
     }
 }
 
-impl AsFd for LinkEvents {
+impl AsFd for Common {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.events.as_fd()
     }
 }
 
 /// An uplink that is, or was, open.
 #[derive(Debug)]
 pub(super) struct UplinkSide {
-    events: Arc<LinkEvents>,
+    common: Arc<Common>,
     kind: PortKind,
     interface: InterfaceSpec,
     state: State,
@@ -72,17 +94,17 @@ impl UplinkSide {
     /// Opens the interface and hands its queues to the switch; `kind` is one of uplinks. Waits for
     /// a queue that is in use for `patience`.
     pub(super) fn open(
-        events: Arc<LinkEvents>,
+        common: Arc<Common>,
         switch: &Switch,
         handle: &PortHandle,
         (kind, patience): (&PortKind, Duration),
     ) -> Result<Self, String> {
         let interface = kind.interface().cloned().unwrap_or_default();
-        let device = attach(switch, handle, (kind, patience))?;
+        let device = attach(switch, handle, &common.umems, (kind, patience))?;
         let made = device.link().was_made();
-        events.add(device.event_fd());
+        common.add(device.event_fd());
         Ok(Self {
-            events,
+            common,
             kind: kind.clone(),
             interface,
             state: State::Open(device),
@@ -143,7 +165,7 @@ impl UplinkSide {
         let reason = format!("interface {} is lost: {reason}", device.link().name());
         device.count_kernel_drops(handle);
         let finder = Finder::new(&self.interface.ifname, self.interface.netns.as_deref()).ok();
-        finder.iter().for_each(|finder| self.events.add(finder.event_fd()));
+        finder.iter().for_each(|finder| self.common.add(finder.event_fd()));
         drop(std::mem::replace(&mut self.state, State::Lost(finder)));
         detach(switch, handle.id, self.interface.queues);
         tracing::warn!(reason);
@@ -159,17 +181,17 @@ impl UplinkSide {
         if finder.is_none() {
             let found = Finder::new(&self.interface.ifname, self.interface.netns.as_deref());
             *finder = found.ok();
-            finder.iter().for_each(|finder| self.events.add(finder.event_fd()));
+            finder.iter().for_each(|finder| self.common.add(finder.event_fd()));
         }
         let found = finder.as_ref().map(Finder::found);
         let Some(found) = found else { return };
         if !found && !self.made {
             return;
         }
-        match attach(switch, handle, (&self.kind, Duration::ZERO)) {
+        match attach(switch, handle, &self.common.umems, (&self.kind, Duration::ZERO)) {
             Ok(device) => {
                 tracing::info!(interface = self.interface.ifname, "is back");
-                self.events.add(device.event_fd());
+                self.common.add(device.event_fd());
                 self.state = State::Open(device);
             }
             Err(error) => handle.status.set(PortState::Down, error),
@@ -180,10 +202,11 @@ impl UplinkSide {
 fn attach(
     switch: &Switch,
     handle: &PortHandle,
+    umems: &Umems,
     (kind, patience): (&PortKind, Duration),
 ) -> Result<Device, String> {
     let counters: Vec<_> = (0..kind.pairs()).filter_map(|pair| handle.counters(pair)).collect();
-    let (device, queues) = device::open(kind, &counters, patience)?;
+    let (device, queues) = device::open(kind, umems, &counters, patience)?;
     for (pair, (ingress, egress)) in (0..kind.pairs()).zip(queues) {
         let at = QueueId { port: handle.id, pair };
         switch.attach_egress(at, egress);

@@ -32,6 +32,7 @@ impl App {
                 placement: placed(&placement, id),
                 interface: interface(port),
                 front_end: front_end(port, manager),
+                offloads: port.spec.kind.offloads(),
                 spec: port.spec.to_string(),
             }
         });
@@ -176,6 +177,7 @@ fn interface(port: &Port) -> Option<InterfaceView> {
         mtu: link.current_mtu(),
         driver: link.driver().0,
         mode: device.mode().to_owned(),
+        umem: device.umem().to_owned(),
         kernel: device.kernel_counts(),
     })
 }

@@ -61,6 +61,7 @@ impl Guest {
         let options = queue_options(features, MTU);
         // This driver polls: it needs no calls, and the receiveq is never waited for.
         let device = Transmitq::new(TransmitqParts {
+            watch: Default::default(),
             queue: transmitq.queue_config().activate(&map)?,
             kick: Some(Arc::clone(&kick)),
             call: None,
@@ -68,6 +69,7 @@ impl Guest {
             options,
         });
         let device_receiveq = Receiveq::new(ReceiveqParts {
+            watch: Default::default(),
             queue: receiveq.queue_config().activate(&map)?,
             kick: None,
             call: None,

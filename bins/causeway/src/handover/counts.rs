@@ -23,6 +23,7 @@ struct WayCount {
     kicks: u64,
     segments_added: u64,
     merged: u64,
+    lost: [u64; 2],
     calls: u64,
     calls_suppressed: u64,
     drops: BTreeMap<String, u64>,
@@ -54,6 +55,7 @@ impl WayCount {
             kicks: record.kicks,
             segments_added: record.segments_added,
             merged: record.merged,
+            lost: record.lost,
             calls: record.calls.sent,
             calls_suppressed: record.calls.suppressed,
             drops: named(&record.drops),
@@ -67,6 +69,7 @@ impl WayCount {
             kicks: self.kicks,
             segments_added: self.segments_added,
             merged: self.merged,
+            lost: self.lost,
             calls: CallTotals { sent: self.calls, suppressed: self.calls_suppressed },
             drops: numbered(&self.drops),
         }
@@ -127,6 +130,7 @@ mod tests {
         counters.ingress.received(10, 1000);
         counters.ingress.dropped(DropReason::Runt, 1);
         counters.egress.sent(7, 700);
+        counters.egress.lost(2, 130);
         counters.egress.segmented(2);
         counters.egress.merged(1);
         counters.egress.dropped(DropReason::NoBuffer, 3);

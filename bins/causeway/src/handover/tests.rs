@@ -43,6 +43,9 @@ fn what_the_switch_alone_knows_may_change() {
     ] {
         assert_eq!(offer.goes_on_as(&spec(text)), goes_on, "{text}");
     }
+    let tap = PortOffer::of(&spec("tap:name=t0,ifname=t0"), &[], "file");
+    assert!(tap.goes_on_as(&spec("tap:name=t0,ifname=t0,offloads=off")));
+    assert!(!tap.goes_on_as(&spec("tap:name=t0,ifname=t0,queues=2")));
     // A key that only a newer program knows is a difference.
     let mut newer = offer.clone();
     newer.keys.push(("colour".to_owned(), "blue".to_owned()));

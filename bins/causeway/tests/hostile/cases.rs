@@ -5,6 +5,7 @@ mod chains;
 mod fds;
 mod frames;
 mod load;
+mod long;
 mod mappings;
 mod memory;
 mod messages;
@@ -19,7 +20,7 @@ use crate::world::{Case, run};
 /// The least number of cases; each runs with split and with packed rings.
 const PROMISED: usize = 200;
 
-fn all() -> [Vec<Case>; 13] {
+fn all() -> [Vec<Case>; 14] {
     [
         messages::cases(),
         memory::cases(),
@@ -30,6 +31,7 @@ fn all() -> [Vec<Case>; 13] {
         states::cases(),
         transfers::cases(),
         load::cases(),
+        long::cases(),
         mappings::cases(),
         translations::cases(),
         requests::cases(),
@@ -91,6 +93,11 @@ fn transfers() {
 #[test]
 fn floods() {
     run(&load::cases());
+}
+
+#[test]
+fn long_chains() {
+    run(&long::cases());
 }
 
 #[test]

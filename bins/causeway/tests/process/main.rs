@@ -15,6 +15,7 @@ mod driver;
 mod guest;
 mod life;
 mod limits;
+mod masks;
 mod memory;
 mod namespace;
 mod ports;

@@ -74,6 +74,32 @@ fn ports_that_stay_lose_no_frame_while_others_come_and_go() {
     });
 }
 
+/// Its guest has moved to another host, which is behind a tap here.
+#[test]
+fn a_guest_that_is_elsewhere_is_there_for_a_successor_too() {
+    let mut bed = Bed::new();
+    let away = "vhost-user:name=away,socket=away.sock,mac=02:00:00:00:00:05";
+    let (left, right) = pair(&mut bed, &["--port", away]);
+    let (sender, _receiver) = (left.udp("10.9.0.1:7"), right.udp("10.9.0.2:7"));
+    let is_left = |bed: &Bed| {
+        let known = bed.json(&["fdb"]);
+        let of_it = |entry: &&serde_json::Value| entry["mac"] == "02:00:00:00:00:05";
+        let entry = known["entries"].as_array().unwrap().iter().find(of_it).unwrap();
+        entry["port"] == "left" && entry["static"] == true
+    };
+    assert!(!is_left(&bed));
+    // From now on its kernel may send something by itself.
+    let _ = left.ip(&["link", "set", "left", "address", "02:00:00:00:00:05"]);
+    eventually("it was seen", || {
+        let _ = sender.send_to(&[0], "10.9.0.2:7");
+        is_left(&bed)
+    });
+    drop(sender);
+    let _ = left.ip(&["link", "set", "left", "down"]);
+    bed.take_over(&[]);
+    assert!(is_left(&bed));
+}
+
 #[test]
 fn large_and_small_frames_reach_the_other_side() {
     let mut bed = Bed::new();
@@ -161,4 +187,60 @@ fn a_stop_leaves_no_interface_behind() {
     assert!(namespace.has("t0"));
     assert_eq!(bed.end(rustix::process::Signal::TERM).code(), Some(0));
     assert!(!namespace.has("t0"));
+}
+
+/// The sandbox hides what is behind a process's links in /proc: that is no reason to let go.
+#[test]
+fn a_namespace_of_a_process_is_kept_in_the_sandbox_while_the_process_lives() {
+    let namespace = Namespace::new();
+    let mut process = std::process::Command::new("ip")
+        .args(["netns", "exec", namespace.name(), "sleep", "30"])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let path = format!("/proc/{}/ns/net", process.id());
+    let ours = std::fs::read_link("/proc/self/ns/net").unwrap();
+    eventually("the process is in the namespace", || {
+        std::fs::read_link(&path).is_ok_and(|other| other != ours)
+    });
+    let bed = Bed::started(&["--port", &format!("tap:name=t,ifname=t0,netns={path}")]);
+    let _ = bed.wait_state("t", "up");
+    for mtu in [1400, 1300] {
+        // Each change makes the switch look at the interface, and at the name of its namespace.
+        let _ = namespace.ip(&["link", "set", "t0", "mtu", &mtu.to_string()]);
+        eventually("the MTU is seen", || bed.port("t")["interface"]["mtu"] == mtu);
+        assert_eq!(bed.port("t")["state"], "up", "{}", bed.log());
+    }
+    process.kill().unwrap();
+    let _ = process.wait().unwrap();
+    let _ = namespace.ip(&["link", "set", "t0", "mtu", "1200"]);
+    let text = bed.wait_state("t", "down").to_string();
+    assert!(text.contains("its network namespace was removed"), "{text}");
+}
+
+/// It is opened in mounts of its own, which the sandbox of a switch without one does not have.
+#[test]
+fn a_macvtap_that_comes_after_the_start_is_refused_in_words_that_help() {
+    let namespace = Namespace::new();
+    let kinds = ["--allow-kind", "tap", "--allow-kind", "netns"];
+    let bed = Bed::started(&kinds);
+    let _ = namespace.ip(&["link", "add", "below0", "type", "veth", "peer", "name", "p0"]);
+    let _ = namespace.ip(&["link", "add", "mv0", "link", "below0", "type", "macvtap"]);
+    let spec = format!("tap:name=m,ifname=mv0,netns={}", namespace.name());
+    let (code, _, error) = bed.ctl_full(&["port", "add", &spec]);
+    assert_eq!(code, 1);
+    assert!(error.contains("CAP_MKNOD") && !error.contains("CAP_NET_ADMIN"), "{error}");
+    assert!(error.contains("let it be there at the start, or use `--sandbox off`"), "{error}");
+    // As it says.
+    let _ = namespace.ip(&["link", "set", "below0", "up"]);
+    let _ = namespace.ip(&["link", "set", "p0", "up"]);
+    for late in [false, true] {
+        let start = if late { ["--sandbox", "off"] } else { ["--port", &spec] };
+        let bed = Bed::started(&start);
+        if late {
+            let _ = bed.ctl(&["port", "add", &spec]);
+        }
+        let _ = bed.wait_state("m", "up");
+    }
 }

@@ -2,6 +2,7 @@
 //! root; says so if it is missing.
 
 mod places;
+mod umem;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};

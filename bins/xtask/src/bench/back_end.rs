@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::ValueEnum;
-use conformance::{Environment, Forwarder, OvsDpdk, Scratch, Switch};
+use conformance::{Environment, Forwarder, OvsDpdk, Scratch, Switch, VhostUserNet};
 use serde::{Deserialize, Serialize};
 
 use super::machine::Versions;
@@ -34,6 +34,9 @@ pub(crate) enum Subject {
     Ovs,
     /// DPDK's testpmd, which passes frames on and decides nothing (io)
     Testpmd,
+    /// cloud-hypervisor's `vhost_user_net`, which joins one guest and a tap.
+    #[value(skip)]
+    VhostUserNet,
 }
 
 /// A back end to start.
@@ -68,6 +71,7 @@ pub(crate) enum BackEnd {
         dropped: u64,
     },
     Testpmd(Forwarder),
+    VhostUserNet(VhostUserNet),
 }
 
 /// What `ctl --json top --once` says, as far as it matters here.
@@ -102,6 +106,7 @@ impl Subject {
             Self::CausewayInterrupt => "causeway interrupt",
             Self::Ovs => "OVS-DPDK",
             Self::Testpmd => "testpmd io",
+            Self::VhostUserNet => "vhost_user_net",
         }
     }
 
@@ -112,14 +117,14 @@ impl Subject {
 
     /// Whether its polling thread stays awake under load.
     pub(crate) fn polls(self) -> bool {
-        self != Self::CausewayInterrupt
+        !matches!(self, Self::CausewayInterrupt | Self::VhostUserNet)
     }
 
     fn poll(self) -> &'static str {
         match self {
             Self::CausewayBusy => "busy",
             Self::CausewayInterrupt => "interrupt",
-            Self::Causeway | Self::Ovs | Self::Testpmd => "adaptive",
+            Self::Causeway | Self::Ovs | Self::Testpmd | Self::VhostUserNet => "adaptive",
         }
     }
 }
@@ -141,6 +146,7 @@ pub(crate) fn available(
         let had = match peer {
             Subject::Ovs => environment.ovs().and_then(|programs| programs.version()).map(Some),
             Subject::Testpmd => environment.testpmd().map(|_| None),
+            Subject::VhostUserNet => Err(one_guest()),
             Subject::Causeway | Subject::CausewayBusy | Subject::CausewayInterrupt => Ok(None),
         };
         match had {
@@ -205,6 +211,7 @@ impl BackEnd {
             Subject::Testpmd => {
                 Forwarder::between_sockets(environment, &sockets, folder).map(Self::Testpmd)
             }
+            Subject::VhostUserNet => Err(one_guest()),
         }
     }
 
@@ -217,7 +224,7 @@ impl BackEnd {
     pub(crate) fn ctl(&self, arguments: &[&str]) -> Result<String> {
         match self {
             Self::Switch { switch, .. } => switch.ctl(arguments),
-            Self::Ovs { .. } | Self::Testpmd(_) => Ok(String::new()),
+            Self::Ovs { .. } | Self::Testpmd(_) | Self::VhostUserNet(_) => Ok(String::new()),
         }
     }
 
@@ -226,7 +233,7 @@ impl BackEnd {
         match self {
             Self::Switch { switch, .. } => switch.wait_ports_up(&["g0", "g1"])?,
             Self::Ovs { ovs, .. } => ovs.wait_ports_up()?,
-            Self::Testpmd(_) => {}
+            Self::Testpmd(_) | Self::VhostUserNet(_) => {}
         }
         std::thread::sleep(SETTLE);
         Ok(())
@@ -238,10 +245,12 @@ impl BackEnd {
             Self::Switch { switch, .. } => switch.id(),
             Self::Ovs { ovs, .. } => ovs.id(),
             Self::Testpmd(forwarder) => forwarder.id(),
+            Self::VhostUserNet(back_end) => back_end.id(),
         }
     }
 
-    /// Lets its account count from now on; testpmd's counts from its start.
+    /// Lets its account count from now on; testpmd's counts from its start, and `vhost_user_net`
+    /// has none.
     pub(crate) fn begin(&mut self) -> Result<()> {
         match self {
             Self::Switch { switch, dropped, .. } => *dropped = switch.stats()?.ledger().drops,
@@ -249,7 +258,7 @@ impl BackEnd {
                 *dropped = ovs.dropped()?;
                 ovs.clear_cycles()?;
             }
-            Self::Testpmd(_) => {}
+            Self::Testpmd(_) | Self::VhostUserNet(_) => {}
         }
         Ok(())
     }
@@ -284,6 +293,7 @@ impl BackEnd {
                     busy_ratio: None,
                 })
             }
+            Self::VhostUserNet(_) => Ok(Account::default()),
         }
     }
 
@@ -295,10 +305,15 @@ impl BackEnd {
                 switch.stop()
             }
             Self::Testpmd(forwarder) => forwarder.stop(),
+            Self::VhostUserNet(back_end) => back_end.stop(),
             // Dropped, it ends: its database is of no use to anybody.
             Self::Ovs { .. } => Ok(()),
         }
     }
+}
+
+fn one_guest() -> anyhow::Error {
+    anyhow!("{} serves one guest and a tap, not two guests", Subject::VhostUserNet.name())
 }
 
 fn start_switch(setup: &Setup, sockets: &[PathBuf; 2], scratch: &Scratch) -> Result<BackEnd> {

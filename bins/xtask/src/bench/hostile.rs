@@ -14,7 +14,7 @@
 //! what it costs to have such a neighbour at all is the third, and the ratio of `beside` to it is
 //! what the switch lets it do. The control thread runs on CPU 1: its share of it is shown.
 //!
-//! **Limits.** A run takes 9 s: 3 runs of 10 acts with two kinds of rings 9 minutes, up to three
+//! **Limits.** A run takes 9 s: 3 runs of 13 acts with two kinds of rings 12 minutes, up to three
 //! times as long where the machine is disturbed.
 
 mod acts;

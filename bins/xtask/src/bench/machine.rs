@@ -32,6 +32,9 @@ pub(crate) struct Versions {
     pub(crate) ovs: Option<String>,
     #[serde(default)]
     pub(crate) qemu: Option<String>,
+    /// cloud-hypervisor's back end.
+    #[serde(default)]
+    pub(crate) vhost_user_net: Option<String>,
 }
 
 impl Machine {
@@ -67,6 +70,7 @@ impl Versions {
             dpdk: self.dpdk.or(other.dpdk),
             ovs: self.ovs.or(other.ovs),
             qemu: self.qemu.or(other.qemu),
+            vhost_user_net: self.vhost_user_net.or(other.vhost_user_net),
             ..self
         }
     }
@@ -75,8 +79,9 @@ impl Versions {
     pub(crate) fn line(&self) -> String {
         let commit = self.commit.as_ref().map(|commit| format!(" ({commit})"));
         let causeway = format!("{}{}", self.causeway, commit.unwrap_or_default());
-        let parts = [Some(causeway), self.dpdk.clone(), self.ovs.clone(), self.qemu.clone()];
-        parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+        let peers = [&self.dpdk, &self.ovs, &self.qemu, &self.vhost_user_net];
+        let parts = [causeway].into_iter().chain(peers.into_iter().flatten().cloned());
+        parts.collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -160,5 +165,14 @@ mod tests {
         let unknown = Versions::default();
         assert!(!unknown.is_same_switch(&unknown.clone()));
         assert_eq!(one.or(other).line(), " (a), DPDK 22.11");
+    }
+
+    #[test]
+    fn files_without_the_newer_peers_are_read() {
+        let old = r#"{"causeway":"causeway 0.1","commit":"a","dpdk":"DPDK 22.11","ovs":null}"#;
+        let old: Versions = serde_json::from_str(old).unwrap();
+        let peer = Some("vhost_user_net 0.1.0".to_owned());
+        let both = old.or(Versions { vhost_user_net: peer, ..Versions::default() });
+        assert_eq!(both.line(), "causeway 0.1 (a), DPDK 22.11, vhost_user_net 0.1.0");
     }
 }

@@ -12,6 +12,9 @@
 //! what arrives at the guest is counted; what does not was dropped on the way, for want of a back
 //! end that is fast enough. Its work is the same for every back end, and may be what bounds it.
 //!
+//! The back end is the switch, testpmd, or, for taps, cloud-hypervisor's `vhost_user_net`, which
+//! the user has to build: `--vhost-user-net PATH`.
+//!
 //! With each rate stands where the time of the back end's polling thread went: in the kernel (its
 //! system calls, and what the network stack does in them), and in its own code, waiting included.
 
@@ -19,13 +22,13 @@ mod guest;
 mod injected;
 mod wire;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use conformance::{Environment, Forwarder, Scratch, Switch};
+use conformance::{Environment, Forwarder, Scratch, Switch, VhostUserNet, vhost_user_net};
 
 use super::back_end::{BackEnd, Subject};
 use super::machine::Versions;
@@ -70,6 +73,11 @@ pub(crate) struct Options {
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "64,1500",
           value_parser = clap::value_parser!(u16).range(60..=1514))]
     sizes: Vec<u16>,
+    /// Measure cloud-hypervisor's `vhost_user_net` too, between a guest and a tap
+    ///
+    /// PATH is the program. Nobody packages it: benches/results/README.md says how to build it.
+    #[arg(long, value_name = "PATH")]
+    vhost_user_net: Option<PathBuf>,
     #[command(flatten)]
     series: Series,
 }
@@ -149,6 +157,14 @@ impl Case {
         (subject, self.kind, self.way) == (Subject::Testpmd, UplinkKind::Tap, Way::From)
     }
 
+    /// Who takes part: `vhost_user_net` does if there is the program, and knows taps only.
+    fn subjects(self, vhost_user_net: Option<&Path>) -> Vec<Subject> {
+        let mut subjects = vec![Subject::Causeway, Subject::Testpmd];
+        let knows = self.kind == UplinkKind::Tap && vhost_user_net.is_some();
+        subjects.extend(knows.then_some(Subject::VhostUserNet));
+        subjects
+    }
+
     fn name(self) -> String {
         let way = match self.way {
             Way::To => "to",
@@ -158,18 +174,28 @@ impl Case {
     }
 }
 
+/// Where programs come from.
+struct Means {
+    environment: Environment,
+    vhost_user_net: Option<PathBuf>,
+}
+
 pub(crate) fn run(steps: &mut Steps, options: &Options) -> Result<()> {
     prepare(steps, true)?;
-    let environment = Environment::open()?;
+    let means =
+        Means { environment: Environment::open()?, vhost_user_net: options.vhost_user_net.clone() };
     let mut versions = Versions::this()?;
+    if let Some(program) = &means.vhost_user_net {
+        versions.vhost_user_net = Some(vhost_user_net::version(program)?);
+    }
     let mut done: Vec<Run> = options.series.keep.earlier(NAME, &mut versions)?;
     for number in 1..=options.series.runs {
         for case in Case::all(options) {
-            for subject in [Subject::Causeway, Subject::Testpmd] {
+            for subject in case.subjects(means.vhost_user_net.as_deref()) {
                 let what =
                     format!("{}, {}, run {number}", case.name(), subject_name(subject, case));
                 turn::take(steps, &what, &mut done, || {
-                    measure(&environment, subject, case, &mut versions)
+                    measure(&means, subject, case, &mut versions)
                 });
             }
         }
@@ -187,14 +213,9 @@ fn subject_name(subject: Subject, case: Case) -> &'static str {
     }
 }
 
-fn measure(
-    environment: &Environment,
-    subject: Subject,
-    case: Case,
-    versions: &mut Versions,
-) -> Result<Run> {
+fn measure(means: &Means, subject: Subject, case: Case, versions: &mut Versions) -> Result<Run> {
     let mut scratch = Scratch::new(NAME)?;
-    match measure_in(environment, subject, case, &scratch) {
+    match measure_in(means, subject, case, &scratch) {
         Ok((run, dpdk)) => {
             versions.dpdk = versions.dpdk.take().or(dpdk);
             Ok(run)
@@ -204,17 +225,17 @@ fn measure(
 }
 
 fn measure_in(
-    environment: &Environment,
+    means: &Means,
     subject: Subject,
     case: Case,
     scratch: &Scratch,
 ) -> Result<(Run, Option<String>)> {
     let wire = Wire::new(case.kind == UplinkKind::Tap)?;
     let socket = scratch.path("v0");
-    let mut back_end = start(environment, (subject, case.kind), (&wire, &socket), scratch)?;
+    let mut back_end = start(means, (subject, case.kind), (&wire, &socket), scratch)?;
     wire.bring_up()?;
     let (measured, dpdk) = match case.way {
-        Way::To => to(environment, &mut back_end, (&wire, &socket, case.size), scratch)?,
+        Way::To => to(means, &mut back_end, (&wire, &socket, case.size), scratch)?,
         Way::From => (from(&mut back_end, (&wire, &socket, case.size), scratch)?, None),
     };
     let account = back_end.account(None, None)?;
@@ -256,12 +277,12 @@ struct Measured {
 }
 
 fn to(
-    environment: &Environment,
+    means: &Means,
     back_end: &mut BackEnd,
     (wire, socket, size): (&Wire, &Path, u16),
     scratch: &Scratch,
 ) -> Result<(Measured, Option<String>)> {
-    let mut guest = Guest::start(environment, socket, scratch.folder())?;
+    let mut guest = Guest::start(&means.environment, socket, scratch.folder())?;
     wait_up(back_end)?;
     let before_ns = round_trip_ns()?;
     guest.send(size)?;
@@ -325,21 +346,30 @@ fn wait_up(back_end: &BackEnd) -> Result<()> {
 }
 
 fn start(
-    environment: &Environment,
+    means: &Means,
     (subject, kind): (Subject, UplinkKind),
     (wire, socket): (&Wire, &Path),
     scratch: &Scratch,
 ) -> Result<BackEnd> {
     let folder = scratch.folder();
-    if subject == Subject::Testpmd {
-        let vhost = format!("net_vhost0,iface={},queues=1", socket.display());
-        return Forwarder::start(environment, [vhost, kind.device(wire)], folder)
-            .map(BackEnd::Testpmd);
+    match subject {
+        Subject::Causeway | Subject::CausewayBusy | Subject::CausewayInterrupt => {
+            let guest = format!("vhost-user:name=g0,socket={}", socket.display());
+            let uplink = kind.spec(wire);
+            let arguments = ["--workers", "0", "--port", &guest, "--port", &uplink];
+            Switch::start_with(folder, &arguments).map(BackEnd::of_switch)
+        }
+        Subject::Testpmd => {
+            let vhost = format!("net_vhost0,iface={},queues=1", socket.display());
+            let devices = [vhost, kind.device(wire)];
+            Forwarder::start(&means.environment, devices, folder).map(BackEnd::Testpmd)
+        }
+        Subject::VhostUserNet => {
+            let program = means.vhost_user_net.as_deref().context("no --vhost-user-net")?;
+            VhostUserNet::start(program, socket, wire.near(), folder).map(BackEnd::VhostUserNet)
+        }
+        Subject::Ovs => bail!("{} is not measured with uplinks", subject.name()),
     }
-    let guest = format!("vhost-user:name=g0,socket={}", socket.display());
-    let uplink = kind.spec(wire);
-    let arguments = ["--workers", "0", "--port", &guest, "--port", &uplink];
-    Switch::start_with(folder, &arguments).map(BackEnd::of_switch)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of seconds are far below 2^52")]
@@ -399,4 +429,21 @@ fn publish(steps: &mut Steps, keep: &Keep, runs: Vec<Run>, versions: Versions) -
     let svg = keep.write("uplinks.svg", &drawn)?;
     steps.note(NAME, Ok(format!("{count} runs in {} and {}", json.display(), svg.display())));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vhost_user_net_takes_part_if_it_is_there_and_can() {
+        let take_part = |kind, program| {
+            let case = Case { kind, way: Way::To, size: 64 };
+            case.subjects(program).contains(&Subject::VhostUserNet)
+        };
+        let program = Some(Path::new("/opt/vhost_user_net"));
+        assert!(take_part(UplinkKind::Tap, program));
+        assert!(!take_part(UplinkKind::Tap, None));
+        assert!(!take_part(UplinkKind::PacketMmap, program));
+    }
 }

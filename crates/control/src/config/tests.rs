@@ -84,7 +84,7 @@ fn errors_name_line_value_and_what_is_allowed() {
             "[[port]]\nkind = \"tap\"\nname = \"a\"\nifnam = \"t\"",
             "line 4: unknown key \"ifnam\" (did you mean ifname?); tap has name, vlan, trunk, \
              wait, cpus, rate-mbps, burst-kb, rate-kpps, burst-frames, \
-             storm-kpps, ifname, queues, spread, netns",
+             storm-kpps, ifname, queues, spread, netns, offloads",
         ),
         ("[[port]]\nkind = \"tap\"\nname = \"a\"", "line 1: tap needs ifname=INTERFACE"),
         (

@@ -1,11 +1,18 @@
 //! What each kind of port is made of.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use port::OffloadSet;
+
+use super::{PortKind, PortSpec};
+use crate::keys::KeyError;
 use crate::values::{MacAddress, Offloads, SocketMode, SocketRole, Steer, XdpMode};
+
+/// The most queues of one UMEM.
+pub const UMEM_QUEUES_MAX: u16 = 64;
 
 /// The keys of `vhost-user`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +65,7 @@ impl Default for VhostUserSpec {
     }
 }
 
-/// The keys that all uplinks have: those of `tap`.
+/// The keys that all uplinks have; `tap` has no others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InterfaceSpec {
     /// The interface.
@@ -69,11 +76,19 @@ pub struct InterfaceSpec {
     pub spread: bool,
     /// The network namespace it is in.
     pub netns: Option<String>,
+    /// What is left to the kernel there, and it to us; of `AF_XDP` always all.
+    pub offloads: OffloadSet,
 }
 
 impl Default for InterfaceSpec {
     fn default() -> Self {
-        Self { ifname: String::new(), queues: 1, spread: false, netns: None }
+        Self {
+            ifname: String::new(),
+            queues: 1,
+            spread: false,
+            netns: None,
+            offloads: OffloadSet::ALL,
+        }
     }
 }
 
@@ -100,6 +115,39 @@ pub struct AfXdpSpec {
     pub steer: Steer,
     /// Whether the kernel polls the device when we ask, and only then.
     pub busy_poll: bool,
+    /// The memory for frames, by the name under which other ports share it.
+    pub umem: Option<String>,
+    /// For how many queues there is room in it, if this port comes first.
+    pub umem_queues: Option<u16>,
+}
+
+impl AfXdpSpec {
+    /// What is said of the memory must fit together.
+    pub(super) fn check_umem(&self) -> Result<(), KeyError> {
+        if self.umem_queues.is_some() && self.umem.is_none() {
+            return Err(KeyError::Missing { of: "umem-queues", key: "umem", allowed: "NAME" });
+        }
+        if self.umem.is_some() && self.mode == XdpMode::ZeroCopy {
+            let why = "nobody can see when a device is done with memory that others share";
+            return Err(KeyError::NotOf { key: "umem", of: "mode=zero-copy", why });
+        }
+        Ok(())
+    }
+}
+
+/// For how many queues there must be room in each UMEM that these ports name: what one of them
+/// asks for, or all of their queues. None has room for more than [`UMEM_QUEUES_MAX`].
+pub fn umem_rooms<'a>(ports: impl IntoIterator<Item = &'a PortSpec>) -> BTreeMap<String, u16> {
+    let mut rooms: BTreeMap<&str, (u16, Option<u16>)> = BTreeMap::new();
+    for port in ports {
+        let PortKind::AfXdp(port) = &port.kind else { continue };
+        let Some(name) = &port.umem else { continue };
+        let (all, asked) = rooms.entry(name).or_default();
+        *all = all.saturating_add(port.interface.queues);
+        *asked = port.umem_queues.max(*asked);
+    }
+    let room = |(all, asked): (u16, Option<u16>)| asked.unwrap_or(all).min(UMEM_QUEUES_MAX);
+    rooms.into_iter().map(|(name, of)| (name.to_owned(), room(of))).collect()
 }
 
 /// The keys of `packet-mmap`; what is not given has the uplink's default.

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::{AfXdpSpec, InterfaceSpec, PacketMmapSpec, PortSpec, VhostUserSpec};
+use port::OffloadSet;
+
+use super::{AfXdpSpec, InterfaceSpec, PacketMmapSpec, PortSpec, UMEM_QUEUES_MAX, VhostUserSpec};
 use crate::keys::Key;
 use crate::values::{self, Offloads, VlanId, between};
 
@@ -213,6 +215,17 @@ pub(super) const INTERFACE: &[Key<InterfaceSpec>] = &[
     },
 ];
 
+/// Of the uplinks that have a header in which intent is carried.
+pub(super) const WITH_HEADER: &[Key<InterfaceSpec>] = &[Key {
+    name: "offloads",
+    allowed: Offloads::ALLOWED_OF_UPLINK,
+    set: |port, text| {
+        port.offloads = Offloads::of_uplink(text)?;
+        Some(())
+    },
+    show: |port| (port.offloads != OffloadSet::ALL).then(|| Offloads::uplink_text(port.offloads)),
+}];
+
 pub(super) const AF_XDP: &[Key<AfXdpSpec>] = &[
     Key {
         name: "mode",
@@ -249,6 +262,24 @@ pub(super) const AF_XDP: &[Key<AfXdpSpec>] = &[
             Some(())
         },
         show: |port| port.busy_poll.then(|| "on".to_owned()),
+    },
+    Key {
+        name: "umem",
+        allowed: "1 to 64 letters, digits, '.', '_' and '-'",
+        set: |port, text| {
+            port.umem = Some(Some(text).filter(|text| is_name(text))?.to_owned());
+            Some(())
+        },
+        show: |port| port.umem.clone(),
+    },
+    Key {
+        name: "umem-queues",
+        allowed: "a number of queues from 1 to 64",
+        set: |port, text| {
+            port.umem_queues = Some(between(text, 1, UMEM_QUEUES_MAX)?);
+            Some(())
+        },
+        show: |port| port.umem_queues.map(|queues| queues.to_string()),
     },
 ];
 

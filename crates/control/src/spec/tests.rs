@@ -43,7 +43,7 @@ fn wrong_keys_and_values_say_what_is_right() {
         error("tap:name=a,ifnam=t0"),
         "unknown key \"ifnam\" (did you mean ifname?); tap has name, vlan, trunk, wait, cpus, \
          rate-mbps, burst-kb, rate-kpps, burst-frames, storm-kpps, \
-         ifname, queues, spread, netns"
+         ifname, queues, spread, netns, offloads"
     );
     assert_eq!(
         error("vhost-user:name=a,zzz=t0"),
@@ -118,6 +118,11 @@ fn uplinks_take_their_keys_and_no_others() {
     assert_eq!((xdp.busy_poll, port.kind.pairs(), port.to_string().as_str()), (true, 4, spec));
     let port: PortSpec = "af-xdp:name=u,ifname=eth0,mode=auto,xdp=refuse".parse().unwrap();
     assert_eq!(port.to_string(), "af-xdp:name=u,ifname=eth0");
+    let spec = "af-xdp:name=u,ifname=eth0,mode=copy,umem=all.of_us-1,umem-queues=64";
+    let port: PortSpec = spec.parse().unwrap();
+    let PortKind::AfXdp(xdp) = &port.kind else { panic!("{port:?}") };
+    assert_eq!((xdp.umem.as_deref(), xdp.umem_queues), (Some("all.of_us-1"), Some(64)));
+    assert_eq!(port.to_string(), spec);
     let spec = "packet-mmap:name=u,ifname=eth0,block-size=65536,blocks=8,retire-ms=2";
     let port: PortSpec = spec.parse().unwrap();
     let PortKind::PacketMmap(ring) = &port.kind else { panic!("{port:?}") };
@@ -129,16 +134,31 @@ fn uplinks_take_their_keys_and_no_others() {
         "unknown key \"blocks\"; af-xdp has name, vlan, trunk, wait, cpus, \
          rate-mbps, burst-kb, rate-kpps, burst-frames, storm-kpps, \
          ifname, queues, \
-         spread, netns, mode, xdp, steer, busy-poll"
+         spread, netns, mode, xdp, steer, busy-poll, umem, umem-queues"
     );
     assert_eq!(
         error("packet-mmap:name=u,ifname=e,mod=x"),
         "unknown key \"mod\"; packet-mmap has name, vlan, trunk, wait, cpus, \
          rate-mbps, burst-kb, rate-kpps, burst-frames, storm-kpps, \
          ifname, queues, \
-         spread, netns, block-size, blocks, retire-ms"
+         spread, netns, offloads, block-size, blocks, retire-ms"
     );
     assert_eq!(error("packet-mmap:name=u"), "packet-mmap needs ifname=INTERFACE");
+    for (settings, text) in [
+        ("umem-queues=2", "umem-queues needs umem=NAME"),
+        (
+            "umem=u,mode=zero-copy",
+            "mode=zero-copy has no umem: nobody can see when a device is done with memory that \
+             others share",
+        ),
+        ("umem=a b", "umem=a b is not allowed: umem is 1 to 64 letters, digits, '.', '_' and '-'"),
+        (
+            "umem=u,umem-queues=65",
+            "umem-queues=65 is not allowed: umem-queues is a number of queues from 1 to 64",
+        ),
+    ] {
+        assert_eq!(error(&format!("af-xdp:name=u,ifname=e,{settings}")), text);
+    }
     for (setting, rule) in [
         ("block-size=4097", "a number of bytes from 4096 to 16777216, a multiple of the page size"),
         ("blocks=1", "a number of blocks from 2 to 4096"),
@@ -150,6 +170,36 @@ fn uplinks_take_their_keys_and_no_others() {
             format!("{setting} is not allowed: {key} is {rule}")
         );
     }
+}
+
+#[test]
+fn uplinks_with_a_header_have_offloads() {
+    for (setting, shown) in [
+        ("", ""),
+        (",offloads=on", ""),
+        (",offloads=csum+tso4+tso6+ecn+uso", ""),
+        (",offloads=off", ",offloads=off"),
+        (",offloads=uso+csum", ",offloads=csum+uso"),
+    ] {
+        for kind in ["tap", "packet-mmap"] {
+            let port: PortSpec = format!("{kind}:name=u,ifname=e0{setting}").parse().unwrap();
+            assert_eq!(port.to_string(), format!("{kind}:name=u,ifname=e0{shown}"));
+        }
+    }
+    for value in ["csum+gro", "on+gro", "tso4", "csum+ecn", "", "none"] {
+        assert_eq!(
+            error(&format!("tap:name=u,ifname=e,offloads={value}")),
+            format!(
+                "offloads={value} is not allowed: offloads is on, off, or some of csum, tso4, \
+                 tso6, ecn and uso joined with '+' (tso4, tso6 and uso need csum, ecn needs tso4 \
+                 or tso6)"
+            )
+        );
+    }
+    assert_eq!(
+        error("af-xdp:name=u,ifname=e,offloads=off"),
+        "af-xdp has no offloads: the kernel and the driver say what is left undone there"
+    );
 }
 
 #[test]
@@ -229,10 +279,17 @@ fn spec() -> impl Strategy<Value = String> {
         },
     );
     let modes = prop_oneof![Just("auto"), Just("zero-copy"), Just("copy"), Just("generic")];
-    let xdp = (common(), modes, any::<[bool; 3]>()).prop_map(|(c, mode, [xdp, steer, poll])| {
+    let umem = prop_oneof![
+        Just(String::new()),
+        (0..9u32, 1..=64u16)
+            .prop_map(|(name, queues)| format!(",umem=u{name},umem-queues={queues}"))
+    ];
+    let switches = (any::<[bool; 3]>(), umem);
+    let xdp = (common(), modes, switches).prop_map(|(c, mode, ([xdp, steer, poll], umem))| {
+        let umem = if mode == "zero-copy" { "" } else { &umem };
         let pick = |yes: bool, a: &'static str, b: &'static str| if yes { a } else { b };
         format!(
-            "af-xdp:{c},ifname=e0,mode={mode},xdp={},steer={},busy-poll={}",
+            "af-xdp:{c},ifname=e0,mode={mode},xdp={},steer={},busy-poll={}{umem}",
             pick(xdp, "replace", "refuse"),
             pick(steer, "mac", "all"),
             pick(poll, "on", "off")
@@ -259,4 +316,20 @@ proptest! {
             prop_assert!(!crate::spec::one_line(&error.to_string()).contains('\n'));
         }
     }
+}
+
+#[test]
+fn a_umem_has_room_for_all_who_name_it_or_for_what_one_asks() {
+    let rooms = |specs: &[&str]| {
+        let ports: Vec<PortSpec> = specs.iter().map(|spec| spec.parse().unwrap()).collect();
+        super::umem_rooms(&ports).into_iter().collect::<Vec<_>>()
+    };
+    let of = |name: &str, room: u16| (name.to_owned(), room);
+    assert_eq!(rooms(&["af-xdp:name=a,ifname=a", "tap:name=t,ifname=t,queues=9"]), []);
+    let (a, b) = ("af-xdp:name=a,ifname=a,queues=2,umem=u", "af-xdp:name=b,ifname=b,umem=u");
+    let c = "af-xdp:name=c,ifname=c,queues=4,umem=v";
+    assert_eq!(rooms(&[a, c, b]), [of("u", 3), of("v", 4)]);
+    let (d, e) = (format!("{b}x,umem-queues=7"), format!("{b},umem-queues=5"));
+    assert_eq!(rooms(&[a, &d, &e]), [of("u", 5), of("ux", 7)]);
+    assert_eq!(rooms(&["af-xdp:name=a,ifname=a,queues=65,umem=u", b]), [of("u", 64)]);
 }

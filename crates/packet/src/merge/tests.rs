@@ -66,7 +66,7 @@ proptest! {
         let segments = cut(&frame, size);
         for segment in &segments {
             let parsed = parse(segment).unwrap();
-            let mut sum = parsed.sum();
+            let mut sum = parsed.sum(parsed.header);
             sum.add(&segment[parsed.header_len()..]);
             prop_assert_eq!(sum.finish(), 0);
         }
@@ -131,7 +131,7 @@ proptest! {
         if let Some(segment) = Segment::parse(&head, len) {
             let mut whole = head.clone();
             let merge = Merge::begin(&segment);
-            let _ = (merge.fit(&segment), segment.sum(), segment.kind());
+            let _ = (merge.fit(&segment), segment.sum(segment.header), segment.kind());
             merge.write(&mut whole);
             prop_assert!(segment.header_len() <= CUT_HEADER_MAX);
         }

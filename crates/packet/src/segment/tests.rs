@@ -105,6 +105,9 @@ proptest! {
             // Who finishes checksums finds all else done, and comes to the same one.
             let mut undone = vec![0xee; header.bytes().len()];
             cut.write_header(index, None, &mut undone);
+            let mut between = vec![0xee; undone.len()];
+            cut.write_between(index, &mut between);
+            prop_assert!(index == 0 || index + 1 == cut.count() || between == undone);
             let mut whole = Checksum::default();
             whole.add(&undone[l4..]);
             whole.add(part);

@@ -4,7 +4,8 @@ use packet::{CUT_HEADER_MAX, Checksum, Cut, checksum};
 use virtq::mem::Pool;
 
 use super::Coalescer;
-use crate::{FrameBuf, Gso, Offload, OffloadSet, QueueCounters};
+use crate::lane::Parcel;
+use crate::{Batch, FrameBuf, Gso, Offload, OffloadSet, QueueCounters};
 
 /// A TCP frame over IPv4 or IPv6 of flow `flow`, its checksum left undone.
 fn tcp(flow: u8, v6: bool, payload: usize) -> Vec<u8> {
@@ -59,7 +60,8 @@ fn large(v6: bool, size: u16) -> Offload {
     }
 }
 
-/// Sends `frames` through a coalescer: what came out, and how many were merged.
+/// Sends `frames` through a coalescer: what came out, and how many were merged. Those that come
+/// from another thread fare the same.
 fn send(frames: &[(Vec<u8>, Offload)], takes: OffloadSet) -> (Vec<(Vec<u8>, Offload)>, u64) {
     let mut pool = Pool::new(frames.len() as u32, 1 << 17).unwrap();
     let mut buf = FrameBuf::default();
@@ -72,11 +74,21 @@ fn send(frames: &[(Vec<u8>, Offload)], takes: OffloadSet) -> (Vec<(Vec<u8>, Offl
         buf.keep();
     }
     let batch = buf.batch(pool.store(), None);
-    let picked: Vec<u16> = (0..frames.len() as u16).collect();
+    let mut parcel = Parcel::new().unwrap();
+    let mut of_parcel = FrameBuf::default();
+    assert!(batch.frames().iter().all(|frame| parcel.put(&batch, frame)));
+    let direct = coalesce(&batch, takes);
+    assert_eq!(coalesce(&parcel.batch(0, &mut of_parcel), takes), direct, "by way of a parcel");
+    direct
+}
+
+fn coalesce(batch: &Batch<'_>, takes: OffloadSet) -> (Vec<(Vec<u8>, Offload)>, u64) {
+    let count = batch.frames().len();
+    let picked: Vec<u16> = (0..count as u16).collect();
     let counters = QueueCounters::default();
     let mut sent = Vec::new();
     let mut coalescer = Coalescer::default();
-    let result = coalescer.send(&batch, &picked, (takes, &counters.egress), |batch, picked| {
+    let result = coalescer.send(batch, &picked, (takes, &counters.egress), |batch, picked| {
         for index in picked {
             let frame = &batch.frames()[usize::from(*index)];
             let mut bytes = frame.head().to_vec();
@@ -89,7 +101,7 @@ fn send(frames: &[(Vec<u8>, Offload)], takes: OffloadSet) -> (Vec<(Vec<u8>, Offl
         Ok(())
     });
     assert_eq!(result, Ok(()));
-    assert_eq!(counters.egress.ended(), frames.len() as u64, "the law");
+    assert_eq!(counters.egress.ended(), count as u64, "the law");
     (sent, counters.read_ends().merged)
 }
 
@@ -171,6 +183,46 @@ fn flows_are_told_apart_and_keep_their_order() {
     // A gap ends a train, and begins another.
     let (sent, merged) = send(&[a[0].clone(), a[2].clone(), a[1].clone()], OffloadSet::ALL);
     assert_eq!((sent, merged), (vec![a[0].clone(), a[2].clone(), a[1].clone()], 0));
+}
+
+/// A datagram over IPv4 or IPv6 from port `flow`, number `number` of its flow, its checksum left
+/// undone.
+fn udp(flow: u8, v6: bool, (number, payload): (u8, usize)) -> (Vec<u8>, Offload) {
+    let mut frame = tcp(flow, v6, payload);
+    let l4 = if v6 { 54 } else { 34 };
+    if v6 {
+        frame[20] = 17;
+    } else {
+        frame[20] = 0x40;
+        (frame[23], frame[24], frame[25]) = (17, 0, 0);
+        let sum = checksum(&frame[14..34]);
+        frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    }
+    let len = (20 + payload as u16).to_be_bytes();
+    frame[l4 + 4..l4 + 8].copy_from_slice(&[len[0], len[1], 1, 1]);
+    frame[l4 + 8..].fill(number);
+    let csum_start = l4 as u16;
+    (frame, Offload { needs_csum: true, csum_start, csum_offset: 6, ..Offload::default() })
+}
+
+/// What is of another family, or a short one, ends no train but its own.
+#[test]
+fn datagrams_of_a_flow_keep_their_order() {
+    let (a, b, c) = ((1, true), (2, false), (3, false));
+    for short in 0..7 {
+        let order = [(b, 1), (c, 1), (a, 1), (c, 2), (c, 3), (c, 4), (c, 5)];
+        let frames = order.iter().enumerate().map(|(at, ((flow, v6), number))| {
+            udp(*flow, *v6, (*number, if at == short { 500 } else { 1000 }))
+        });
+        let (sent, merged) = send(&frames.collect::<Vec<_>>(), OffloadSet::ALL);
+        assert!(merged > 0, "{short}");
+        let of_c: Vec<u8> = sent
+            .iter()
+            .filter(|(frame, _)| frame[12] == 8 && frame[35] == 3)
+            .flat_map(|(frame, _)| frame[42..].chunks(500).map(|part| part[0]))
+            .collect();
+        assert!(of_c.is_sorted() && of_c.ends_with(&[5]), "{short} is short: {of_c:?}");
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What a queue had counted, for another process that goes on counting.
 
-use super::{CallCounters, CallTotals, Drops, QueueCounters};
+use super::{CallCounters, CallTotals, Counter, Drops, QueueCounters};
 use crate::DropReason;
 
 /// What one way of a queue had counted.
@@ -16,6 +16,8 @@ pub struct WayRecord {
     pub segments_added: u64,
     /// Segments that were merged into larger frames; of a way out only.
     pub merged: u64,
+    /// Frames that were counted as sent and lost, and their bytes; of a way out only.
+    pub lost: [u64; 2],
     /// Calls.
     pub calls: CallTotals,
     /// Drops, in the order of [`DropReason::ALL`].
@@ -52,6 +54,7 @@ impl QueueCounters {
                 kicks: 0,
                 segments_added: egress.segments_added.get(),
                 merged: egress.merged.get(),
+                lost: egress.lost.each_ref().map(Counter::get),
                 calls: egress.calls.read(),
                 drops: egress.drops.all(),
             },
@@ -72,6 +75,8 @@ impl QueueCounters {
         egress.drops.carry(&record.egress.drops);
         egress.merged.add(record.egress.merged);
         egress.sent(record.egress.frames, record.egress.bytes);
+        let [frames, bytes] = record.egress.lost;
+        egress.lost(frames, bytes);
         self.kernel.drops.carry(&record.kernel);
     }
 }
@@ -112,6 +117,7 @@ mod tests {
         old.egress.segmented(4);
         old.egress.merged(2);
         old.egress.sent(5, 500);
+        old.egress.lost(1, 60);
         old.egress.dropped(DropReason::NoBuffer, 2);
         old.egress.calls.count(Notified::Suppressed);
         old.kernel.dropped(DropReason::KernelRingFull, 3);

@@ -133,3 +133,21 @@ fn each_offload_is_needed_for_what_it_stands_for() {
         assert_eq!(set.takes(&offload), taken, "{set:?} {offload:?}");
     }
 }
+
+/// A `CRC32c` that was left undone is not what anybody here would make of it.
+#[test]
+fn an_unfinished_checksum_of_sctp_is_refused() {
+    for v6 in [false, true] {
+        let mut head = headers(0, v6, true);
+        head[if v6 { 20 } else { 23 }] = 132;
+        let start = intent(&head, Gso::TcpV4).csum_start;
+        let at = |csum_offset| Offload {
+            needs_csum: true,
+            csum_start: start,
+            csum_offset,
+            ..Offload::default()
+        };
+        assert_eq!(at(8).checked(&head, 5000), None);
+        assert_eq!(at(16).checked(&head, 5000), Some(at(16)), "another one");
+    }
+}

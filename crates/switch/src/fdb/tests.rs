@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use packet::{MacAddr, VlanId};
 use port::PortId;
-use proptest::prelude::{Just, Strategy, prop_assert_eq, prop_oneof, proptest};
+use proptest::prelude::{Just, Strategy, prop_assert, prop_assert_eq, prop_oneof, proptest};
 
 use super::{FREE, Fdb, FdbLimits, Key, STATIC_MAX, Source};
 
@@ -143,7 +143,8 @@ fn the_default_limits_can_be_reached() {
 fn static_stations_do_not_move_age_or_flush() {
     let fdb = fdb(100, 10);
     assert!(fdb.add_static(VlanId::NONE, MacAddr::from_u64(5), A));
-    assert_eq!(fdb.touch(key(5), B, 0), Source::Known);
+    assert_eq!(fdb.touch(key(5), B, 0), Source::Elsewhere(A));
+    assert_eq!(fdb.touch(key(5), A, 0), Source::Known);
     fdb.learn(&[key(5)], B, 0);
     assert_eq!((fdb.age(10_000), fdb.flush(None)), (0, 0));
     assert_eq!(fdb.lookup(key(5)), Some(A));
@@ -241,6 +242,8 @@ enum Op {
     Flush(Option<u16>),
     Wait(u32),
     Fix(u64, u16),
+    Lend(u64, u16, u16),
+    Unfix(u64),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -251,7 +254,9 @@ fn op() -> impl Strategy<Value = Op> {
         1 => port.clone().prop_map(|p| Op::Flush(Some(p))),
         1 => Just(Op::Flush(None)),
         4 => (0..200u32).prop_map(Op::Wait),
-        1 => (station, port).prop_map(|(s, p)| Op::Fix(s, p)),
+        2 => (station.clone(), port.clone()).prop_map(|(s, p)| Op::Fix(s, p)),
+        2 => (station.clone(), port.clone(), port).prop_map(|(s, a, b)| Op::Lend(s, a, b)),
+        1 => station.prop_map(Op::Unfix),
     ]
 }
 
@@ -276,12 +281,26 @@ proptest! {
                     }
                 }
                 Op::Touch(station, port) => {
-                    let known = fdb.touch(key(station), PortId(port), now) == Source::Known;
-                    let entry = map.get_mut(&station).filter(|e| e.2 || e.0 == port);
-                    prop_assert_eq!(known, entry.is_some());
-                    if let Some(entry) = entry {
-                        entry.1 = now;
+                    let known = fdb.touch(key(station), PortId(port), now);
+                    let want = match map.get_mut(&station) {
+                        Some(entry) if entry.0 == port => {
+                            entry.1 = now;
+                            Source::Known
+                        }
+                        Some((at, _, true)) => Source::Elsewhere(PortId(*at)),
+                        _ => Source::ToLearn,
+                    };
+                    prop_assert_eq!(known, want);
+                }
+                Op::Lend(station, from, to) => {
+                    prop_assert!(fdb.lend(key(station), PortId(from), PortId(to)));
+                    if let Some(entry) = map.get_mut(&station).filter(|e| e.2 && e.0 == from) {
+                        *entry = (to, 0, true);
                     }
+                }
+                Op::Unfix(station) => {
+                    fdb.remove_static(VlanId::NONE, MacAddr::from_u64(station));
+                    map.retain(|at, e| *at != station || !e.2);
                 }
                 Op::Flush(port) => {
                     let before = map.len();

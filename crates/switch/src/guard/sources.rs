@@ -3,12 +3,15 @@
 //! The Ethernet source must be the port's station; so must the sender of ARP and the link-layer
 //! options of neighbour discovery. If addresses are given, the source of IPv4 and IPv6, the sender
 //! of ARP and the target of a neighbour advertisement must be among them. Nobody's address (0.0.0.0
-//! and ::) passes where a station has none yet: DHCP, probes, duplicate address detection. With any
-//! IPv6 address comes the link-local one that is made from the MAC.
+//! and ::) passes where a station has none yet: DHCP, and probes (ARP, duplicate address detection)
+//! for an address that is among them: who probes for another's keeps it from using it. With any
+//! IPv6 address comes the link-local one that is made from the MAC. A router's advertisement takes
+//! others' default routes: it passes from an address that was given, not from that one.
 //!
 //! **Trust.** The head is a private copy; what does not parse is not let in.
 //! **Limits.** At most two VLAN tags and [`packet`]'s bound of extension headers are looked
-//! through; what hides behind more is refused. Of fragments only the IP source is checked: Linux
+//! through, and the SNAP header that may stand in the place of a type (RFC 1042); what hides behind
+//! more is refused. Of fragments only the IP source is checked: Linux
 //! and others take no neighbour discovery in fragments (RFC 6980).
 
 use std::collections::BTreeSet;
@@ -27,6 +30,13 @@ pub struct Sources {
 const ETHERNET: usize = 14;
 const TAG: usize = 4;
 const TAGS_MAX: usize = 2;
+/// The largest number that is a length in the place of a type.
+const LENGTH_MAX: u16 = 0x05ff;
+/// What a type stands behind then, but for the last byte, and bytes of all that.
+const SNAP: [u8; 5] = [0xaa, 0xaa, 3, 0, 0];
+/// The last byte: of RFC 1042, and of IEEE 802.1H, which wireless bridges take off as well.
+const SNAP_ENDS: [u8; 2] = [0, 0xf8];
+const SNAP_HEADER: usize = 8;
 const IPV6_HEADER: usize = 40;
 const FRAGMENT: u8 = 44;
 const UDP: u8 = 17;
@@ -47,6 +57,7 @@ impl Sources {
             let Some(packet) = head.get(at..) else { return true };
             match ethertype {
                 0x8100 | 0x88a8 => at = at.saturating_add(TAG),
+                0..=LENGTH_MAX if has_type(packet) => at = at.saturating_add(SNAP_HEADER),
                 0x0800 => return self.allow_ipv4(packet),
                 0x0806 => return self.allow_arp(packet),
                 0x86dd => return self.allow_ipv6(packet).unwrap_or(false),
@@ -64,7 +75,9 @@ impl Sources {
         let (Some(mac), Some(ip)) = (packet.get(8..14), packet.get(14..).and_then(four)) else {
             return false;
         };
-        mac == self.mac.0 && (ip.is_unspecified() || self.has(ip))
+        let target = packet.get(24..).and_then(four);
+        let claimed = if ip.is_unspecified() { target } else { Some(ip) };
+        mac == self.mac.0 && claimed.is_some_and(|address| self.has(address))
     }
 
     fn allow_ipv4(&self, packet: &[u8]) -> bool {
@@ -81,7 +94,7 @@ impl Sources {
         let (protocol, message) = upper(packet)?;
         let discovery = protocol == ICMPV6 && matches!(message.first(), Some(133..=137));
         let ours = if source.is_unspecified() { protocol == ICMPV6 } else { self.has_v6(source) };
-        Some(ours && (!discovery || self.allow_discovery(message)?))
+        Some(ours && (!discovery || self.allow_discovery(source, message)?))
     }
 
     fn has_v6(&self, address: Ipv6Addr) -> bool {
@@ -89,20 +102,21 @@ impl Sources {
             || address == link_local(self.mac) && self.addresses.iter().any(IpAddr::is_ipv6)
     }
 
-    /// Neighbour discovery (RFC 4861): its options name our MAC, an advertisement our address.
-    fn allow_discovery(&self, message: &[u8]) -> Option<bool> {
-        let (skip, advertised) = match message.first()? {
+    /// Neighbour discovery (RFC 4861): its options name our MAC, what it claims is ours.
+    fn allow_discovery(&self, source: Ipv6Addr, message: &[u8]) -> Option<bool> {
+        let target = || Some(self.has_v6(sixteen(message.get(8..)?)?));
+        let (skip, ours) = match message.first()? {
             // Router solicitation and advertisement.
-            133 => (8, None),
-            134 => (16, None),
-            // Neighbour solicitation and advertisement.
-            135 => (24, None),
-            136 => (24, Some(sixteen(message.get(8..)?)?)),
+            133 => (8, true),
+            134 => (16, self.has(source)),
+            // Neighbour solicitation and advertisement. From nowhere it asks whether the target is
+            // free.
+            135 => (24, !source.is_unspecified() || target()?),
+            136 => (24, target()?),
             // A redirect: from routers only.
             _ => return Some(false),
         };
-        let advertised = advertised.is_none_or(|target| self.has_v6(target));
-        Some(advertised && self.allow_options(message.get(skip..)?))
+        Some(ours && self.allow_options(message.get(skip..)?))
     }
 
     /// As far as the head has them.
@@ -118,6 +132,11 @@ impl Sources {
         }
         true
     }
+}
+
+/// Whether a type stands behind a SNAP header.
+fn has_type(packet: &[u8]) -> bool {
+    packet.starts_with(&SNAP) && packet.get(5).is_some_and(|end| SNAP_ENDS.contains(end))
 }
 
 /// From port 68 to 67, of a station that has no address yet.

@@ -149,7 +149,11 @@ fn ipv4(source: &str, protocol: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 fn arp(mac: [u8; 6], address: &str) -> Vec<u8> {
-    [&[0, 1, 8, 0, 6, 4, 0, 2], &mac[..], &ip(address), &[0; 10]].concat()
+    arp_for(mac, address, "10.0.0.9")
+}
+
+fn arp_for(mac: [u8; 6], address: &str, target: &str) -> Vec<u8> {
+    [&[0, 1, 8, 0, 6, 4, 0, 1], &mac[..], &ip(address), &[0; 6], &ip(target)].concat()
 }
 
 fn ipv6(source: &str, next: u8, payload: &[u8]) -> Vec<u8> {
@@ -173,6 +177,11 @@ fn allowed(sources: &Sources, ethertype: u16, packet: &[u8]) -> bool {
     let two = [&[0, 6, 0x81, 0], &tag[..]].concat();
     assert_eq!(sources.allow(&ethernet(MAC, 0x8100, &tag)), plain);
     assert_eq!(sources.allow(&ethernet(MAC, 0x88a8, &two)), plain);
+    // Nor does a length with the type behind it.
+    for end in [0, 0xf8] {
+        let snap = [&[0xaa, 0xaa, 3, 0, 0, end], &ethertype.to_be_bytes()[..], packet].concat();
+        assert_eq!(sources.allow(&ethernet(MAC, 64, &snap)), plain);
+    }
     plain
 }
 
@@ -199,7 +208,13 @@ fn ipv4_and_arp_come_from_the_given_addresses() {
         assert_eq!(allowed(&two, 0x0800, &ipv4(address, 6, &[])), good, "{address}");
         assert_eq!(allowed(&two, 0x0806, &arp(MAC, address)), good, "{address}");
     }
-    assert!(allowed(&two, 0x0806, &arp(MAC, "0.0.0.0")), "a probe");
+    assert!(allowed(&two, 0x0806, &arp_for(MAC, "10.0.0.1", "10.0.0.3")), "whom it asks for");
+    for (target, good) in [("10.0.0.1", true), ("10.0.0.2", true), ("10.0.0.3", false)] {
+        let probe = arp_for(MAC, "0.0.0.0", target);
+        assert_eq!(allowed(&two, 0x0806, &probe), good, "a probe for {target}");
+        assert!(allowed(&sources(&[]), 0x0806, &probe), "any address");
+        assert!(!allowed(&two, 0x0806, &probe[..27]), "cut off");
+    }
     assert!(allowed(&two, 0x0800, &ipv4("0.0.0.0", 17, &[0, 68, 0, 67])), "DHCP");
     assert!(!allowed(&two, 0x0800, &ipv4("0.0.0.0", 17, &[0, 68, 0, 68])));
     assert!(!allowed(&two, 0x0800, &ipv4("0.0.0.0", 6, &[0, 68, 0, 67])));
@@ -223,11 +238,12 @@ fn ipv6_and_neighbour_discovery_come_from_the_given_addresses() {
         assert_eq!(allowed(&one, 0x86dd, &ipv6(address, 6, &[])), good, "{address}");
         let advertised = discovery(136, address, MAC);
         assert_eq!(allowed(&one, 0x86dd, &ipv6("2001:db8::1", 58, &advertised)), good, "{address}");
+        let probe = ipv6("::", 58, &discovery(135, address, MAC));
+        assert_eq!(allowed(&one, 0x86dd, &probe), good, "duplicate address detection: {address}");
+        assert!(allowed(&sources(&[]), 0x86dd, &probe), "any address");
         // Whom it asks for is free.
         assert!(allowed(&one, 0x86dd, &ipv6("2001:db8::1", 58, &discovery(135, address, MAC))));
     }
-    let solicitation = discovery(135, "2001:db8::1", MAC);
-    assert!(allowed(&one, 0x86dd, &ipv6("::", 58, &solicitation)), "duplicate address detection");
     assert!(!allowed(&one, 0x86dd, &ipv6("::", 17, &[])));
     let stolen = discovery(136, "2001:db8::2", MAC);
     let hidden = [&[58, 0, 0, 0, 0, 0, 0, 0][..], &stolen].concat();
@@ -239,4 +255,25 @@ fn ipv6_and_neighbour_discovery_come_from_the_given_addresses() {
     assert!(!allowed(&one, 0x86dd, &ipv6("2001:db8::1", 58, &redirect)));
     assert!(!allowed(&one, 0x86dd, &ipv6("2001:db8::1", 0, &[58, 200])), "cut off");
     assert!(allowed(&one, 0x86dd, &ipv6("2001:db8::1", 44, &[58, 0])), "a fragment");
+}
+
+#[test]
+fn a_router_is_who_has_its_address_given() {
+    let advertisement = [&[134][..], &[0; 15], &[1, 1], &MAC].concat();
+    let link_local = "fe80::ff:fe00:1";
+    for (given, source, good) in [
+        (&["2001:db8::1"][..], link_local, false),
+        (&["2001:db8::1"], "::", false),
+        (&["2001:db8::1"], "fe80::1", false),
+        (&["2001:db8::1", "fe80::1"], "fe80::1", true),
+        (&["2001:db8::1", link_local], link_local, true),
+        (&["10.0.0.1"], link_local, false),
+        (&[], link_local, true),
+    ] {
+        let packet = ipv6(source, 58, &advertisement);
+        assert_eq!(allowed(&sources(given), 0x86dd, &packet), good, "{given:?} {source}");
+        // Whoever may send asks for one.
+        let solicitation = ipv6("2001:db8::1", 58, &[&[133][..], &[0; 7]].concat());
+        assert_eq!(allowed(&sources(given), 0x86dd, &solicitation), given != ["10.0.0.1"]);
+    }
 }

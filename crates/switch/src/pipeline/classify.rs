@@ -4,7 +4,7 @@ use port::{Alike, BURST_MAX, DropReason, Frame, PortId, QueueId};
 
 use super::{Env, Origin};
 use crate::fdb::{Key, Source};
-use crate::table::Entry;
+use crate::table::{Entry, Port};
 use crate::vlan::Tagging;
 
 /// What is to become of a frame.
@@ -241,7 +241,7 @@ impl Classifier {
         let [a, b, c, d, e, f, g, h, i, j, k, l, ..] = bytes.to_le_bytes();
         let destination = packet::MacAddr([a, b, c, d, e, f]);
         let source = packet::MacAddr([g, h, i, j, k, l]);
-        let judged = match from.port.rule.ingress(tag, || frame.has_tag_behind(true)) {
+        let judged = match from.port.rule.ingress(tag, || frame.has_tag_behind(tag.is_some())) {
             _ if runt => Err(DropReason::Runt),
             Err(reason) => Err(reason),
             Ok(_) if source.is_group() || source == packet::MacAddr::ZERO => {
@@ -258,7 +258,7 @@ impl Classifier {
                 let key = Key::new(tagging.vlan(), source.to_u64());
                 if self.source != Some(key) {
                     self.source = Some(key);
-                    self.source_known = env.fdb.touch(key, from.port.id, env.now) == Source::Known;
+                    self.source_known = is_known(env, &from.port, key);
                     if !self.source_known {
                         self.to_learn.push(key);
                     }
@@ -302,6 +302,27 @@ impl Classifier {
         let usable = self.source_known && !matches!(current, Verdict::Drop(_));
         self.last.filter(|_| usable).map(|last| Pair { verdict: current, ..last })
     }
+}
+
+/// Whether nothing is to be learned of a source.
+#[inline(always)]
+fn is_known(env: &Env<'_>, from: &Port, key: Key) -> bool {
+    match env.fdb.touch(key, from.id, env.now) {
+        Source::Known => true,
+        Source::ToLearn => false,
+        Source::Elsewhere(port) => {
+            !from.outward || !has_left(env, key, port) || env.fdb.lend(key, port, from.id)
+        }
+    }
+}
+
+/// Whether a station that is fixed to a port is not there: the port has no queues, or was only one
+/// behind which other hosts have it meanwhile.
+#[cold]
+fn has_left(env: &Env<'_>, key: Key, port: PortId) -> bool {
+    env.table.entry(port).is_none_or(|Entry { pairs, port, .. }| {
+        pairs.is_empty() || (port.outward && !port.has_station(key))
+    })
 }
 
 /// The verdict on a frame to one station.

@@ -80,6 +80,8 @@ impl Bench {
                     steering: Default::default(),
                     workers: Box::default(),
                     spread: false,
+                    outward: false,
+                    stations: Box::default(),
                 };
                 records.push(Some(Record {
                     port: Arc::new(port),
@@ -398,6 +400,45 @@ fn a_priority_tag_opens_no_other_vlan() {
         }
     }
     assert_eq!(bench.drops(), BTreeMap::from([("vlan_tagged", 4), ("runt", 4)]));
+}
+
+/// Nor behind a service tag (802.1ad): a receiver on Linux strips one of VLAN 0 and goes by what is
+/// behind it, so on the way out of a native VLAN that would be the outer tag. What a trunk's other
+/// end puts behind its own tag is payload.
+#[test]
+fn a_service_tag_opens_no_other_vlan() {
+    let rules = [(Some(10), &[][..]), (Some(10), &[20]), (None, &[10, 20])];
+    let rules = rules.map(|(vlan, trunk)| VlanRule::from_keys(vlan, trunk).unwrap());
+    let fair = bytes(&plain(6, 4, None), None, 1);
+    let with = |tags: &[u8]| [&fair[..12], tags, &fair[12..]].concat();
+    let (service, customer) = ([0x88, 0xa8, 0, 0], [0x81, 0, 0, 20]);
+    let escapes = [
+        with(&service),
+        with(&[service, customer].concat()),
+        with(&[0x88, 0xa8, 0, 20]),
+        with(&[[0x81, 0, 0, 0], service].concat()),
+    ];
+    let mut frames = vec![fair.clone()];
+    escapes.iter().for_each(|escape| frames.extend([escape.clone(), fair.clone()]));
+    let mut bench = Bench::new(&rules);
+    for from in [0, 1] {
+        bench.send(from, &frames, 0);
+        let out = bench.take();
+        assert_eq!(out[1 - from], vec![fair.clone(); 5]);
+        assert_eq!(out[2], vec![with(&[0x81, 0, 0, 10]); 5]);
+    }
+    assert_eq!(bench.drops(), BTreeMap::from([("vlan_tagged", 8)]));
+    // To a trunk without a VLAN of its own they are untagged.
+    bench.send(2, &escapes, 0);
+    assert_eq!(bench.drops(), BTreeMap::from([("vlan_tagged", 8), ("vlan_untagged", 4)]));
+    assert!(bench.take().iter().all(Vec::is_empty));
+    let inside = with(&[[0x81, 0, 0, 10], service].concat());
+    bench.send(2, std::slice::from_ref(&inside), 0);
+    assert_eq!(bench.take()[..2], [vec![with(&service)], vec![inside]]);
+    // Where no VLAN is kept from anybody, they pass as they are.
+    let mut bench = Bench::new(&[VlanRule::Any, VlanRule::Any]);
+    bench.send(0, &escapes, 0);
+    assert_eq!(bench.take()[1], escapes);
 }
 
 /// A tagged frame has 18 bytes, or popping the tag would leave less than a header.

@@ -8,7 +8,7 @@ use port::{DropReason, Fabric};
 use switch::{PortConfig, Switch, SwitchConfig, VlanRule, Workers};
 
 use crate::mock::{
-    BROADCAST, add, attach, check_law, drops, frame, mac, number, plain_ports, settle, tagged,
+    BROADCAST, add, at, attach, check_law, drops, frame, mac, number, plain_ports, settle, tagged,
     wait_for,
 };
 
@@ -207,6 +207,80 @@ fn a_static_station_stays_where_it_is() {
     assert_eq!(switch.fdb_flush(None), 1, "only what was learned");
     let entries = switch.fdb();
     assert!(entries.len() == 1 && entries[0].fixed);
+}
+
+/// A guest whose address is configured moves to another host, and comes back. A guest beside it
+/// cannot take its place.
+#[test]
+fn a_static_station_is_behind_an_uplink_while_its_port_has_no_queues() {
+    let switch = Switch::start(&SwitchConfig::default()).unwrap();
+    let station = (VlanId::NONE, MacAddr(mac(5)));
+    let fixed = PortConfig { stations: vec![station], ..PortConfig::new("fixed") };
+    let (port, home) = add(&switch, &fixed);
+    let (_, thief) = add(&switch, &PortConfig::new("thief"));
+    let uplink = PortConfig { outward: true, ..PortConfig::new("uplink") };
+    let (up, uplink) = add(&switch, &uplink);
+    let (_, third) = add(&switch, &PortConfig::new("third"));
+    let wires = [&home, &thief, &uplink, &third];
+    let to_it = |number| frame(mac(5), mac(6), number);
+    let mut sent = 0;
+    let mut ask = || {
+        sent += 1;
+        third.send(&[to_it(sent)]);
+        let _ = settle(&switch, &wires);
+        wires.map(|wire| wire.take().contains(&to_it(sent)))
+    };
+    uplink.send(&[frame(BROADCAST, mac(5), 0)]);
+    assert_eq!(ask(), [true, false, false, false], "it is here");
+    let egress = switch.detach_egress(at(port.id, 0)).unwrap();
+    thief.send(&[frame(BROADCAST, mac(5), 1)]);
+    assert_eq!(ask(), [false; 4], "nobody has it");
+    uplink.send(&[frame(BROADCAST, mac(5), 2)]);
+    assert_eq!(ask(), [false, false, true, false], "it is elsewhere");
+    thief.send(&[frame(BROADCAST, mac(5), 4)]);
+    let _ = switch.fdb_flush(None);
+    let _ = switch.age();
+    thief.send(&[frame(BROADCAST, mac(5), 5)]);
+    assert_eq!(ask(), [false, false, true, false], "and not the thief's");
+    switch.attach_egress(at(port.id, 0), egress);
+    assert_eq!(ask(), [true, false, false, false], "it is here again");
+    uplink.send(&[frame(BROADCAST, mac(5), 3)]);
+    assert_eq!(ask(), [true, false, false, false], "and stays");
+    assert!(switch.fdb().iter().any(|entry| entry.fixed && entry.mac == station.1));
+    // The uplink that has it goes; and then its own port.
+    drop(switch.detach_egress(at(port.id, 0)));
+    uplink.send(&[frame(BROADCAST, mac(5), 6)]);
+    assert_eq!(ask(), [false, false, true, false]);
+    assert!(switch.remove_port(up.id));
+    thief.send(&[frame(BROADCAST, mac(5), 7)]);
+    let where_it_is = |switch: &Switch| {
+        let known = switch.fdb();
+        known.iter().find(|entry| entry.mac == station.1).map(|entry| (entry.port, entry.fixed))
+    };
+    wait_for("the thief is heard", || thief.waiting() == 0);
+    assert_eq!(where_it_is(&switch), Some((port.id, true)));
+    assert!(switch.remove_port(port.id));
+    assert_eq!(where_it_is(&switch), None);
+}
+
+/// A station that other hosts have is theirs in a process that takes over, too.
+#[test]
+fn a_successor_knows_who_has_a_static_station() {
+    let station = (VlanId::NONE, MacAddr(mac(5)));
+    let fixed = PortConfig { stations: vec![station], ..PortConfig::new("fixed") };
+    let uplink = PortConfig { outward: true, ..PortConfig::new("uplink") };
+    let old = Switch::start(&SwitchConfig::default()).unwrap();
+    let _ = old.add_port(&fixed).unwrap();
+    let (up, wire) = add(&old, &uplink);
+    wire.send(&[frame(BROADCAST, mac(5), 0)]);
+    let _ = settle(&old, &[&wire]);
+    let known = old.fdb();
+    assert!(known.len() == 1 && known[0].port == up.id && known[0].fixed);
+    let new = Switch::start(&SwitchConfig::default()).unwrap();
+    let _ = new.add_port(&fixed).unwrap();
+    let _ = new.add_port(&uplink).unwrap();
+    assert_eq!(new.restore_fdb(known.clone()), 0);
+    assert_eq!(new.fdb(), known);
 }
 
 #[test]

@@ -2,7 +2,8 @@
 //! before.
 //!
 //! **Not supported.** A program that another process holds by a link is never taken away. One that
-//! was replaced comes back when we end in order; after a kill the interface has none.
+//! was replaced comes back when we end in order; after a kill the interface has none. It takes
+//! `CAP_SYS_ADMIN` to tell who holds one and to put another one in its place.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -94,11 +95,19 @@ impl Attachment {
             Some(name) => format!("program {} ({name})", other.program),
             None => format!("program {}", other.program),
         };
-        if let Some(link) = bpf::link_of(other.program, link.index()) {
-            return Err(AfXdpError::HeldByLink { name, program, link });
+        let mode = mode_name(other.flags);
+        match bpf::link_of(other.program, link.index()) {
+            Ok(Some(link)) => return Err(AfXdpError::HeldByLink { name, program, link }),
+            Ok(None) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                return Err(AfXdpError::UnknownHolder { name, program, mode });
+            }
+            Err(error) => {
+                let what = format!("ask who holds XDP {program} on {name}");
+                return Err(AfXdpError::admin(what, error));
+            }
         }
         if !replace {
-            let mode = mode_name(other.flags);
             return Err(AfXdpError::OtherProgram { name, program, mode });
         }
         let failed = |error| AfXdpError::bpf(format!("replace XDP {program} on {name}"), error);

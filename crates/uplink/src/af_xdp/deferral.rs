@@ -7,8 +7,9 @@
 //! `Documentation/networking/napi.rst`, "IRQ mitigation"). They are set through sysfs, by files
 //! that stay open: the sandbox lets no other be opened when it is time to put them back.
 //!
-//! **Limits.** After `kill -9` the settings stay. Nobody is hurt: a driver that nobody polls is
-//! started [`GRO_FLUSH_TIMEOUT_NS`] later, [`DEFER_HARD_IRQS`] times.
+//! **Limits.** After `kill -9` the settings stay until somebody opens the interface with busy
+//! polling again, and ends in order. Nobody is hurt: a driver that nobody polls is started
+//! [`GRO_FLUSH_TIMEOUT_NS`] later, [`DEFER_HARD_IRQS`] times.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -43,7 +44,7 @@ struct Changed {
 
 impl Deferral {
     /// Makes the settings of `link`, in whose namespace the calling thread is. What somebody else
-    /// has set stays.
+    /// has set stays, but both as we would set them are what a killed predecessor left.
     pub(super) fn set(link: &Link) -> io::Result<Self> {
         let files = if link.is_here() {
             open_all(&link.name())?
@@ -53,12 +54,13 @@ impl Deferral {
                 open_all(&link.name())
             })??
         };
+        let found = files.iter().map(read).collect::<io::Result<Vec<_>>>()?;
+        let left_behind = found.iter().zip(SETTINGS).all(|(found, (_, ours))| *found == ours);
         let mut new = Self::default();
-        for (file, (_, value)) in files.into_iter().zip(SETTINGS) {
-            let before = read(&file)?;
-            if before == 0 {
+        for ((file, found), (_, value)) in files.into_iter().zip(found).zip(SETTINGS) {
+            if found == 0 || left_behind {
                 write(&file, value)?;
-                new.changed.push(Changed { file, before });
+                new.changed.push(Changed { file, before: 0 });
             }
         }
         Ok(new)

@@ -14,7 +14,7 @@
 use std::any::Any;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use port::{
     Adapter, Batch, Coalescer, DropReason, Egress, Frame, Gso, Notified, Offload, OffloadSet,
@@ -42,17 +42,21 @@ const CHECKSUM: u64 = libc::XDP_TXMD_FLAGS_CHECKSUM as u64;
 /// What an [`AfXdpEgress`] is made of.
 #[derive(Debug)]
 pub(super) struct Outgoing {
-    pub(super) socket: Arc<Socket>,
     pub(super) counters: Arc<QueueCounters>,
     pub(super) mtu: Arc<AtomicU32>,
+    pub(super) carrier: Arc<AtomicBool>,
     pub(super) tx: Producer<Desc>,
     pub(super) completion: Consumer<u64>,
     /// The kernel finishes checksums, if it is told where.
     pub(super) metadata: bool,
+    /// The device reads the ring itself.
+    pub(super) zero_copy: bool,
     /// A frame can have several chunks.
     pub(super) spread: bool,
     /// Takes large frames, if they can go.
     pub(super) large: Option<Direct>,
+    /// Dropped last: it has the place that the rings are about.
+    pub(super) socket: Arc<Socket>,
 }
 
 /// Frames to the interface.
@@ -79,9 +83,9 @@ impl AfXdpEgress {
     pub(super) fn new(
         parts: Outgoing,
         map: &SharedMap,
-        (queue, free): (u32, Vec<u32>),
+        (place, free): (u32, Vec<u32>),
     ) -> Result<Self, MapError> {
-        let area = Area::transmit(queue);
+        let area = Area::transmit(place);
         let slots = SharedSlots::new(map, area.offset(), area.chunks(), CHUNK)?;
         let takes = match parts.large {
             Some(_) => OffloadSet { uso: kernel_knows_uso(), ..OffloadSet::ALL },
@@ -132,7 +136,10 @@ impl AfXdpEgress {
     fn kick(&mut self, calls: u32) -> Result<(), QueueFault> {
         let mut before = u32::MAX;
         for _ in 0..calls {
-            let poked = self.parts.socket.poke_tx();
+            let poked = self.parts.socket.fds.poke_tx();
+            if poked == Poked::Lost {
+                self.lost(1);
+            }
             self.down = poked == Poked::Down;
             if let Poked::Gone(errno) = poked {
                 return Err(self.fault(io::Error::from(errno).to_string()));
@@ -144,6 +151,28 @@ impl AfXdpEgress {
             before = waiting;
         }
         Ok(())
+    }
+
+    /// Counts that of the frames that the kernel took, the last `frames` ones were dropped.
+    #[cold]
+    fn lost(&mut self, frames: u32) {
+        // Without copies a call has nothing to do with a frame.
+        if self.parts.zero_copy {
+            return;
+        }
+        let bytes = last_frames(self.parts.tx.taken(), frames);
+        self.parts.counters.egress.lost(frames.into(), bytes);
+    }
+
+    /// Counts what others found lost. Which frames they met is not known any more.
+    #[inline(always)]
+    pub(super) fn settle(&mut self) {
+        // ORDERING: a number of its own.
+        if self.parts.socket.fds.lost.load(Ordering::Relaxed) != 0 {
+            // ORDERING: the same.
+            let frames = self.parts.socket.fds.lost.swap(0, Ordering::Relaxed);
+            self.lost(frames);
+        }
     }
 
     /// Chunks for one frame: calls the kernel if they are short, as often as `calls` still allows.
@@ -296,16 +325,28 @@ impl Drop for AfXdpEgress {
             return;
         }
         let _ = self.kick(CALLS_FOR_BURST);
+        self.settle();
         let (mut frames, mut bytes) = (0u64, 0u64);
         for desc in self.parts.tx.left() {
             let last = desc.options & libc::XDP_PKT_CONTD == 0;
             frames = frames.wrapping_add(u64::from(last));
             bytes = bytes.wrapping_add(u64::from(desc.len));
         }
-        if frames > 0 {
-            self.parts.counters.egress.not_sent(DropReason::UplinkError, frames, bytes);
-        }
+        self.parts.counters.egress.lost(frames, bytes);
     }
+}
+
+/// Bytes of the last `frames` frames; the last descriptor comes first.
+fn last_frames(taken: impl Iterator<Item = Desc>, frames: u32) -> u64 {
+    let (mut ends, mut bytes) = (0u32, 0u64);
+    for desc in taken {
+        ends = ends.wrapping_add(u32::from(desc.options & libc::XDP_PKT_CONTD == 0));
+        if ends > frames {
+            break;
+        }
+        bytes = bytes.wrapping_add(u64::from(desc.len));
+    }
+    bytes
 }
 
 /// `struct xsk_tx_metadata`: finish this checksum.
@@ -329,12 +370,14 @@ impl AfXdpEgress {
         if self.down && result.is_ok() {
             result = self.kick(1);
         }
+        // ORDERING: a hint: a frame beside a change may see either.
+        let no_way = self.down || !self.parts.carrier.load(Ordering::Relaxed);
         let (mut count, mut bytes) = (0u64, 0u64);
         let mut calls = CALLS_FOR_ROOM;
         for (done, index) in picked.iter().enumerate() {
             let Some(frame) = batch.frames().get(usize::from(*index)) else { continue };
             let put = match &result {
-                Ok(()) if self.down => Ok(Err(DropReason::UplinkError)),
+                Ok(()) if no_way || self.down => Ok(Err(DropReason::UplinkError)),
                 Ok(()) => self.put(batch, frame, (mtu, &mut calls)),
                 Err(fault) => Err(fault.clone()),
             };
@@ -352,10 +395,11 @@ impl AfXdpEgress {
                 }
             }
         }
+        self.settle();
         if count > 0 {
             self.parts.tx.publish();
             self.pending = true;
-            self.parts.counters.egress.sent(count, bytes);
+            self.parts.counters.egress.sent_but_lost(DropReason::UplinkError, count, bytes);
         }
         result
     }
@@ -404,6 +448,7 @@ impl Egress for AfXdpEgress {
         // A large frame may have had them sent.
         if self.parts.tx.needs_wakeup() && self.parts.tx.waiting() > 0 {
             self.fault = self.kick(CALLS_FOR_BURST).err();
+            self.settle();
             let stuck = !self.down && self.parts.tx.waiting() > 0;
             if stuck {
                 // ORDERING: a hint between the halves.

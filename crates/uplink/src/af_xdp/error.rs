@@ -4,6 +4,8 @@ use std::io;
 
 use crate::interface::InterfaceError;
 
+use super::umem::NoRoom;
+
 /// Why an `AF_XDP` uplink could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum AfXdpError {
@@ -54,6 +56,20 @@ pub enum AfXdpError {
         program: String,
         /// The link's id.
         link: u32,
+    },
+    /// Another XDP program is there, and we may not see who holds it.
+    #[error(
+        "interface {name} has an XDP program already: {program} ({mode}); CAP_SYS_ADMIN is needed \
+        to see who holds it and to replace it (root has it; a switch in its sandbox, which a port \
+        is opened in that comes later, has given it up): end who holds it, or use `--sandbox off`"
+    )]
+    UnknownHolder {
+        /// The interface.
+        name: String,
+        /// The program's id.
+        program: String,
+        /// How it is attached.
+        mode: &'static str,
     },
     /// Another socket has the queue.
     #[error("queue {queue} of interface {name} is in use by another AF_XDP socket")]
@@ -107,14 +123,27 @@ pub enum AfXdpError {
     },
     /// The process may not pin as much memory.
     #[error(
-        "cannot pin {bytes} bytes for frames of interface {name}: raise `ulimit -l` or give the \
-        process CAP_IPC_LOCK"
+        "cannot pin {bytes} bytes for frames of {of}: raise `ulimit -l` or give the process \
+        CAP_IPC_LOCK"
     )]
     Locked {
-        /// The interface.
-        name: String,
+        /// The interface or the UMEM.
+        of: String,
         /// What was to be pinned.
         bytes: usize,
+    },
+    /// The UMEM is full.
+    #[error("{0}")]
+    NoRoom(NoRoom),
+    /// Zero-copy with memory that others share.
+    #[error(
+        "interface {name} cannot share UMEM {umem} with mode=zero-copy: use mode=copy, or no umem"
+    )]
+    SharedZeroCopy {
+        /// The interface.
+        name: String,
+        /// The UMEM.
+        umem: String,
     },
 }
 

@@ -19,7 +19,8 @@ use super::attach::{Attachment, AttachmentParts};
 use super::deferral::Deferral;
 use super::layout::{CHUNK, RX_FRAMES, TX_FRAMES};
 use super::program::{Program, ProgramParts};
-use super::socket::{Abilities, Opened, Ours, Queues, Umem};
+use super::socket::{Abilities, Opened, Ours, Queues};
+use super::umem::{Knows, Of, Shared, Umem, Umems};
 use super::{AfXdp, AfXdpControl, AfXdpEgress, AfXdpIngress, Obtained};
 
 const KIND: &str = "af-xdp";
@@ -37,6 +38,9 @@ struct State {
     senders: bool,
     /// Large frames go by a socket of their own, with this header.
     large: Option<VnetHeader>,
+    /// The UMEM, if others may share it.
+    #[serde(default)]
+    umem: Option<Shared>,
     /// How the UMEM is divided.
     chunk: u32,
     rx_frames: u32,
@@ -62,10 +66,11 @@ pub fn parts<'a>(
     let link = link.parts(&mut fds)?;
     let attachment = control.attachment.parts(&mut fds)?;
     let program = control.program.parts(&mut fds)?;
-    fds.add(control.umem.as_ref())?;
+    fds.add(control.umem.fd())?;
     let (mut ours, mut large) = (Vec::new(), None);
     for ((ingress, egress), socket) in queues.into_iter().zip(&control.sockets) {
         ingress.release();
+        egress.settle();
         fds.add(socket.receive.as_ref())?;
         fds.add(socket.send.as_ref())?;
         if let Some(direct) = egress.large() {
@@ -84,6 +89,7 @@ pub fn parts<'a>(
         can: control.can,
         senders: true,
         large,
+        umem: control.umem.shared(&control.leases),
         chunk: CHUNK,
         rx_frames: RX_FRAMES,
         tx_frames: TX_FRAMES,
@@ -92,12 +98,17 @@ pub fn parts<'a>(
     })
 }
 
-/// Puts together again what [`parts`] took apart. Each queue pair counts in its own `counters`.
+/// Puts together again what [`parts`] took apart. Each queue pair counts in its own `counters`;
+/// `umems` are what it may share with others of this process.
 ///
 /// # Errors
 ///
 /// [`PartsError`] says what does not fit.
-pub fn from_parts(parts: Parts, counters: &[Arc<QueueCounters>]) -> Result<AfXdp, PartsError> {
+pub fn from_parts(
+    parts: Parts,
+    umems: &Umems,
+    counters: &[Arc<QueueCounters>],
+) -> Result<AfXdp, PartsError> {
     let (state, mut fds) = Remaining::open::<State>(parts, KIND)?;
     check_queues(state.queues.len(), counters.len())?;
     check_layout("bytes a chunk", state.chunk, CHUNK)?;
@@ -112,26 +123,38 @@ pub fn from_parts(parts: Parts, counters: &[Arc<QueueCounters>]) -> Result<AfXdp
     let name = link.name();
     let failed = |error: io::Error| PartsError::Map { name: name.clone(), error };
     let count = u16::try_from(state.queues.len()).unwrap_or(u16::MAX);
-    let umem = Umem::map_anew(&name, fds.next()?, count).map_err(failed)?;
+    let (umem, places) = match &state.umem {
+        Some(shared) => (umems.adopt(shared, fds.next()?)?, shared.places.clone()),
+        None => {
+            let umem = Umem::map(Of::Interface(name.clone()), fds.next()?, count);
+            (umem.map_err(failed)?, (0..u32::from(count)).collect())
+        }
+    };
+    check_queues(places.len(), counters.len())?;
+    let leases = umem.claim(&places)?;
+    let Abilities { metadata, spread, .. } = state.can;
+    umem.set_knows(Knows { metadata, spread });
     let mut opened = Vec::with_capacity(counters.len());
     for _ in counters {
         let (receive, send) = (fds.next()?, fds.next_if(state.senders)?);
-        opened.push(Opened::anew(receive, send).map_err(failed)?);
+        let queue = Opened::anew(receive, send).map_err(failed)?;
+        umem.bound(queue.receive());
+        opened.push(queue);
     }
     let large = match state.large {
         Some(header) => Some(Direct { fd: fds.next()?, header }),
         None => None,
     };
-    let queues = Queues { opened, can: state.can, large };
-    let sockets = queues.sockets().cloned().collect();
+    let queues = Queues::of((opened, leases), state.can, (&link, large));
+    let (sockets, leases) = (queues.sockets().cloned().collect(), queues.leases().to_vec());
     let (queues, left) = queues
         .into_halves(&umem, &link, (counters, state.queues))
         .map_err(|error| failed(io::Error::other(error)))?;
-    let umem = Arc::clone(umem.fd());
     let deferral = Deferral::from_parts(&state.deferral, &mut fds)?;
     attachment.own(replaced);
     let (mode, can) = (state.mode, state.can);
-    let control = AfXdpControl { attachment, program, umem, sockets, mode, can, deferral, left };
+    let control =
+        AfXdpControl { attachment, program, umem, sockets, mode, can, deferral, left, leases };
     link.own(&state.link);
     Ok(AfXdp { control, link, queues })
 }

@@ -106,8 +106,18 @@ impl Hostile {
             marked: true,
         };
         let mtu = Arc::new(AtomicU32::new(9000));
-        let (metadata, spread, large) = (true, true, None);
-        let outgoing = Outgoing { socket, counters, mtu, tx, completion, metadata, spread, large };
+        let outgoing = Outgoing {
+            socket,
+            counters,
+            mtu,
+            carrier: Arc::new(AtomicBool::new(true)),
+            tx,
+            completion,
+            metadata: true,
+            zero_copy: false,
+            spread: true,
+            large: None,
+        };
         let ours = Ours::all();
         Self {
             ingress: AfXdpIngress::new(incoming, &umem, (0, ours.taken)).expect("an ingress"),

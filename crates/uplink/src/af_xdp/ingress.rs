@@ -38,7 +38,6 @@ const LINES: usize = 2;
 /// What an [`AfXdpIngress`] is made of.
 #[derive(Debug)]
 pub(super) struct Incoming {
-    pub(super) socket: Arc<Socket>,
     pub(super) counters: Arc<QueueCounters>,
     pub(super) rx: Consumer<Desc>,
     pub(super) fill: Producer<u64>,
@@ -47,6 +46,8 @@ pub(super) struct Incoming {
     pub(super) unfinished: bool,
     /// Before each frame stands how it is to be cut.
     pub(super) marked: bool,
+    /// Dropped last: it has the place that the rings are about.
+    pub(super) socket: Arc<Socket>,
 }
 
 /// Frames from the interface.
@@ -79,9 +80,9 @@ impl AfXdpIngress {
     pub(super) fn new(
         parts: Incoming,
         map: &SharedMap,
-        (queue, ours): (u32, Vec<u32>),
+        (place, ours): (u32, Vec<u32>),
     ) -> Result<Self, MapError> {
-        let area = Area::receive(queue);
+        let area = Area::receive(place);
         let slots = SharedSlots::new(map, area.offset(), area.chunks(), CHUNK)?;
         let mut taken = Vec::with_capacity(RX_FRAMES as usize);
         taken.extend(ours);
@@ -110,7 +111,9 @@ impl AfXdpIngress {
         // ORDERING: a hint between the halves; the kernel's own lock orders the frames.
         // Taken before the system call, so that a hint given meanwhile stays. While the interface
         // is down nothing moves, and trying would keep the worker awake.
-        if socket.stuck.swap(false, Ordering::Relaxed) && socket.poke_tx() == Poked::Again {
+        if socket.stuck.swap(false, Ordering::Relaxed)
+            && matches!(socket.fds.nudge_tx(), Poked::Again | Poked::Lost)
+        {
             socket.stuck.store(true, Ordering::Relaxed);
         }
         self.empty = self.empty.wrapping_add(1);

@@ -1,7 +1,7 @@
 //! How a UMEM is divided, and where a descriptor of the kernel lies in it.
 //!
 //! ```text
-//!  queue 0                                queue 1
+//!  place 0: one queue's                   place 1: another queue's, of whichever interface
 //!  ┌ frames that arrive ┬ frames to send ┬─────────────
 //!  │ RX_FRAMES chunks   │ TX_FRAMES      │ ...
 //!  └────────────────────┴────────────────┴─────────────
@@ -53,15 +53,15 @@ pub(super) struct Place {
 }
 
 impl Area {
-    /// The chunks of queue `queue` for frames that arrive.
-    pub(super) fn receive(queue: u32) -> Self {
-        Self { base: QUEUE_BYTES.saturating_mul(u64::from(queue)), chunks: RX_FRAMES }
+    /// The chunks of a place for frames that arrive.
+    pub(super) fn receive(place: u32) -> Self {
+        Self { base: QUEUE_BYTES.saturating_mul(u64::from(place)), chunks: RX_FRAMES }
     }
 
-    /// The chunks of queue `queue` for frames to send.
-    pub(super) fn transmit(queue: u32) -> Self {
+    /// The chunks of a place for frames to send.
+    pub(super) fn transmit(place: u32) -> Self {
         let behind = u64::from(RX_FRAMES).saturating_mul(u64::from(CHUNK));
-        Self { base: Self::receive(queue).base.saturating_add(behind), chunks: TX_FRAMES }
+        Self { base: Self::receive(place).base.saturating_add(behind), chunks: TX_FRAMES }
     }
 
     /// Where the area begins in the UMEM.

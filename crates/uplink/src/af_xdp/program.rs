@@ -342,6 +342,11 @@ impl Program {
         bpf::update(self.sockets.as_fd(), &queue.to_ne_bytes(), &fd)
     }
 
+    /// Takes the frames of a queue from its socket, whoever else holds it.
+    pub(super) fn clear_socket(&self, queue: u32) -> io::Result<()> {
+        bpf::delete(self.sockets.as_fd(), &queue.to_ne_bytes(), size_of::<u32>())
+    }
+
     /// Says which stations are ours; with `steer=all`, all are.
     ///
     /// What is not wanted any more goes first, so that a map that was full has room again; after an

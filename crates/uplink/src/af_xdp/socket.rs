@@ -1,33 +1,31 @@
-//! The sockets of an interface and the one UMEM that they share.
+//! The sockets of an interface.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use port::QueueCounters;
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create};
 use rustix::io::Errno;
 use rustix::net::addr::SocketAddrArg;
 use rustix::net::xdp::{
     SocketAddrXdp, SocketAddrXdpFlags, SocketAddrXdpWithSharedUmem, XDP_PGOFF_RX_RING,
     XDP_PGOFF_TX_RING, XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_PGOFF_FILL_RING, XdpOptionsFlags,
-    XdpUmemReg, XdpUmemRegFlags,
 };
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, sockopt};
 use serde::{Deserialize, Serialize};
-use virtq::mem::{MapError, SharedMap};
+use virtq::mem::MapError;
 
 use crate::direct::{Direct, Refused};
 use crate::interface::Link;
-use crate::sys::map::map_fd;
 use crate::sys::xdp::{self, Consumer, Desc, Producer};
 
 use super::attach::Hook;
 use super::egress::{AfXdpEgress, Outgoing};
 use super::ingress::{AfXdpIngress, Incoming};
-use super::layout::{CHUNK, RX_FRAMES, TX_FRAMES, umem_bytes};
+use super::layout::{CHUNK, RX_FRAMES, TX_FRAMES};
+use super::umem::{InFlight, Knows, Lease, Umem};
 use super::{AfXdpError, AfXdpSettings, KernelCounts, KernelDrops, Mode};
 
 /// Bytes of `struct xsk_tx_metadata`.
@@ -40,78 +38,6 @@ const MTU_OF_ONE_CHUNK: u32 = CHUNK - 256 - 18;
 const BUSY_POLL_US: u32 = 20;
 /// The pause between two tries to get a queue that is in use.
 const BUSY_WAIT: Duration = Duration::from_millis(10);
-
-/// The memory of all frames of an interface.
-#[derive(Debug)]
-pub(super) struct Umem {
-    name: String,
-    fd: Arc<OwnedFd>,
-    map: SharedMap,
-}
-
-impl Umem {
-    pub(super) fn new(name: &str, queues: u16) -> Result<Self, AfXdpError> {
-        let failed = |error: io::Error| {
-            AfXdpError::raw(format!("make the memory for frames of interface {name}"), error)
-        };
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let fd = memfd_create("causeway-umem", flags).map_err(|e| failed(e.into()))?;
-        let bytes = umem_bytes(queues);
-        ftruncate(&fd, bytes).map_err(|e| failed(e.into()))?;
-        // Whoever gets the fd cannot take the memory away from under us.
-        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-        fcntl_add_seals(&fd, seals).map_err(|e| failed(e.into()))?;
-        Self::map_anew(name, fd, queues).map_err(failed)
-    }
-
-    /// Maps the memory of `queues` queues that another process made.
-    pub(super) fn map_anew(name: &str, fd: OwnedFd, queues: u16) -> io::Result<Self> {
-        let len = usize::try_from(umem_bytes(queues)).unwrap_or(usize::MAX);
-        // Behind a file's end there is nothing to touch.
-        if usize::try_from(fstat(&fd)?.st_size).unwrap_or(0) < len {
-            return Err(io::Error::from_raw_os_error(libc::EINVAL));
-        }
-        let map = map_fd(fd.as_fd(), len, 0, true)?;
-        Ok(Self { name: name.to_owned(), fd: Arc::new(fd), map })
-    }
-
-    pub(super) fn fd(&self) -> &Arc<OwnedFd> {
-        &self.fd
-    }
-
-    pub(super) fn map(&self) -> &SharedMap {
-        &self.map
-    }
-
-    /// Makes `socket` the owner of the memory. Returns whether frames to send have metadata.
-    fn register(&self, socket: &OwnedFd) -> Result<bool, AfXdpError> {
-        let plain = XdpUmemReg {
-            addr: self.map.as_ptr().expose_provenance() as u64,
-            len: self.map.len() as u64,
-            chunk_size: CHUNK,
-            headroom: 0,
-            flags: XdpUmemRegFlags::empty(),
-            tx_metadata_len: 0,
-        };
-        let flags = XdpUmemRegFlags::from_bits_retain(libc::XDP_UMEM_TX_METADATA_LEN);
-        let with_metadata = XdpUmemReg { flags, tx_metadata_len: METADATA, ..plain };
-        // Before Linux 6.11 frames have no metadata.
-        let registered = match sockopt::set_xdp_umem_reg(socket, with_metadata) {
-            Ok(()) => Ok(true),
-            Err(Errno::INVAL) => sockopt::set_xdp_umem_reg(socket, plain).map(|()| false),
-            Err(error) => Err(error),
-        };
-        registered.map_err(|error| match error {
-            Errno::NOBUFS | Errno::NOMEM => {
-                AfXdpError::Locked { name: self.name.clone(), bytes: self.map.len() }
-            }
-            error => {
-                let what = format!("register the memory for frames of interface {}", self.name);
-                AfXdpError::raw(what, error.into())
-            }
-        })
-    }
-}
 
 /// The sockets of one queue and their rings.
 ///
@@ -134,23 +60,45 @@ pub(super) struct Fds {
     pub(super) receive: Arc<OwnedFd>,
     /// Has the ring of frames to send. From a process that had one socket for both, the same.
     pub(super) send: Arc<OwnedFd>,
+    /// Frames that the kernel dropped when somebody but the egress let it look at that ring.
+    pub(super) lost: Arc<AtomicU32>,
+}
+
+impl Fds {
+    pub(super) fn new(receive: Arc<OwnedFd>, send: Arc<OwnedFd>) -> Self {
+        Self { receive, send, lost: Arc::default() }
+    }
+
+    /// Lets the kernel look at the ring of frames to send.
+    pub(super) fn poke_tx(&self) -> Poked {
+        poked(rustix::net::send(&self.send, &[], SendFlags::DONTWAIT).map(drop))
+    }
+
+    /// The same for who is not the egress, which counts what was lost.
+    pub(super) fn nudge_tx(&self) -> Poked {
+        let poked = self.poke_tx();
+        if poked == Poked::Lost {
+            // ORDERING: a number of its own.
+            let _ = self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+        poked
+    }
 }
 
 /// A socket to receive that is not bound yet.
-struct Unbound {
-    fd: OwnedFd,
-    /// Frames to send have metadata.
-    metadata: bool,
+struct Unbound(OwnedFd);
+
+/// How the sockets of an interface are bound.
+struct Way<'a> {
+    link: &'a Link,
+    settings: &'a AfXdpSettings,
+    /// The program is behind the driver.
+    hook: Hook,
 }
 
 impl Unbound {
-    /// The first one of an interface owns the memory.
-    fn new(first: Option<&Umem>, busy_poll: bool) -> Result<Self, AfXdpError> {
+    fn new(busy_poll: bool) -> Result<Self, AfXdpError> {
         let fd = open_socket()?;
-        let metadata = match first {
-            Some(umem) => umem.register(&fd)?,
-            None => false,
-        };
         let rings = || -> Result<_, Errno> {
             sockopt::set_xdp_umem_fill_ring_size(&fd, RX_FRAMES)?;
             sockopt::set_xdp_umem_completion_ring_size(&fd, TX_FRAMES)?;
@@ -162,7 +110,50 @@ impl Unbound {
             xdp::set_busy_poll(fd.as_fd(), BUSY_POLL_US, burst)
                 .map_err(|error| AfXdpError::admin("set busy polling", error))?;
         }
-        Ok(Self { fd, metadata })
+        Ok(Self(fd))
+    }
+
+    /// Binds it to a queue, with all that have the memory already.
+    fn bind(&self, umem: &Umem, way: &Way<'_>, queue: u32) -> Result<(), AfXdpError> {
+        let Way { link, settings, .. } = way;
+        for other in umem.sockets() {
+            let flags = SocketAddrXdpFlags::XDP_SHARED_UMEM;
+            let addr = SocketAddrXdp::new(flags, link.index(), queue);
+            let addr = SocketAddrXdpWithSharedUmem { addr, shared_umem_fd: other.as_fd() };
+            match bind_to(self, &addr, settings.patience) {
+                // That one has lost its interface.
+                Err(Errno::BADF) => {}
+                result => return result.map_err(|e| bind_error(link, queue, settings.mode, e)),
+            }
+        }
+        self.bind_first(umem, way, queue)
+    }
+
+    /// Binds it to a queue, and tells the kernel of the memory.
+    fn bind_first(&self, umem: &Umem, way: &Way<'_>, queue: u32) -> Result<(), AfXdpError> {
+        let Way { link, settings, hook } = way;
+        let metadata = umem.register(&self.0)?;
+        let mode = match (settings.mode, hook) {
+            (Mode::ZeroCopy, _) => SocketAddrXdpFlags::XDP_ZEROCOPY,
+            // The kernel takes zero-copy if the driver can.
+            (Mode::Auto, Hook::Native) if umem.name().is_none() => SocketAddrXdpFlags::empty(),
+            _ => SocketAddrXdpFlags::XDP_COPY,
+        };
+        let flags = mode | SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
+        let to = |flags| SocketAddrXdp::new(flags, link.index(), queue);
+        let patience = settings.patience;
+        // Before Linux 6.6 a frame has one chunk.
+        let spread = match bind_to(self, &to(flags | SocketAddrXdpFlags::XDP_USE_SG), patience) {
+            Ok(()) => Ok(true),
+            // Nor on a zero-copy device whose driver knows no such frames.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => {
+                bind_to(self, &to(flags), patience).map(|()| false)
+            }
+            Err(error) => Err(error),
+        };
+        let spread = spread.map_err(|error| bind_error(link, queue, settings.mode, error))?;
+        umem.set_knows(Knows { metadata, spread });
+        Ok(())
     }
 
     /// Now that it is bound: opens the socket to send, on the same queue and the same memory.
@@ -175,12 +166,12 @@ impl Unbound {
             let _best = sockopt::set_socket_send_buffer_size(&send, SEND_BUFFER);
         }
         let addr = SocketAddrXdp::new(SocketAddrXdpFlags::XDP_SHARED_UMEM, link.index(), queue);
-        let addr = SocketAddrXdpWithSharedUmem { addr, shared_umem_fd: self.fd.as_fd() };
+        let addr = SocketAddrXdpWithSharedUmem { addr, shared_umem_fd: self.0.as_fd() };
         bind(&send, &addr).map_err(|error| {
             let name = link.name();
             AfXdpError::raw(format!("send on queue {queue} of interface {name}"), error.into())
         })?;
-        Opened::anew(self.fd, Some(send)).map_err(no_rings)
+        Opened::anew(self.0, Some(send)).map_err(no_rings)
     }
 }
 
@@ -205,8 +196,26 @@ impl Opened {
         let rx = Consumer::map(fd, XDP_PGOFF_RX_RING, &at.rx, RX_FRAMES)?;
         let tx = Producer::map(send.as_fd(), XDP_PGOFF_TX_RING, &tx, TX_FRAMES)?;
         let completion = Consumer::map(fd, XDP_UMEM_PGOFF_COMPLETION_RING, &at.cr, TX_FRAMES)?;
-        Ok(Self { fds: Fds { receive, send }, fill, rx, tx, completion })
+        Ok(Self { fds: Fds::new(receive, send), fill, rx, tx, completion })
     }
+
+    /// The socket that receives.
+    pub(super) fn receive(&self) -> &Arc<OwnedFd> {
+        &self.fds.receive
+    }
+
+    /// What the kernel has of the frames to send.
+    fn in_flight(&self) -> InFlight {
+        let (taken, done) = (self.tx.kernel_position(), self.completion.kernel_position());
+        InFlight { taken, done }
+    }
+}
+
+/// Whether the kernel surely sends copies of our frames: then it is done with them when it has
+/// taken them. For other devices it may send the pages themselves (`IFF_TX_SKB_NO_LINEAR`).
+fn gets_copies(link: &Link) -> bool {
+    let driver = link.driver().0;
+    ["veth", "macvlan", "ipvlan", "tun", "dummy", "bridge"].contains(&driver.as_str())
 }
 
 /// Both halves of all queues, and what says that another process has them.
@@ -215,19 +224,21 @@ type Halves = (Vec<(AfXdpIngress, AfXdpEgress)>, Arc<AtomicBool>);
 /// All sockets of an interface.
 #[derive(Debug)]
 pub(super) struct Queues {
-    pub(super) opened: Vec<Opened>,
+    opened: Vec<Opened>,
+    /// Their places in the memory.
+    leases: Vec<Arc<Lease>>,
     pub(super) can: Abilities,
     /// What the large frames of the only queue go by.
-    pub(super) large: Option<Direct>,
+    large: Option<Direct>,
 }
 
 /// What the kernel and the device can do.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Abilities {
     /// Frames to send can carry what is left to do on them.
-    metadata: bool,
+    pub(super) metadata: bool,
     /// Frames can have several chunks.
-    spread: bool,
+    pub(super) spread: bool,
     busy_poll: bool,
     /// The device writes into the UMEM.
     pub(super) zero_copy: bool,
@@ -261,58 +272,57 @@ impl Ours {
 }
 
 impl Queues {
-    /// Opens and binds one socket for each queue.
+    /// Opens and binds one socket for each queue, each in a place of the memory.
     pub(super) fn open(
-        umem: &Umem,
+        (umem, leases): (&Umem, Vec<Lease>),
         link: &Link,
         settings: &AfXdpSettings,
         (hook, marked): (Hook, bool),
     ) -> Result<Self, AfXdpError> {
-        let first = Unbound::new(Some(umem), settings.busy_poll)?;
-        let metadata = first.metadata;
-        let mode = match (settings.mode, hook) {
-            (Mode::ZeroCopy, _) => SocketAddrXdpFlags::XDP_ZEROCOPY,
-            // The kernel takes zero-copy if the driver can.
-            (Mode::Auto, Hook::Native) => SocketAddrXdpFlags::empty(),
-            _ => SocketAddrXdpFlags::XDP_COPY,
-        };
-        let flags = mode | SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
-        let to = |flags| SocketAddrXdp::new(flags, link.index(), 0);
-        let patience = settings.patience;
-        // Before Linux 6.6 a frame has one chunk.
-        let spread = match bind_to(&first, &to(flags | SocketAddrXdpFlags::XDP_USE_SG), patience) {
-            Ok(()) => Ok(true),
-            // Nor on a zero-copy device whose driver knows no such frames.
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => {
-                bind_to(&first, &to(flags), patience).map(|()| false)
-            }
-            Err(error) => Err(error),
-        };
-        let spread = spread.map_err(|error| bind_error(link, 0, settings.mode, error))?;
+        let way = Way { link, settings, hook };
+        let mut opened = Vec::with_capacity(leases.len());
+        let mut zero_copy = false;
+        for queue in 0..u32::from(settings.queues) {
+            let next = Unbound::new(settings.busy_poll)?;
+            next.bind(umem, &way, queue)?;
+            zero_copy = sockopt::xdp_options(&next.0)
+                .is_ok_and(|options| options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY));
+            let next = next.complete(link, queue)?;
+            umem.bound(next.receive());
+            opened.push(next);
+        }
+        let Knows { metadata, spread } =
+            umem.knows().unwrap_or(Knows { metadata: false, spread: false });
         // ORDERING: a number of its own.
         let mtu = link.mtu().load(Ordering::Relaxed);
         if !spread && mtu > MTU_OF_ONE_CHUNK {
             return Err(AfXdpError::Mtu { name: link.name(), mtu });
         }
-        let zero_copy = sockopt::xdp_options(&first.fd)
-            .is_ok_and(|options| options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY));
-        let mut opened = vec![first.complete(link, 0)?];
-        for queue in 1..u32::from(settings.queues) {
-            let next = Unbound::new(None, settings.busy_poll)?;
-            let flags = SocketAddrXdpFlags::XDP_SHARED_UMEM;
-            let addr = SocketAddrXdp::new(flags, link.index(), queue);
-            let Some(first) = opened.first() else { break };
-            let shared_umem_fd = first.fds.receive.as_fd();
-            let addr = SocketAddrXdpWithSharedUmem { addr, shared_umem_fd };
-            bind_to(&next, &addr, patience)
-                .map_err(|e| bind_error(link, queue, settings.mode, e))?;
-            opened.push(next.complete(link, queue)?);
-        }
         // A driver without metadata of its own would not look at it.
         let metadata = metadata && !zero_copy;
         let busy_poll = settings.busy_poll;
         let can = Abilities { metadata, spread, busy_poll, zero_copy, marked };
-        Ok(Self { opened, can, large: large(link, settings, zero_copy) })
+        Ok(Self::of((opened, leases), can, (link, large(link, settings, zero_copy))))
+    }
+
+    /// Queues that are open, which another process may have opened.
+    pub(super) fn of(
+        (opened, leases): (Vec<Opened>, Vec<Lease>),
+        can: Abilities,
+        (link, large): (&Link, Option<Direct>),
+    ) -> Self {
+        if !gets_copies(link) {
+            for (lease, queue) in leases.iter().zip(&opened) {
+                lease.watch(queue.in_flight());
+            }
+        }
+        let leases = leases.into_iter().map(Arc::new).collect();
+        Self { opened, leases, can, large }
+    }
+
+    /// Their places in the memory, by queue.
+    pub(super) fn leases(&self) -> &[Arc<Lease>] {
+        &self.leases
     }
 
     /// The sockets, by queue.
@@ -333,14 +343,16 @@ impl Queues {
         let mut halves = Vec::with_capacity(self.opened.len());
         let can = self.can;
         let mut large = self.large;
-        let queues = self.opened.into_iter().zip(ours);
-        for ((queue, (opened, ours)), counters) in (0u32..).zip(queues).zip(counters) {
+        let queues = self.opened.into_iter().zip(self.leases).zip(ours);
+        for (((opened, lease), ours), counters) in queues.zip(counters) {
+            let place = lease.place;
             let Opened { fds, fill, rx, mut tx, completion } = opened;
             let socket = Arc::new(Socket {
                 fds,
                 name: Arc::clone(&name),
                 stuck: AtomicBool::new(tx.waiting() > 0),
                 left: Arc::clone(&left),
+                _lease: Some(lease),
             });
             let incoming = Incoming {
                 socket: Arc::clone(&socket),
@@ -355,14 +367,16 @@ impl Queues {
                 socket,
                 counters: Arc::clone(counters),
                 mtu: Arc::clone(link.mtu()),
+                carrier: Arc::clone(link.carrier()),
                 tx,
                 completion,
                 metadata: can.metadata,
+                zero_copy: can.zero_copy,
                 spread: can.spread,
                 large: large.take(),
             };
-            let ingress = AfXdpIngress::new(incoming, umem.map(), (queue, ours.taken))?;
-            let egress = AfXdpEgress::new(outgoing, umem.map(), (queue, ours.free))?;
+            let ingress = AfXdpIngress::new(incoming, umem.memory(), (place, ours.taken))?;
+            let egress = AfXdpEgress::new(outgoing, umem.memory(), (place, ours.free))?;
             halves.push((ingress, egress));
         }
         Ok((halves, left))
@@ -388,7 +402,7 @@ fn large(link: &Link, settings: &AfXdpSettings, zero_copy: bool) -> Option<Direc
 fn bind_to(socket: &Unbound, addr: &impl SocketAddrArg, patience: Duration) -> Result<(), Errno> {
     let start = Instant::now();
     loop {
-        match bind(&socket.fd, addr) {
+        match bind(&socket.0, addr) {
             Err(Errno::BUSY) if start.elapsed() < patience => std::thread::sleep(BUSY_WAIT),
             result => return result,
         }
@@ -426,12 +440,14 @@ pub(super) fn counts(fds: &Fds) -> io::Result<KernelCounts> {
 /// What both halves of a queue share.
 #[derive(Debug)]
 pub(super) struct Socket {
-    fds: Fds,
+    pub(super) fds: Fds,
     name: Arc<str>,
     /// Frames to send are left in the ring, and nobody may come to send more.
     pub(super) stuck: AtomicBool,
     /// Another process goes on with the rings.
     pub(super) left: Arc<AtomicBool>,
+    /// Goes when the sockets are closed; none in tests.
+    _lease: Option<Arc<Lease>>,
 }
 
 /// How a call to the kernel ended.
@@ -441,6 +457,9 @@ pub(super) enum Poked {
     Done,
     /// There is more to do, or something is in the way.
     Again,
+    /// The same, and the frame that it took last was dropped: there is no carrier, or the device
+    /// had no room. A device that reads the ring itself says something else with this.
+    Lost,
     /// The interface is down.
     Down,
     /// The interface is gone.
@@ -451,8 +470,8 @@ impl Socket {
     /// One that leads nowhere.
     #[cfg(any(test, fuzzing))]
     pub(super) fn of(fd: Arc<OwnedFd>, left: Arc<AtomicBool>) -> Self {
-        let fds = Fds { receive: Arc::clone(&fd), send: fd };
-        Self { fds, name: "none".into(), stuck: AtomicBool::new(false), left }
+        let fds = Fds::new(Arc::clone(&fd), fd);
+        Self { fds, name: "none".into(), stuck: AtomicBool::new(false), left, _lease: None }
     }
 
     /// Readable while frames have arrived.
@@ -462,11 +481,6 @@ impl Socket {
 
     pub(super) fn name(&self) -> &str {
         &self.name
-    }
-
-    /// Lets the kernel look at the ring of frames to send.
-    pub(super) fn poke_tx(&self) -> Poked {
-        poked(rustix::net::send(&self.fds.send, &[], SendFlags::DONTWAIT).map(drop))
     }
 
     /// Lets the kernel look for frames, and at the fill ring.
@@ -479,6 +493,7 @@ impl Socket {
 fn poked(result: Result<(), Errno>) -> Poked {
     match result {
         Ok(()) => Poked::Done,
+        Err(Errno::BUSY) => Poked::Lost,
         Err(Errno::NETDOWN) => Poked::Down,
         Err(error @ (Errno::NXIO | Errno::BADF | Errno::NODEV)) => Poked::Gone(error),
         Err(_) => Poked::Again,

@@ -1,6 +1,7 @@
 //! The network namespace that an interface is in.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -65,17 +66,24 @@ impl Namespace {
         }
     }
 
-    /// Whether the name still names the namespace that was opened.
+    /// Whether the name still names the namespace that was opened. A name that cannot be looked at
+    /// does: the sandbox hides those of /proc.
     pub(crate) fn is_current(&self) -> bool {
         let Some(named) = &self.0 else { return true };
-        let (Ok(now), Ok(then)) = (std::fs::metadata(&named.path), named.file.metadata()) else {
-            return false;
-        };
-        (now.dev(), now.ino()) == (then.dev(), then.ino())
+        match (std::fs::metadata(&named.path), named.file.metadata()) {
+            (Ok(now), Ok(then)) => (now.dev(), now.ino()) == (then.dev(), then.ino()),
+            (Err(error), _) => !is_gone(&error),
+            (_, Err(_)) => true,
+        }
     }
 
     /// Its name; none if it is that of this process.
     pub(crate) fn name(&self) -> Option<&str> {
         self.0.as_ref().map(|named| named.name.as_str())
     }
+}
+
+/// Whether there is nothing of that name. The process whose namespace it was is no more: ESRCH.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ESRCH))
 }

@@ -21,8 +21,8 @@ pub(super) struct Query {
 /// What rtnetlink says of an interface.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Facts {
-    /// Frames that the stack sent to the interface and that were lost there.
-    pub(crate) tx_dropped: Option<u64>,
+    /// Frames that were lost on their way out of the interface, and on their way in.
+    pub(crate) dropped: Option<(u64, u64)>,
     /// Whether it is a macvtap: its queues are opened by a device file of its own.
     pub(crate) is_macvtap: bool,
 }
@@ -73,7 +73,7 @@ fn facts(link: LinkMessage) -> Facts {
     let mut facts = Facts::default();
     for attribute in link.attributes {
         if let LinkAttribute::Stats64(stats) = attribute {
-            facts.tx_dropped = Some(stats.tx_dropped);
+            facts.dropped = Some((stats.tx_dropped, stats.rx_dropped));
         } else if let LinkAttribute::LinkInfo(infos) = attribute {
             facts.is_macvtap = infos.contains(&LinkInfo::Kind(InfoKind::MacVtap));
         }

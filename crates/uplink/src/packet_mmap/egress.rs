@@ -83,10 +83,10 @@ enum Settled {
 }
 
 impl PacketMmapEgress {
-    pub(super) fn new(queue: Queue, sender: Sender, direct: Direct) -> Self {
+    pub(super) fn new(queue: Queue, most: OffloadSet, (sender, direct): (Sender, Direct)) -> Self {
         let Sender { fd: socket, ring } = sender;
         let adapter = Adapter::default();
-        let takes = OffloadSet { uso: kernel_knows_uso(), ..OffloadSet::ALL };
+        let takes = OffloadSet { uso: most.uso && kernel_knows_uso(), ..most };
         let filled = [(0, 0); BURST_MAX];
         Self { queue, socket, ring, head: 0, direct, filled, takes, adapter }
     }

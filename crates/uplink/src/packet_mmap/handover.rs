@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use port::{Ingress, QueueCounters};
+use port::{Ingress, OffloadSet, QueueCounters};
 use serde::{Deserialize, Serialize};
 
 use crate::direct::{Direct, VnetHeader};
@@ -87,12 +87,17 @@ pub fn parts<'a>(
     fds.finish(&State { kind: KIND.to_owned(), link, senders, queues: states })
 }
 
-/// Puts together again what [`parts`] took apart. Each queue pair counts in its own `counters`.
+/// Puts together again what [`parts`] took apart, with these offloads: other ones hold at once.
+/// Each queue pair counts in its own `counters`.
 ///
 /// # Errors
 ///
 /// [`PartsError`] says what does not fit.
-pub fn from_parts(parts: Parts, counters: &[Arc<QueueCounters>]) -> Result<PacketMmap, PartsError> {
+pub fn from_parts(
+    parts: Parts,
+    offloads: OffloadSet,
+    counters: &[Arc<QueueCounters>],
+) -> Result<PacketMmap, PartsError> {
     let (state, mut fds) = Remaining::open::<State>(parts, KIND)?;
     check_queues(state.queues.len(), counters.len())?;
     let mut link = Link::from_parts(&state.link, &mut fds)?;
@@ -120,7 +125,7 @@ pub fn from_parts(parts: Parts, counters: &[Arc<QueueCounters>]) -> Result<Packe
         });
         let ingress = PacketMmapIngress::at(queue.clone(), receive, &state.receive)
             .map_err(PartsError::state)?;
-        let mut egress = PacketMmapEgress::new(queue, sender, direct);
+        let mut egress = PacketMmapEgress::new(queue, offloads, (sender, direct));
         egress.head = state.head.min(state.slots.saturating_sub(1));
         queues.push((ingress, egress));
     }

@@ -223,13 +223,21 @@ pub(crate) fn program_name(program: BorrowedFd<'_>) -> io::Result<String> {
     Ok(String::from_utf8_lossy(name.get(..end).unwrap_or_default()).into_owned())
 }
 
-/// The id of the link that holds program `program` at interface `index`, if a link does.
-pub(crate) fn link_of(program: u32, index: u32) -> Option<u32> {
+/// The id of the link that holds program `program` at interface `index`, if a link does. It takes
+/// `CAP_SYS_ADMIN` to look for it.
+pub(crate) fn link_of(program: u32, index: u32) -> io::Result<Option<u32>> {
     let mut id = 0;
     loop {
         let mut next = Attributes::new().word(0, id);
         // SAFETY: the command has no pointers.
-        let _zero = unsafe { next.call(LINK_GET_NEXT_ID) }.ok()?;
+        match unsafe { next.call(LINK_GET_NEXT_ID) } {
+            Ok(_) => {}
+            // That was the last one; or a kernel that has no links.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        }
         id = next.read(4);
         // SAFETY: the command has no pointers, and answers with a new fd.
         let Ok(link) = (unsafe { Attributes::new().word(0, id).open(LINK_GET_FD_BY_ID) }) else {
@@ -239,7 +247,7 @@ pub(crate) fn link_of(program: u32, index: u32) -> Option<u32> {
         let Ok(info) = info::<24>(std::os::fd::AsFd::as_fd(&link)) else { continue };
         let (kind, holds, at) = (word(&info, 0), word(&info, 8), word(&info, 16));
         if kind == LINK_TYPE_XDP && holds == program && at == index {
-            return Some(id);
+            return Ok(Some(id));
         }
     }
 }

@@ -138,6 +138,13 @@ impl InterfaceSocket {
         Ok((field(4), field(100)))
     }
 
+    /// Whether the device has a carrier; one that is down has none.
+    pub(crate) fn carrier(&self, name: &str) -> io::Result<bool> {
+        let mut value = [0u8; FLAGS];
+        self.ethtool(name, ETHTOOL_GLINK, &mut value)?;
+        Ok(word(&value, 1) != 0)
+    }
+
     /// Queues that receive and queues that transmit now, as `ethtool -l` shows them.
     pub(crate) fn channels(&self, name: &str) -> io::Result<(u32, u32)> {
         let mut info = [0u8; CHANNELS];
@@ -282,6 +289,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 const ETHTOOL_GDRVINFO: u32 = 3;
+const ETHTOOL_GLINK: u32 = 0x0a;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
 const ETHTOOL_GFLAGS: u32 = 0x25;
 const ETHTOOL_SFLAGS: u32 = 0x26;

@@ -13,6 +13,7 @@
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::net::xdp::XdpRingOffset;
@@ -54,7 +55,7 @@ struct Ring<T> {
     entries: *mut T,
     /// Entries; a power of two.
     size: u32,
-    _map: Mapping,
+    map: Arc<Mapping>,
     _entries: PhantomData<T>,
 }
 
@@ -80,12 +81,12 @@ impl<T: Entry> Ring<T> {
         if !aligned || !entries.is_multiple_of(8) || !size.is_power_of_two() {
             return Err(wrong());
         }
-        let map = Mapping::new(fd, len, page_offset, true)?;
+        let map = Arc::new(Mapping::new(fd, len, page_offset, true)?);
         let at = |offset: usize| map.ptr().wrapping_add(offset);
         #[expect(clippy::cast_ptr_alignment, reason = "the offsets are aligned: checked above")]
         let [producer, consumer, flags] = words.map(|word| at(word).cast::<u32>());
         let entries = at(entries).cast::<T>();
-        Ok(Self { producer, consumer, flags, entries, size, _map: map, _entries: PhantomData })
+        Ok(Self { producer, consumer, flags, entries, size, map, _entries: PhantomData })
     }
 
     #[inline(always)]
@@ -170,6 +171,11 @@ impl<T: Entry> Producer<T> {
         self.ring.word(self.ring.producer).store(self.next, Ordering::Release);
     }
 
+    /// How far the kernel is, for who has not the ring.
+    pub(crate) fn kernel_position(&self) -> KernelPosition {
+        KernelPosition { word: self.ring.consumer, _map: Arc::clone(&self.ring.map) }
+    }
+
     /// Published entries that the kernel has not taken.
     #[inline(always)]
     pub(crate) fn waiting(&mut self) -> u32 {
@@ -182,6 +188,17 @@ impl<T: Entry> Producer<T> {
     #[inline(always)]
     pub(crate) fn needs_wakeup(&self) -> bool {
         self.ring.needs_wakeup()
+    }
+
+    /// Copies of the entries that the kernel has taken and that stand there still, the last first.
+    pub(crate) fn taken(&mut self) -> impl Iterator<Item = T> + '_ {
+        let (count, end) = (self.ring.size.wrapping_sub(self.waiting()), self.seen);
+        (1..=count).map(move |back| {
+            let entry = self.ring.entry(end.wrapping_sub(back));
+            // SAFETY: the index is masked to the ring, whose entries are mapped and aligned;
+            // whatever stands there, every value is valid.
+            unsafe { std::ptr::read_volatile(entry) }
+        })
     }
 
     /// Copies of the published entries that the kernel has not taken.
@@ -231,6 +248,11 @@ impl<T: Entry> Consumer<T> {
         self.ring.between(self.next, self.seen)
     }
 
+    /// How far the kernel is, for who has not the ring.
+    pub(crate) fn kernel_position(&self) -> KernelPosition {
+        KernelPosition { word: self.ring.producer, _map: Arc::clone(&self.ring.map) }
+    }
+
     /// A copy of entry `index` of those that are there.
     #[inline(always)]
     pub(crate) fn peek(&self, index: u32) -> T {
@@ -247,6 +269,28 @@ impl<T: Entry> Consumer<T> {
         // ORDERING: Release pairs with the kernel's acquire of the consumer index: our reads of
         // the entries are done before it writes new ones.
         self.ring.word(self.ring.consumer).store(self.next, Ordering::Release);
+    }
+}
+
+/// How far the kernel is in a ring, whoever has the ring; the memory stays when the socket goes.
+#[derive(Debug)]
+pub(crate) struct KernelPosition {
+    word: *const u32,
+    _map: Arc<Mapping>,
+}
+
+// SAFETY: the pointer is to a mapping that is kept, and every access is atomic.
+unsafe impl Send for KernelPosition {}
+// SAFETY: as above.
+unsafe impl Sync for KernelPosition {}
+
+impl KernelPosition {
+    pub(crate) fn read(&self) -> u32 {
+        // SAFETY: `Ring::map` checked that the word is aligned and inside of the mapping, which
+        // lives as long as `self`; both sides reach it atomically only.
+        let word = unsafe { AtomicU32::from_ptr(self.word.cast_mut()) };
+        // ORDERING: Acquire pairs with the kernel's release: what it did before is done.
+        word.load(Ordering::Acquire)
     }
 }
 

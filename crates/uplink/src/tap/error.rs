@@ -36,6 +36,29 @@ pub enum TapError {
     /// No queue at all, or more than the kernel has.
     #[error("queues {0} must be 1 to {max}", max = super::QUEUES_MAX)]
     Queues(u16),
+    /// Others hold queues of it.
+    #[error(
+        "interface {name} has no {queues} queues left: other processes hold some of its {max}",
+        max = super::QUEUES_MAX
+    )]
+    QueuesTaken {
+        /// The interface.
+        name: String,
+        /// What was asked for.
+        queues: u16,
+    },
+    /// A macvtap, opened by who may not.
+    #[error(
+        "cannot open the device file of macvtap {name}: {error}; it takes CAP_SYS_ADMIN and \
+        CAP_MKNOD (root has them), and in the sandbox only a switch that had a macvtap when it \
+        started opens more: let it be there at the start, or use `--sandbox off`"
+    )]
+    Macvtap {
+        /// The interface.
+        name: String,
+        /// The kernel's answer.
+        error: io::Error,
+    },
     /// The interface exists, but as another kind.
     #[error("interface {0} exists and is not a tap")]
     NotTap(String),
@@ -69,6 +92,14 @@ impl TapError {
         }
     }
 
+    /// What came of opening the device file of a macvtap.
+    pub(super) fn macvtap(name: &str, error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => Self::Macvtap { name: name.to_owned(), error },
+            _ => Self::system(format!("open the device file of macvtap {name}"), error),
+        }
+    }
+
     /// What TUNSETIFF answered.
     pub(super) fn attach(
         settings: &TapSettings,
@@ -79,7 +110,7 @@ impl TapError {
         match error.raw_os_error() {
             Some(libc::EPERM) => Self::Permission { what: format!("attach to interface {name}") },
             Some(libc::EBUSY) => Self::Busy(name),
-            Some(libc::E2BIG) => Self::Queues(settings.queues),
+            Some(libc::E2BIG) => Self::QueuesTaken { name, queues: settings.queues },
             Some(libc::EINVAL) if is_tap(sockets, &name) && settings.queues > 1 => {
                 Self::SingleQueue { name, queues: settings.queues }
             }

@@ -29,6 +29,8 @@ use virtq::mem::{MapError, Pool, Reader};
 use crate::sys::{PIECES_MAX, Pieces};
 use crate::vnet::{self, HEADER, segment_bytes};
 
+use super::found::Found;
+
 /// The most bytes of a frame: the largest MTU, an Ethernet header and two tags.
 const FRAME_MAX: u32 = 65_535 + 14 + 8;
 /// Room for a header and the largest frame.
@@ -59,6 +61,8 @@ pub(super) struct Queue {
     pub(super) counters: Arc<QueueCounters>,
     /// What the kernel's side takes unfinished.
     pub(super) takes: OffloadSet,
+    /// What is put back when the last queue goes.
+    pub(super) found: Option<Arc<Found>>,
 }
 
 impl Queue {
@@ -265,6 +269,7 @@ impl Queue {
         frame: &Frame,
         (header, head): (&[u8; HEADER], &[u8]),
     ) -> Outcome {
+        let whole;
         let mut pieces = Pieces::<N>::new();
         let mut fits = pieces.private(header) && pieces.private(head);
         let mut body = batch.body(frame);
@@ -272,7 +277,9 @@ impl Queue {
             fits &= pieces.guest(piece);
         }
         if !fits {
-            return Outcome::Dropped(DropReason::UplinkError);
+            whole = vnet::in_one_piece(header, head, batch.body(frame));
+            pieces = Pieces::new();
+            let _fits = pieces.private(&whole);
         }
         self.offer(|| pieces.write(self.fd.as_fd()))
     }

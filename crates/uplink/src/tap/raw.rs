@@ -9,6 +9,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use port::OffloadSet;
 use virtq::mem::{ReadPiece, WritePiece};
@@ -16,7 +17,8 @@ use virtq::mem::{ReadPiece, WritePiece};
 use crate::interface::{Link, Namespace};
 use crate::sys::{self, Pieces};
 
-use super::{TapError, TapSettings, check, offloads, open_here};
+use super::found::Found;
+use super::{Opened, TapError, TapSettings, check, offloads, open_here};
 
 /// An open tap whose frames keep their headers. Dropping the link before the queues restores what
 /// was changed.
@@ -30,7 +32,10 @@ pub struct RawTap {
 
 /// A queue of such a tap.
 #[derive(Debug)]
-pub struct RawQueue(OwnedFd);
+pub struct RawQueue {
+    fd: OwnedFd,
+    _found: Option<Arc<Found>>,
+}
 
 /// Opens or makes the interface and brings it up.
 ///
@@ -40,8 +45,15 @@ pub struct RawQueue(OwnedFd);
 pub fn open_raw(settings: &TapSettings) -> Result<RawTap, TapError> {
     check(settings)?;
     let namespace = Namespace::open(settings.netns.as_deref())?;
-    let (fds, link) = namespace.run(|| open_here(settings, &namespace))??;
-    Ok(RawTap { link, queues: fds.into_iter().map(RawQueue).collect() })
+    let Opened { fds, link, found } = namespace.run(|| open_here(settings, &namespace))??;
+    let queue = |fd| RawQueue { fd, _found: found.clone() };
+    let queues: Vec<_> = fds.into_iter().map(queue).collect();
+    for queue in &queues {
+        let set = queue.set_offloads(settings.offloads);
+        let what = || format!("set the offloads of interface {}", settings.ifname);
+        let _ = set.map_err(|error| TapError::system(what(), error))?;
+    }
+    Ok(RawTap { link, queues })
 }
 
 impl RawQueue {
@@ -51,7 +63,7 @@ impl RawQueue {
     ///
     /// The kernel's.
     pub fn set_offloads(&self, wanted: OffloadSet) -> io::Result<OffloadSet> {
-        offloads::set(self.0.as_fd(), wanted)
+        offloads::set(self.fd.as_fd(), wanted)
     }
 
     /// Reads one frame with its header to the start of `to`; its length in bytes, header included,
@@ -63,7 +75,7 @@ impl RawQueue {
     #[inline]
     pub fn read(&self, to: WritePiece<'_>) -> io::Result<Option<usize>> {
         loop {
-            let error = match sys::read_into(self.0.as_fd(), to) {
+            let error = match sys::read_into(self.fd.as_fd(), to) {
                 Ok(len) => return Ok(Some(len)),
                 Err(error) => error,
             };
@@ -85,7 +97,7 @@ impl RawQueue {
     pub fn write<'a>(&self, pieces: impl Iterator<Item = ReadPiece<'a>> + Clone) -> io::Result<()> {
         let mut vectors: Pieces<'_> = Pieces::new();
         if pieces.clone().all(|piece| vectors.guest(piece)) {
-            return vectors.write(self.0.as_fd());
+            return vectors.write(self.fd.as_fd());
         }
         self.write_copied(pieces)
     }
@@ -101,12 +113,12 @@ impl RawQueue {
         }
         let mut vectors: Pieces<'_> = Pieces::new();
         let _ = vectors.private(&frame);
-        vectors.write(self.0.as_fd())
+        vectors.write(self.fd.as_fd())
     }
 }
 
 impl AsFd for RawQueue {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }

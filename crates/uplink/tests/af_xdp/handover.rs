@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use port::{Egress, FrameBuf, Ingress, Offload, QueueCounters};
-use uplink::af_xdp::{AfXdp, from_parts, parts};
+use uplink::af_xdp::{AfXdp, Umems, from_parts, parts};
 use uplink::{Parts, PartsError};
 use virtq::mem::Pool;
 
@@ -36,7 +36,7 @@ fn changed_hands(mut uplink: AfXdp, change: impl Fn(&mut Parts)) -> AfXdp {
     let count = uplink.queues.len();
     let new = std::thread::spawn(move || {
         let counters: Vec<Arc<QueueCounters>> = (0..count).map(|_| Arc::default()).collect();
-        from_parts(parts, &counters).unwrap()
+        from_parts(parts, &Umems::default(), &counters).unwrap()
     });
     let new = new.join().unwrap();
     let AfXdp { control, link, queues } = uplink;
@@ -111,7 +111,7 @@ fn the_interface_is_left_to_the_last_owner() {
     // Who took parts may go on if nobody else does, or nobody else can.
     let mut parts = taken_apart(&mut uplink);
     let last = parts.fds.pop().unwrap();
-    drop(from_parts(parts, &[Arc::default()]).unwrap_err());
+    drop(from_parts(parts, &Umems::default(), &[Arc::default()]).unwrap_err());
     drop(last);
     assert_eq!(state(&namespace), before);
     let uplink = other_hands(uplink);
@@ -132,7 +132,7 @@ fn parts_that_do_not_fit_are_refused() {
     let mut of = |change: &dyn Fn(&mut Parts)| {
         let mut parts = taken_apart(&mut left);
         change(&mut parts);
-        from_parts(parts, &counters).map(drop)
+        from_parts(parts, &Umems::default(), &counters).map(drop)
     };
     assert!(of(&|_| {}).is_ok());
     let replace = |from: &str, to: &str| {
@@ -150,13 +150,21 @@ fn parts_that_do_not_fit_are_refused() {
     assert!(matches!(of(&replace("{", "[")), Err(PartsError::State(_))));
     let error = of(&replace("\"chunk\":2048", "\"chunk\":4096")).unwrap_err().to_string();
     assert_eq!(error, "the uplink's bytes a chunk is 4096, this version knows 2048 only");
-    let wrong = of(&replace("\"taken\":[", "\"taken\":[4096,")).is_err();
-    // A list that was empty has no number behind the comma.
-    assert!(wrong || of(&replace("\"taken\":[]", "\"taken\":[4096]")).is_err());
+    // Chunks behind the end, and more than there are. Those of frames that arrived are with the
+    // kernel, all to send with the uplink.
+    for (right, wrong) in [
+        ("\"taken\":[]", "\"taken\":[4096]"),
+        ("\"free\":[1023,", "\"free\":[1024,"),
+        ("\"free\":[1023,", "\"free\":[1023,1023,"),
+    ] {
+        let error = of(&replace(right, wrong)).unwrap_err().to_string();
+        assert!(error.ends_with("it names chunks that do not exist"), "{wrong}: {error}");
+    }
+    assert!(of(&replace("\"taken\":[]", "\"taken\":[4095]")).is_ok());
     for count in 0..taken_apart(&mut left).fds.len() {
         let mut parts = taken_apart(&mut left);
         parts.fds.truncate(count);
-        let error = from_parts(parts, &counters).unwrap_err();
+        let error = from_parts(parts, &Umems::default(), &counters).unwrap_err();
         assert!(matches!(error, PartsError::Fds(_)), "{error}");
     }
 }

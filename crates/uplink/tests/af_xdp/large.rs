@@ -50,12 +50,12 @@ pub(crate) fn datagram(data: &[u8]) -> Vec<u8> {
     frame(17, (&upper, 6), 0, data)
 }
 
-/// Segment number `number` of a stream, of 1400 bytes.
-fn segment(number: u16) -> Vec<u8> {
+/// Segment number `number` of a stream, of `len` bytes.
+fn segment(number: u16, len: u16) -> Vec<u8> {
     let mut upper = vec![0x12, 0x34, 0, 7];
-    upper.extend((u32::from(number) * 1400 + 77).to_be_bytes());
+    upper.extend((u32::from(number) * u32::from(len) + 77).to_be_bytes());
     upper.extend([0, 0, 0, 1, 0x50, 0x10, 1, 0, 0, 0, 0, 0]);
-    frame(6, (&upper, 16), 500 + number, &payload(1400, number.into()))
+    frame(6, (&upper, 16), 500 + number, &payload(len.into(), number.into()))
 }
 
 /// Sends frames as one burst, each with its intent.
@@ -117,21 +117,25 @@ fn where_order_is_not_sure_large_frames_are_cut_by_us() {
 /// none, and what arrives is what was sent.
 #[test]
 fn segments_put_together_arrive_as_they_were() {
-    let (_namespace, [mut left, mut right]) = pair(1, 1500, |_| {});
-    let tcp = Offload { csum_offset: 16, ..CSUM };
-    let sent: Vec<_> = (0..40).map(segment).collect();
-    let burst: Vec<_> = sent.iter().map(|frame| (frame.clone(), tcp)).collect();
-    send(&mut left.queues[0].1, &burst);
-    let counted = totals(left.queues[0].1.counters());
-    assert_eq!((counted.tx_frames, counted.merged, counted.dropped()), (1, 39, 0));
-    let got = take(&mut right.queues[0].0, 40);
-    assert_eq!(got.len(), 40);
-    for (mut sent, got) in sent.into_iter().zip(got) {
-        let mut sum = Checksum::default();
-        sum.add(&sent[34..]);
-        let value = sum.finish().to_be_bytes();
-        sent[50..52].copy_from_slice(&value);
-        assert!(sent == got);
+    // A burst is more pieces than one call takes.
+    for (count, len) in [(40, 1400), (64, 1000)] {
+        let (_namespace, [mut left, mut right]) = pair(1, 1500, |_| {});
+        let tcp = Offload { csum_offset: 16, ..CSUM };
+        let sent: Vec<_> = (0..count).map(|number| segment(number, len)).collect();
+        let burst: Vec<_> = sent.iter().map(|frame| (frame.clone(), tcp)).collect();
+        send(&mut left.queues[0].1, &burst);
+        let counted = totals(left.queues[0].1.counters());
+        let merged = u64::from(count) - 1;
+        assert_eq!((counted.tx_frames, counted.merged, counted.dropped()), (1, merged, 0));
+        let got = take(&mut right.queues[0].0, count.into());
+        assert_eq!(got.len(), usize::from(count));
+        for (mut sent, got) in sent.into_iter().zip(got) {
+            let mut sum = Checksum::default();
+            sum.add(&sent[34..]);
+            let value = sum.finish().to_be_bytes();
+            sent[50..52].copy_from_slice(&value);
+            assert!(sent == got);
+        }
     }
 }
 

@@ -14,6 +14,7 @@ mod large;
 mod namespace;
 mod opening;
 mod restore;
+mod umem;
 #[path = "../common/wakes.rs"]
 mod wakes;
 mod whole;
@@ -27,6 +28,7 @@ use port::{
     QueueFault, QueueTotals, Way,
 };
 use uplink::af_xdp::{AfXdp, AfXdpEgress, AfXdpIngress, AfXdpSettings, Mode, Obtained, Steer};
+use uplink::interface::LinkState;
 use virtq::mem::{Pool, SegStore};
 use wakes::wakes;
 
@@ -274,6 +276,53 @@ fn an_interface_that_is_down_drops_and_recovers() {
     // The first burst waited in the ring.
     let got = take(&mut right.queues[0].0, 16);
     assert!(got == [burst.clone(), burst].concat(), "{} frames", got.len());
+}
+
+/// The kernel takes frames without a carrier, and drops them one a call. They were counted as sent:
+/// each becomes a drop when another frame is sent, so that no counter ever falls.
+#[test]
+fn without_a_carrier_frames_are_dropped_and_not_sent() {
+    let (namespace, [mut left, mut right]) = pair(1, 9000, |_| {});
+    let wanted: Vec<_> = [60, 8000, 1514].map(|len| frame(len, 1, false)).into();
+    let counts = |end: &AfXdp| {
+        let totals = totals(end.queues[0].1.counters());
+        (totals.tx_frames, totals.tx_bytes, totals.drops[DropReason::UplinkError as usize])
+    };
+    let at_kernel = |end: &AfXdp| end.link.tx_dropped().unwrap();
+    send(&mut left.queues[0].1, &wanted[..1], Offload::default());
+    assert!(take(&mut right.queues[0].0, 1) == wanted[..1]);
+    let _ = namespace.ip(&["link", "set", "right0", "down"]);
+    // Nobody has told the queues.
+    send(&mut left.queues[0].1, &wanted, Offload::default());
+    assert_eq!((counts(&left), at_kernel(&left)), ((4, 60 + 9574, 0), 3));
+    // Now they know: no call to the kernel.
+    assert_eq!(left.link.check(), LinkState::NoCarrier);
+    send(&mut left.queues[0].1, &wanted, Offload::default());
+    assert_eq!((counts(&left), at_kernel(&left)), ((4, 60 + 9574, 3), 3));
+    // What waits in the ring is lost to who looks after it.
+    let _ = namespace.ip(&["link", "set", "right0", "up"]);
+    assert_eq!(left.link.check(), LinkState::Up);
+    let _ = namespace.ip(&["link", "set", "left0", "down"]);
+    send(&mut left.queues[0].1, &wanted, Offload::default());
+    assert_eq!(counts(&left), (4, 60 + 9574, 6));
+    let _ = namespace.ip(&["link", "set", "right0", "down"]);
+    let _ = namespace.ip(&["link", "set", "left0", "up"]);
+    for _ in 0..2 {
+        left.control.nudge();
+    }
+    let _ = namespace.ip(&["link", "set", "right0", "up"]);
+    assert_eq!(left.link.check(), LinkState::Up);
+    send(&mut left.queues[0].1, &wanted[..1], Offload::default());
+    assert!(take(&mut right.queues[0].0, 2) == [wanted[2].clone(), wanted[0].clone()]);
+    let frames_and_drops = |end: &AfXdp| {
+        let (frames, _, dropped) = counts(end);
+        (frames, dropped)
+    };
+    assert_eq!((frames_and_drops(&left), at_kernel(&left)), ((4, 7), 5));
+    for expected in [(4, 8), (5, 8)] {
+        send(&mut left.queues[0].1, &wanted[..1], Offload::default());
+        assert_eq!(frames_and_drops(&left), expected);
+    }
 }
 
 #[test]

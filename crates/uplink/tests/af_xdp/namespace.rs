@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use uplink::af_xdp::{AfXdp, AfXdpError, AfXdpSettings, Mode, Steer, open};
+use uplink::af_xdp::{AfXdp, AfXdpError, AfXdpSettings, Mode, Steer, Umems, open};
 
 /// A namespace that is deleted in the end.
 pub(crate) struct Namespace(pub(crate) String);
@@ -67,6 +67,7 @@ impl Namespace {
             steer: Steer::All,
             busy_poll: false,
             netns: Some(self.0.clone()),
+            umem: None,
             patience: std::time::Duration::from_secs(2),
         }
     }
@@ -125,8 +126,13 @@ impl Drop for Namespace {
 }
 
 pub(crate) fn open_with(settings: &AfXdpSettings) -> Result<AfXdp, AfXdpError> {
+    open_among(&Umems::default(), settings)
+}
+
+/// Opens an interface that may share memory with others.
+pub(crate) fn open_among(umems: &Umems, settings: &AfXdpSettings) -> Result<AfXdp, AfXdpError> {
     let counters: Vec<_> = (0..settings.queues).map(|_| Arc::default()).collect();
-    open(settings, &counters)
+    open(settings, umems, &counters)
 }
 
 pub(crate) fn run(program: &str, arguments: &[&str]) -> String {

@@ -100,6 +100,31 @@ fn a_program_that_a_link_holds_is_named_and_stays() {
     drop(reopened(&namespace));
 }
 
+/// Without `CAP_SYS_ADMIN` nobody can tell whether a link holds it: no advice that may not work.
+#[test]
+fn a_program_whose_holder_cannot_be_seen_is_no_program_without_a_link() {
+    use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+    let namespace = Namespace::new();
+    namespace.veth("left0", (&namespace, "right0"), 1, 1500);
+    let _held = namespace.open("left0").unwrap();
+    for replace in [false, true] {
+        let settings = AfXdpSettings { netns: None, replace, ..namespace.settings("left0") };
+        let text = namespace.inside(move || {
+            let some = CapabilitySet::NET_ADMIN
+                | CapabilitySet::NET_RAW
+                | CapabilitySet::BPF
+                | CapabilitySet::PERFMON;
+            let none = CapabilitySet::empty();
+            let sets = CapabilitySets { effective: some, permitted: some, inheritable: none };
+            set_capabilities(None, sets).unwrap();
+            open_with(&settings).unwrap_err().to_string()
+        });
+        assert!(text.starts_with("interface left0 has an XDP program already: program "), "{text}");
+        assert!(text.contains("CAP_SYS_ADMIN is needed") && text.contains("sandbox"), "{text}");
+        assert!(!text.contains("xdp=replace"), "{text}");
+    }
+}
+
 #[test]
 fn what_cannot_be_opened_is_named() {
     let namespace = Namespace::new();

@@ -170,8 +170,12 @@ fn nameless() -> Vec<u8> {
 fn frames_that_the_kernel_cannot_describe_are_stepped_over_and_counted() {
     use uplink::tap;
     let namespace = Namespace::new();
-    let settings =
-        tap::TapSettings { ifname: "tap0".to_owned(), queues: 1, netns: Some(namespace.0.clone()) };
+    let settings = tap::TapSettings {
+        ifname: "tap0".to_owned(),
+        queues: 1,
+        netns: Some(namespace.0.clone()),
+        offloads: port::OffloadSet::ALL,
+    };
     let mut tap = tap::open(&settings, &[Arc::default()]).unwrap();
     let mut port = namespace.open("tap0", 1).unwrap();
     let queues = tap.queues.iter_mut().map(|(ingress, egress)| (ingress, egress));

@@ -26,7 +26,7 @@ fn frames_of_all_sizes_cross_both_ways_unchanged_and_in_order() {
 
 #[test]
 fn frames_cross_with_the_headers_of_old_kernels_too() {
-    cross(Two::with(9000, true));
+    cross(Two::with(9000, |settings| settings.short_header = true));
 }
 
 fn cross(mut two: Two) {
@@ -136,7 +136,8 @@ fn flows_are_spread_over_the_queues_and_each_stays_in_one() {
         }
         assert_eq!(seen.len(), 320, "{queues} queues");
         let used = seen.values().collect::<HashSet<_>>().len();
-        assert!(used >= usize::from(queues).div_ceil(2), "{used} of {queues} queues were used");
+        // Of 320 flows each queue gets some, whatever they are hashed with.
+        assert_eq!(used, usize::from(queues), "queues that were used");
     }
 }
 

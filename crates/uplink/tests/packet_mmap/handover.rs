@@ -3,20 +3,20 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use port::{Egress, Ingress, Offload};
+use port::{Egress, Ingress, Offload, OffloadSet};
 use uplink::packet_mmap::{PacketMmap, from_parts, parts};
 
 use super::namespace::Namespace;
 use super::{FrameBuf, Two, numbered, plain, send, take, totals};
 
 /// The same uplink, made of duplicates in another thread; the old one is let go.
-fn other_hands(mut uplink: PacketMmap) -> PacketMmap {
+pub(crate) fn other_hands(mut uplink: PacketMmap, offloads: OffloadSet) -> PacketMmap {
     let queues = uplink.queues.iter_mut().map(|(ingress, egress)| (ingress, egress));
     let parts = parts(&uplink.link, &uplink.kernel, queues).unwrap();
     let count = uplink.queues.len();
     let new = std::thread::spawn(move || {
         let counters: Vec<_> = (0..count).map(|_| Arc::default()).collect();
-        from_parts(parts, &counters).unwrap()
+        from_parts(parts, offloads, &counters).unwrap()
     });
     let new = new.join().unwrap();
     uplink.link.leave();
@@ -48,8 +48,8 @@ fn what_is_in_the_rings_arrives_once_whoever_has_them() {
         }
         // The first burst ends in the middle of a block.
         let mut got = one_burst(&mut two.right.queues[0].0);
-        two.left = other_hands(two.left);
-        two.right = other_hands(two.right);
+        two.left = other_hands(two.left, OffloadSet::ALL);
+        two.right = other_hands(two.right, OffloadSet::ALL);
         let rest = frames.len() - got.len();
         got.extend(take(&mut two.right.queues[0].0, rest));
         assert!(got == frames, "round {round}: {} frames", got.len());
@@ -62,7 +62,7 @@ fn the_interface_is_left_to_the_last_owner() {
     let namespace = Namespace::new();
     namespace.pair("left0", &namespace, "right0", 1500);
     let _ = namespace.ip(&["link", "set", "left0", "down"]);
-    let uplink = other_hands(namespace.open("left0", 2).unwrap());
+    let uplink = other_hands(namespace.open("left0", 2).unwrap(), OffloadSet::ALL);
     let state = || {
         let text = namespace.ip(&["-d", "link", "show", "left0"]);
         (text.contains("state UP"), text.contains("promiscuity 1"))
@@ -102,7 +102,7 @@ fn a_large_frame_that_is_half_cut_is_cut_on() {
         // Fewer than there are: the batch is full.
         let mut got = one_burst(&mut two.right.queues[0].0);
         assert!(got.len() < segments, "{}", got.len());
-        two.right = other_hands(two.right);
+        two.right = other_hands(two.right, OffloadSet::ALL);
         got.extend(take(&mut two.right.queues[0].0, segments - got.len()));
         let joined: Vec<u8> = got.iter().flat_map(|frame| frame[first..].to_vec()).collect();
         assert!(joined == large[first..], "{} of {payload} bytes", joined.len());

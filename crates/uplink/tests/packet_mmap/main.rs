@@ -38,17 +38,18 @@ struct Two {
 
 impl Two {
     fn new(mtu: u32) -> Self {
-        Self::with(mtu, false)
+        Self::with(mtu, |_| ())
     }
 
-    /// The same; with `short_header` as on a kernel before 6.4.
-    fn with(mtu: u32, short_header: bool) -> Self {
+    /// The same with other settings.
+    fn with(mtu: u32, change: impl Fn(&mut PacketMmapSettings)) -> Self {
         pin();
         let (left_namespace, right_namespace) = (Namespace::new(), Namespace::new());
         left_namespace.pair("left0", &right_namespace, "right0", mtu);
         let open = |namespace: &Namespace, name: &str| {
-            let settings = namespace.settings(name, 1);
-            open_with(&PacketMmapSettings { short_header, ..settings }).unwrap()
+            let mut settings = namespace.settings(name, 1);
+            change(&mut settings);
+            open_with(&settings).unwrap()
         };
         let left = open(&left_namespace, "left0");
         let right = open(&right_namespace, "right0");

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use packet::{Checksum, Ipv4, Tcp, Udp};
-use port::{FrameBuf, Gso, Ingress, Offload};
+use port::{FrameBuf, Gso, Ingress, Offload, OffloadSet};
 
 use port::Egress;
 use uplink::packet_mmap::PacketMmap;
@@ -182,7 +182,33 @@ fn large_frames_of_guests_pass_whole() {
 #[test]
 fn large_frames_are_cut_for_who_takes_none() {
     for short_header in [false, true] {
-        pass_and_cut(Two::with(1500, short_header));
+        pass_and_cut(Two::with(1500, |settings| settings.short_header = short_header));
+    }
+}
+
+/// What is not to be left to the kernel is done before; the offloads of who goes on hold.
+#[test]
+fn what_is_not_to_be_left_to_the_kernel_is_finished() {
+    let csum = OffloadSet { csum: true, ..OffloadSet::NONE };
+    let tso4 = OffloadSet { tso4: true, ..csum };
+    for (offloads, whole, summed) in [
+        (OffloadSet::NONE, false, true),
+        (csum, false, false),
+        (OffloadSet { tso6: true, uso: true, ..csum }, false, false),
+        (tso4, true, false),
+    ] {
+        for taken_over in [false, true] {
+            let first = if taken_over { OffloadSet::ALL } else { offloads };
+            let mut two = Two::with(1500, |settings| settings.offloads = first);
+            if taken_over {
+                two.left = crate::handover::other_hands(two.left, offloads);
+            }
+            let (frame, offload) = large(3000);
+            send(&mut two.left.queues[0].1, &[(frame, offload)]);
+            let arrived = take_whole(&mut two.right.queues[0].0, if whole { 1 } else { 3 });
+            assert_eq!(arrived.len(), if whole { 1 } else { 3 }, "{offloads:?}");
+            assert!(arrived.iter().all(|(_, left)| left.needs_csum != summed), "{offloads:?}");
+        }
     }
 }
 

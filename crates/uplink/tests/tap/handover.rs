@@ -2,19 +2,20 @@
 
 use std::sync::Arc;
 
+use port::OffloadSet;
 use uplink::interface::LinkState;
 use uplink::tap::{Tap, from_parts, parts};
 
 use super::{HOST_MAC, Namespace, PEER_MAC, carry};
 
 /// The same tap, made of duplicates in another thread; the old one is let go.
-fn other_hands(mut tap: Tap) -> Tap {
+pub(crate) fn other_hands(mut tap: Tap, offloads: OffloadSet) -> Tap {
     let queues = tap.queues.iter_mut().map(|(ingress, egress)| (ingress, egress));
     let parts = parts(&tap.link, queues).unwrap();
     let count = tap.queues.len();
     let new = std::thread::spawn(move || {
         let counters: Vec<_> = (0..count).map(|_| Arc::default()).collect();
-        from_parts(parts, &counters).unwrap()
+        from_parts(parts, offloads, &counters).unwrap()
     });
     let new = new.join().unwrap();
     tap.link.leave();
@@ -39,8 +40,8 @@ fn datagrams_cross_taps_whose_owner_changes() {
             let _ = from.send_to(&[round, number], "10.9.0.2:5000").unwrap();
         }
         // All five wait in the tap's queue.
-        a = other_hands(a);
-        b = other_hands(b);
+        a = other_hands(a, OffloadSet::ALL);
+        b = other_hands(b, OffloadSet::ALL);
         let mut carried = 0;
         while carried < 5 {
             carried += carry(&mut a, &mut b);

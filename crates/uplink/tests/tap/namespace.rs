@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use port::OffloadSet;
 use uplink::tap::{Tap, TapError, TapSettings, open};
 
 /// A namespace that is deleted in the end.
@@ -53,7 +54,8 @@ impl Namespace {
     }
 
     pub(crate) fn settings(&self, ifname: &str, queues: u16) -> TapSettings {
-        TapSettings { ifname: ifname.to_owned(), queues, netns: Some(self.0.clone()) }
+        let (ifname, netns) = (ifname.to_owned(), Some(self.0.clone()));
+        TapSettings { ifname, queues, netns, offloads: OffloadSet::ALL }
     }
 
     pub(crate) fn open(&self, ifname: &str, queues: u16) -> Result<Tap, TapError> {

@@ -121,8 +121,11 @@ pub enum SessionError {
     #[error("SET_LOG_FD with an fd that is no eventfd")]
     LogCall,
     /// An fd through which no state can go.
-    #[error("SET_DEVICE_STATE_FD with an fd that is neither a pipe nor a UNIX socket")]
+    #[error("SET_DEVICE_STATE_FD with an fd that is no pipe")]
     StateFd,
+    /// An fd through which nothing can be asked.
+    #[error("SET_BACKEND_REQ_FD with an fd that is no socket")]
+    BackendFd,
     /// A translation without a vIOMMU.
     #[error("IOTLB_MSG without ACCESS_PLATFORM")]
     NoIommu,

@@ -5,6 +5,7 @@
 //! Rings that start while there is a file use theirs, and have no record of our own then.
 //!
 //! **Trust.** The file comes from the front end: sizes are checked here, contents by [`virtq`].
+//! **Limits.** No more of it is mapped than the regions need.
 
 use std::fs::File;
 use std::io;
@@ -19,6 +20,10 @@ use virtq::{Layout, QueueConfig, inflight_bytes};
 use super::{Answer, FrontendReq, RingIndex, Rings, Session, SessionError};
 use crate::codec::{CodecError, InflightSpec, Reply};
 use crate::handover::{AdoptError, Incoming, InflightHandover, Outgoing};
+use crate::memory::file_bytes;
+
+/// Bytes of a page.
+const PAGE: u64 = 4096;
 
 /// The file and where the regions are in it.
 #[derive(Debug)]
@@ -31,6 +36,10 @@ pub(super) struct InflightFile {
 impl InflightFile {
     pub(super) fn is_lost(&self) -> bool {
         self.area.is_lost()
+    }
+
+    pub(super) fn file_bytes(&self) -> u64 {
+        file_bytes(&self.file)
     }
 }
 
@@ -58,8 +67,12 @@ impl Session {
         self.needs(P::INFLIGHT_SHMFD, FrontendReq::SET_INFLIGHT_FD)?;
         let fd = fds.pop().ok_or(CodecError::TooManyFds)?;
         self.check_inflight(&spec)?;
+        let most = most_bytes(&spec);
+        if spec.bytes > most {
+            return Err(wrong(&spec, format!("{} bytes, at most {most} are allowed", spec.bytes)));
+        }
         let file = map(spec, fd)?;
-        self.restart_all(rings, |session| session.inflight = Some(file));
+        self.swap_inflight(file, rings);
         Ok(())
     }
 
@@ -120,6 +133,12 @@ impl Session {
         self.inflight = Some(file);
         Ok(())
     }
+}
+
+/// What the regions need in the format that needs more, in whole pages.
+fn most_bytes(spec: &InflightSpec) -> u64 {
+    let each = inflight_bytes(Layout::Packed, spec.queue_size) as u64;
+    each.saturating_mul(u64::from(spec.queues)).next_multiple_of(PAGE)
 }
 
 fn map(spec: InflightSpec, fd: OwnedFd) -> Result<InflightFile, SessionError> {

@@ -14,10 +14,10 @@
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 
-use virtio_net::notify;
 use virtq::mem::{GuestMap, GuestPhysAddr};
 use virtq::{Access, Iotlb, IotlbEntry, Iova, Layout, QueueConfig, RingIotlb};
 
+use super::ring::Ring;
 use super::{ACCESS_PLATFORM, RingIndex, Rings, Session, SessionError};
 use crate::codec::{IotlbKind, IotlbMessage};
 use crate::memory::FrontendAddr;
@@ -38,20 +38,24 @@ impl Translation {
     }
 }
 
-/// The three parts of a ring, as (address, bytes, what the device does there).
-fn parts(config: &QueueConfig) -> [(GuestPhysAddr, u64, Access); 3] {
+/// A part of a ring, as (address, bytes, what the device does there).
+pub(super) type Part = (Iova, u64, Access);
+
+/// The three parts of a ring.
+pub(super) fn parts(config: &QueueConfig) -> [Part; 3] {
+    let at = |addr: GuestPhysAddr| Iova(addr.0);
     let size = u64::from(config.size);
     let bytes = |entry: u64| size.saturating_mul(entry);
     match config.layout {
         Layout::Split => [
-            (config.desc, bytes(16), Access::Read),
-            (config.driver, bytes(2).saturating_add(6), Access::Read),
-            (config.device, bytes(8).saturating_add(6), Access::Write),
+            (at(config.desc), bytes(16), Access::Read),
+            (at(config.driver), bytes(2).saturating_add(6), Access::Read),
+            (at(config.device), bytes(8).saturating_add(6), Access::Write),
         ],
         Layout::Packed => [
-            (config.desc, bytes(16), Access::Write),
-            (config.driver, 4, Access::Read),
-            (config.device, 4, Access::Write),
+            (at(config.desc), bytes(16), Access::Write),
+            (at(config.driver), 4, Access::Read),
+            (at(config.device), 4, Access::Write),
         ],
     }
 }
@@ -99,8 +103,8 @@ impl Session {
 
     /// Translates into a new memory table. No ring runs.
     pub(super) fn translate_into(&self) {
-        if let (Some(iotlb), Some(memory)) = (&self.translation.iotlb, self.memory.map()) {
-            iotlb.set_memory(memory);
+        if let Some(iotlb) = &self.translation.iotlb {
+            iotlb.set_memory(self.memory.map().unwrap_or(&GuestMap::nothing()));
         }
     }
 
@@ -115,11 +119,11 @@ impl Session {
     }
 
     /// Whether all parts of a ring are known; those that are not are asked for.
-    pub(super) fn is_known(iotlb: &Iotlb, config: &QueueConfig) -> bool {
+    pub(super) fn is_known(iotlb: &Iotlb, parts: &[Part]) -> bool {
         let mut known = true;
-        for (addr, len, access) in parts(config) {
-            if let Some(missing) = iotlb.first_missing(Iova(addr.0), len, access) {
-                iotlb.ask(missing, access);
+        for (addr, len, access) in parts {
+            if let Some(missing) = iotlb.first_missing(*addr, *len, *access) {
+                iotlb.ask(missing, *access);
                 known = false;
             }
         }
@@ -128,7 +132,16 @@ impl Session {
 
     /// The memory that a ring is in, as its addresses have it.
     pub(super) fn map_of(iotlb: &Iotlb, config: &QueueConfig) -> GuestMap {
-        iotlb.map_of(&parts(config).map(|(addr, len, _)| (Iova(addr.0), len)))
+        iotlb.map_of(&parts(config).map(|(addr, len, _)| (addr, len)))
+    }
+
+    /// What has to be known for a ring to run: its parts, and where one of them is noted, if the
+    /// front end says so.
+    pub(super) fn needed(&self, ring: &Ring, config: &QueueConfig) -> Vec<Part> {
+        let [desc, driver, device] = parts(config);
+        let log = ring.addr.as_ref().and_then(|addr| self.log_addr(addr));
+        let log = log.map(|addr| (Iova(addr), device.1, device.2));
+        [desc, driver, device].into_iter().chain(log).collect()
     }
 
     pub(super) fn iotlb_message(
@@ -199,7 +212,7 @@ impl Session {
             return true;
         };
         let end = message.iova.0.saturating_add(message.size);
-        parts(&config)
+        self.needed(ring, &config)
             .iter()
             .any(|(addr, len, _)| addr.0 < end && message.iova.0 < addr.0.saturating_add(*len))
     }
@@ -212,7 +225,7 @@ impl Session {
             if !index.is_transmitq() {
                 rings.resume(*index);
             } else if let Some(kick) = &ring.kick {
-                notify::signal(kick);
+                rings.wake(kick);
             }
         }
     }

@@ -12,13 +12,14 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use virtq::mem::{DirtyLog, GuestPhysAddr};
-use virtq::{Iova, RingLog};
+use virtq::{Iova, Places, QueueConfig, RingLog};
 
+use super::iotlb::parts;
 use super::ring::{Ring, is_no_eventfd};
 use super::{LOG_ALL, Rings, Session, SessionError};
 use crate::codec::{LOG_FLAG, LogArea, VringAddr};
 use crate::handover::{AdoptError, Incoming, LogHandover, Outgoing};
-use crate::memory::{BYTES_MAX, FrontendAddr};
+use crate::memory::{BYTES_MAX, FrontendAddr, file_bytes};
 
 /// The most bytes of a log: a bit for every page that a front end may share.
 const LOG_BYTES_MAX: u64 = BYTES_MAX / 4096 / 8;
@@ -27,13 +28,28 @@ const LOG_BYTES_MAX: u64 = BYTES_MAX / 4096 / 8;
 #[derive(Debug, Default)]
 pub(super) struct Logging {
     log: Option<DirtyLog>,
-    /// The bitmap's file and its place there, for another process that goes on.
-    source: Option<(Arc<OwnedFd>, LogArea)>,
+    source: Option<Source>,
     /// What is signalled after pages were noted.
     call: Option<Arc<OwnedFd>>,
 }
 
+/// A log's file and its place there, for another process that goes on.
+type Source = (Arc<OwnedFd>, LogArea);
+
+/// Where writes are noted.
+pub(super) type Log = (DirtyLog, Source);
+
 impl Logging {
+    /// Notes writes there from now on. Returns what was in use before.
+    pub(super) fn set(&mut self, (log, source): Log) -> (Option<DirtyLog>, Option<Source>) {
+        (self.log.replace(log), self.source.replace(source))
+    }
+
+    /// Bytes of the log's file.
+    pub(super) fn file_bytes(&self) -> Option<u64> {
+        self.source.as_ref().map(|(file, _)| file_bytes(file))
+    }
+
     /// Whether the log's file was cut short.
     pub(super) fn is_lost(&self) -> bool {
         self.log.as_ref().is_some_and(DirtyLog::is_lost)
@@ -47,11 +63,7 @@ impl Session {
         fd: OwnedFd,
         rings: &mut dyn Rings,
     ) -> Result<(), SessionError> {
-        let (log, source) = map(area, fd)?;
-        self.restart_all(rings, |session| {
-            session.logging.log = Some(log);
-            session.logging.source = Some(source);
-        });
+        self.swap_log(map(area, fd)?, rings);
         Ok(())
     }
 
@@ -73,10 +85,8 @@ impl Session {
     ) -> Result<(), AdoptError> {
         if let Some(fd) = state.fd {
             let area = LogArea { bytes: state.bytes, offset: state.offset };
-            let (log, source) =
-                map(area, fds.take(fd)?).map_err(|error| AdoptError::Log(error.to_string()))?;
-            self.logging.log = Some(log);
-            self.logging.source = Some(source);
+            let log = map(area, fds.take(fd)?);
+            let _ = self.logging.set(log.map_err(|error| AdoptError::Log(error.to_string()))?);
         }
         self.logging.call = fds.take_some(state.call)?;
         Ok(())
@@ -94,10 +104,11 @@ impl Session {
         Ok(())
     }
 
-    /// Changes something that all rings use: those that run stop, and go on with it.
+    /// Changes something that all rings use: those that run stop, and go on with it. Frames for
+    /// receiveqs wait meanwhile.
     pub(super) fn restart_all(&mut self, rings: &mut dyn Rings, change: impl FnOnce(&mut Self)) {
         for index in self.indexes() {
-            let _ = self.stop_ring(index, rings);
+            self.park_ring(index, rings);
         }
         change(self);
         self.try_start_all(rings);
@@ -109,39 +120,47 @@ impl Session {
     }
 
     /// Where a ring that is started now notes what it writes, if it is to.
-    pub(super) fn ring_log(&self, ring: &Ring) -> Option<RingLog> {
+    pub(super) fn ring_log(&self, ring: &Ring, config: &QueueConfig) -> Option<RingLog> {
         if !self.is_logging() {
             return None;
         }
         let (log, addr) = (self.logging.log.clone()?, ring.addr.as_ref()?);
+        let [(_, desc, _), _, (_, device, _)] = parts(config);
         Some(RingLog {
             log,
             memory: self.memory.map()?.clone(),
-            device: self.device_area(addr)?,
-            desc: self.guest_addr(addr.desc)?,
+            device: self.device_places(addr, device)?,
+            desc: self.places(addr.desc, desc)?,
             call: self.logging.call.clone(),
         })
     }
 
-    /// Where the guest sees the used ring: the front end may say so itself.
-    fn device_area(&self, addr: &VringAddr) -> Option<GuestPhysAddr> {
-        if addr.flags & LOG_FLAG != 0 {
-            return Some(GuestPhysAddr(addr.log));
+    /// The address at which the front end wants writes to the used ring noted, if it says so: where
+    /// the guest has it, or behind a vIOMMU, where the device sees it.
+    pub(super) fn log_addr(&self, addr: &VringAddr) -> Option<u64> {
+        (self.is_logging() && addr.flags & LOG_FLAG != 0).then_some(addr.log)
+    }
+
+    /// Where the guest sees the used ring.
+    fn device_places(&self, addr: &VringAddr, bytes: u64) -> Option<Places> {
+        match (self.log_addr(addr), self.iotlb()) {
+            (Some(log), Some(iotlb)) => iotlb.places(Iova(log), bytes),
+            (Some(log), None) => Some(GuestPhysAddr(log).into()),
+            (None, _) => self.places(addr.used, bytes),
         }
-        self.guest_addr(addr.used)
     }
 
     /// Where the guest has a part of a ring.
-    fn guest_addr(&self, addr: FrontendAddr) -> Option<GuestPhysAddr> {
+    fn places(&self, addr: FrontendAddr, bytes: u64) -> Option<Places> {
         match self.iotlb() {
-            Some(iotlb) => iotlb.translate(Iova(addr.0)),
-            None => self.memory.translate(addr),
+            Some(iotlb) => iotlb.places(Iova(addr.0), bytes),
+            None => self.memory.translate(addr).map(Places::from),
         }
     }
 }
 
 /// The bitmap in a file, and where it is, for another process that goes on.
-fn map(area: LogArea, fd: OwnedFd) -> Result<(DirtyLog, (Arc<OwnedFd>, LogArea)), SessionError> {
+fn map(area: LogArea, fd: OwnedFd) -> Result<Log, SessionError> {
     let wrong = |error: String| SessionError::Log { bytes: area.bytes, error };
     if area.bytes > LOG_BYTES_MAX {
         return Err(wrong(format!("at most {LOG_BYTES_MAX} bytes are allowed")));

@@ -106,10 +106,8 @@ impl Session {
                     userfault.abandon(watch);
                 }
             }
-            self.restart_all(rings, |session| {
-                session.memory = told.unwrap_or_else(|| std::mem::take(&mut session.memory));
-                session.translate_into();
-            });
+            let table = told.unwrap_or_else(|| self.memory.clone());
+            self.swap_memory(table, rings);
         }
         Ok(Answer::Reply(Reply::U64(0)))
     }

@@ -187,6 +187,8 @@ impl Session {
         if self.ring_mut(index).enabled == Some(enable) {
             return Ok(());
         }
+        // Frames take another pair from now on.
+        let _ = self.stop_ring(index, rings);
         self.change(index, rings, |ring| ring.enabled = Some(enable))
     }
 
@@ -198,7 +200,7 @@ impl Session {
         rings: &mut dyn Rings,
         change: impl FnOnce(&mut Ring),
     ) -> Result<(), SessionError> {
-        let _ = self.stop_ring(index, rings);
+        self.park_ring(index, rings);
         change(self.ring_mut(index));
         let started = self.start_if_complete(index, rings);
         started.map_err(|error| SessionError::SetUp { index, error })
@@ -215,8 +217,8 @@ impl Session {
         stopped.fault.is_some()
     }
 
-    /// Takes a ring's place away, which the front end will say again: frames wait meanwhile, those
-    /// that the guest sends in the ring itself.
+    /// Stops the ring if it runs, and it will go on: at once, or when the front end has said again
+    /// where it is. Frames wait meanwhile, those that the guest sends in the ring itself.
     pub(super) fn park_ring(&mut self, index: RingIndex, rings: &mut dyn Rings) {
         if index.is_transmitq() || self.is_late() {
             let _ = self.stop_ring(index, rings);
@@ -298,7 +300,8 @@ impl Session {
         }
         let Some(config) = self.queue_config(ring, features)? else { return Ok(false) };
         let behind = self.iotlb().cloned();
-        if behind.as_ref().is_some_and(|iotlb| !Self::is_known(iotlb, &config)) {
+        if behind.as_ref().is_some_and(|iotlb| !Self::is_known(iotlb, &self.needed(ring, &config)))
+        {
             return Ok(self.wait_for_place(index, rings));
         }
         let translated = behind.map(|iotlb| Self::map_of(&iotlb, &config));
@@ -315,7 +318,7 @@ impl Session {
             known: ring.known || self.is_late(),
             identity: self.identity(ring, &config),
             inflight: self.ring_inflight(index, &config),
-            log: self.ring_log(ring),
+            log: self.ring_log(ring, &config),
             iotlb: self.ring_iotlb(index),
             late: self.is_late(),
         };

@@ -57,10 +57,9 @@ impl Session {
         }
         let fd = fd.ok_or(CodecError::TooManyFds)?;
         let kind = fstat(&fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
-        // What is full or empty is waited for, by a thread that can be told to stop.
-        if !matches!(kind, Ok(FileType::Fifo | FileType::Socket))
-            || ioctl_fionbio(&fd, true).is_err()
-        {
+        // What is full or empty is waited for, by a thread that can be told to stop. A socket could
+        // hold fds, which are closed by who reads there.
+        if kind != Ok(FileType::Fifo) || ioctl_fionbio(&fd, true).is_err() {
             return Err(SessionError::StateFd);
         }
         Ok(Answer::Shell(match direction {

@@ -2,6 +2,7 @@
 
 mod faults;
 mod front;
+mod gone;
 mod handover;
 mod inflight;
 mod iotlb;

@@ -1,44 +1,45 @@
 //! What a front end may give us to ask it on.
 //!
-//! **Trust.** A channel is held as long as the connection lives. So it must not be what keeps that
-//! alive: the front end's own end of the connection, or a socket that has this end in its queue.
-//! The port would never hear that the front end is gone, and nobody could come after it.
+//! **Trust.** What a front end gives is held, and closed later. So it must not be what keeps its
+//! connection alive, its own end of it: the port would never hear that the front end is gone, and
+//! nobody could come after it. And it must hold nothing itself: what waits in a socket's queue is
+//! closed with it, and that may take its time.
 
 use std::os::fd::BorrowedFd;
 
-use rustix::net::sockopt::{socket_acceptconn, socket_type};
+use rustix::io::ioctl_fionread;
+use rustix::net::sockopt::{socket_domain, socket_type};
 use rustix::net::{
-    RecvFlags, Shutdown, SocketAddrAny, SocketAddrUnix, SocketType, getpeername, getsockname, recv,
+    AddressFamily, Shutdown, SocketAddrAny, SocketAddrUnix, SocketType, getpeername, getsockname,
     shutdown,
 };
 
-/// Whether a channel could keep the connection from ending. What is no socket cannot; nothing is
-/// asked on it either.
-pub(super) fn is_snare(channel: BorrowedFd<'_>, connection: BorrowedFd<'_>) -> bool {
-    let Ok(kind) = socket_type(channel) else { return false };
-    // We read nothing there: nothing more gets into its queue, and nothing has to be there.
-    let _ = shutdown(channel, Shutdown::Read);
-    let holds = || {
-        let peeked = recv(channel, &mut [0u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT);
-        peeked.is_ok_and(|(_, count)| count > 0)
-    };
-    let listens = socket_acceptconn(channel).unwrap_or(true);
-    kind != SocketType::STREAM || listens || is_other_end(channel, connection) || holds()
+/// Whether a socket is one end of a connection within this machine that holds nothing, and never
+/// will: nothing is read there, so it is shut for that.
+pub(super) fn is_empty(socket: BorrowedFd<'_>) -> bool {
+    let is = |wanted: AddressFamily| socket_domain(socket).is_ok_and(|domain| domain == wanted);
+    is(AddressFamily::UNIX)
+        && socket_type(socket).is_ok_and(|kind| kind == SocketType::STREAM)
+        // Others can be made to listen later; connections that wait then hold anything.
+        && getpeername(socket).is_ok()
+        && shutdown(socket, Shutdown::Read).is_ok()
+        && ioctl_fionread(socket).is_ok_and(|unread| unread == 0)
 }
 
-/// Whether one may be the other's peer: one end of a connection to a listener has its name.
-fn is_other_end(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
+/// Whether one may be the other's peer: each shows the other's name. Connections without names,
+/// which have no listener, cannot be told apart.
+pub(super) fn is_other_end(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
     let shown = |name: SocketAddrAny| {
         let name = SocketAddrUnix::try_from(name).ok()?;
         let bytes = name.path_bytes().or(name.abstract_name());
-        bytes.map(<[u8]>::to_vec)
+        bytes.filter(|bytes| !bytes.is_empty()).map(<[u8]>::to_vec)
     };
     let names = |fd: BorrowedFd<'_>| {
-        let peer = getpeername(fd).ok().flatten();
-        (getsockname(fd).ok().and_then(shown), peer.and_then(shown))
+        let peer = getpeername(fd).ok()?.and_then(shown);
+        Some((getsockname(fd).ok().and_then(shown), peer))
     };
-    let (one, other) = (names(one), names(other));
-    one.0 == other.1 && one.1 == other.0 && one.0 != one.1
+    let (Some(one), Some(other)) = (names(one), names(other)) else { return false };
+    one.0 == other.1 && one.1 == other.0 && one != (None, None)
 }
 
 #[cfg(test)]
@@ -47,41 +48,65 @@ mod tests {
     use std::os::fd::{AsFd, OwnedFd};
     use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
+    use rustix::net::{SocketFlags, bind, connect, socket, socketpair};
+
     use super::*;
 
     #[test]
-    fn what_keeps_the_connection_alive_is_no_channel() {
+    fn the_other_end_is_known_whatever_it_calls_itself() {
         let dir = tempfile::tempdir().unwrap();
-        let listener = UnixListener::bind(dir.path().join("s")).unwrap();
-        let theirs = UnixStream::connect(dir.path().join("s")).unwrap();
+        let path = dir.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        let theirs = UnixStream::connect(&path).unwrap();
         let (ours, _) = listener.accept().unwrap();
-        assert!(is_snare(theirs.as_fd(), ours.as_fd()));
+        assert!(is_other_end(theirs.as_fd(), ours.as_fd()));
         // The same where they listen, and we come.
-        assert!(is_snare(ours.as_fd(), theirs.as_fd()));
+        assert!(is_other_end(ours.as_fd(), theirs.as_fd()));
 
-        let other = UnixListener::bind(dir.path().join("t")).unwrap();
-        assert!(is_snare(other.as_fd(), ours.as_fd()), "connections wait in it, and hold fds");
-        let (datagrams, _end) = UnixDatagram::pair().unwrap();
-        assert!(is_snare(datagrams.as_fd(), ours.as_fd()), "fds beside no byte");
-        let (full, mut end) = UnixStream::pair().unwrap();
-        end.write_all(&[0]).unwrap();
-        assert!(is_snare(full.as_fd(), ours.as_fd()));
+        // The listener's own name, as in a mount namespace of theirs.
+        let theirs = socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        std::fs::rename(&path, dir.path().join("elsewhere")).unwrap();
+        bind(&theirs, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        connect(&theirs, &SocketAddrUnix::new(dir.path().join("elsewhere")).unwrap()).unwrap();
+        let (ours, _) = listener.accept().unwrap();
+        assert!(is_other_end(theirs.as_fd(), ours.as_fd()));
+
+        let (other, _end) = UnixStream::pair().unwrap();
+        assert!(!is_other_end(other.as_fd(), ours.as_fd()));
+        // Connections without names, as between tests.
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        assert!(!is_other_end(other.as_fd(), ours.as_fd()));
+        let null: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
+        assert!(!is_other_end(null.as_fd(), ours.as_fd()));
     }
 
     #[test]
-    fn what_front_ends_give_is_one_and_takes_nothing_in() {
+    fn what_holds_something_or_can_is_not_empty() {
         let dir = tempfile::tempdir().unwrap();
-        let listener = UnixListener::bind(dir.path().join("s")).unwrap();
-        let _theirs = UnixStream::connect(dir.path().join("s")).unwrap();
-        let (ours, _) = listener.accept().unwrap();
+        let listener = UnixListener::bind(dir.path().join("t")).unwrap();
+        assert!(!is_empty(listener.as_fd()), "connections wait in it, and hold fds");
+        let single = socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        assert!(!is_empty(single.as_fd()), "it can listen later");
+        for kind in [SocketType::DGRAM, SocketType::SEQPACKET] {
+            let (one, _end) =
+                socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
+            assert!(!is_empty(one.as_fd()), "fds beside no byte");
+        }
+        let (datagrams, _end) = UnixDatagram::pair().unwrap();
+        assert!(!is_empty(datagrams.as_fd()));
+        let (full, mut end) = UnixStream::pair().unwrap();
+        end.write_all(&[0]).unwrap();
+        assert!(!is_empty(full.as_fd()));
+        let null: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
+        assert!(!is_empty(null.as_fd()));
+    }
+
+    #[test]
+    fn what_front_ends_give_is_empty_and_takes_nothing_in() {
         let (channel, mut end) = UnixStream::pair().unwrap();
-        assert!(!is_snare(channel.as_fd(), ours.as_fd()));
+        assert!(is_empty(channel.as_fd()));
         assert!(end.write_all(&[0]).is_err(), "it could be filled later");
         (&channel).write_all(&[7]).unwrap();
-        let null: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
-        assert!(!is_snare(null.as_fd(), ours.as_fd()));
-        // Connections without names, as between tests.
-        let (ours, _theirs) = UnixStream::pair().unwrap();
-        assert!(!is_snare(channel.as_fd(), ours.as_fd()));
+        assert!(is_empty(channel.as_fd()), "as often as it is given");
     }
 }

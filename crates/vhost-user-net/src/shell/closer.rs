@@ -6,28 +6,97 @@
 //! what the kernel alone answers for goes on to the session. The rest is closed on a thread of its
 //! own, and something harmless takes its place, which the session refuses.
 //!
-//! **Limits.** [`STUCK`] such threads a port: then the port is put into quarantine.
+//! Large files that a front end sent or takes back, and those of one that has left, are let go of
+//! there, too: if we are the last who have one, its pages are freed then, which takes seconds for a
+//! large guest.
+//!
+//! **Limits.** [`STUCK`] threads a port for fds, and what waits for them: then the port is put into
+//! quarantine. As many for what is freed, so that it never waits for those: a port that has as much
+//! to be freed is not listened to until less is left. Where no thread can be had, the fds stay open
+//! for good, and count as waiting.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use rustix::event::epoll;
 use rustix::fs::{AtFlags, FileType, StatxFlags, fcntl_get_seals, statx};
 use rustix::io::ioctl_fionread;
-use rustix::net::sockopt::socket_domain;
-use rustix::net::{AddressFamily, Shutdown, shutdown};
+use rustix::net::{Shutdown, shutdown};
+use rustix::pipe::{PipeFlags, pipe_with};
 
-/// Threads of a port that wait for a `close`: it takes that for hostile.
+use super::{channel, share};
+use crate::memory::{LARGE, file_bytes};
+use crate::session::Gone;
+
+/// Lists of fds of a port that wait for a `close`: it takes that for hostile.
 const STUCK: usize = 4;
 
 /// See the module's text. Clones belong to the same port.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Closer {
-    waiting: Arc<AtomicUsize>,
+    jobs: Arc<Mutex<Jobs>>,
+    /// Written when something was let go of.
+    notice: Option<Arc<OwnedFd>>,
+}
+
+#[derive(Debug, Default)]
+struct Jobs {
+    fds: Line,
+    gone: Line,
+    /// CPU time that this took.
+    spent: Duration,
+}
+
+/// What waits for threads of one kind.
+#[derive(Debug, Default)]
+struct Line {
+    queue: VecDeque<Load>,
+    /// Loads that are in the queue or being let go of.
+    waiting: usize,
+    threads: usize,
+}
+
+/// What is let go of.
+#[derive(Debug)]
+enum Load {
+    /// It may have to wait for others.
+    Fds(Vec<OwnedFd>),
+    Gone(Vec<Gone>),
+}
+
+/// The kind of a load.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Fds,
+    Gone,
+}
+
+impl Load {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Fds(_) => Kind::Fds,
+            Self::Gone(_) => Kind::Gone,
+        }
+    }
+}
+
+impl Jobs {
+    fn line(&mut self, kind: Kind) -> &mut Line {
+        match kind {
+            Kind::Fds => &mut self.fds,
+            Kind::Gone => &mut self.gone,
+        }
+    }
 }
 
 impl Closer {
+    /// One that writes to an eventfd whenever it has let go of something.
+    pub(super) fn new(notice: &Arc<OwnedFd>) -> Self {
+        Self { notice: Some(Arc::clone(notice)), ..Self::default() }
+    }
+
     /// The same fds, with something harmless for those that could make us wait.
     pub(super) fn sort(&self, fds: Vec<OwnedFd>) -> Vec<OwnedFd> {
         if fds.iter().all(is_quick) {
@@ -42,7 +111,7 @@ impl Closer {
                 sorted.extend(stand_in());
             }
         }
-        self.close(slow);
+        self.close(Load::Fds(slow));
         sorted
     }
 
@@ -50,29 +119,113 @@ impl Closer {
     pub(super) fn close_stream(&self, stream: OwnedFd) {
         // From now on nothing more gets in.
         let _ = shutdown(&stream, Shutdown::Both);
+        self.close_unread(stream);
+    }
+
+    /// The same of one that others go on with.
+    pub(super) fn close_unread(&self, stream: OwnedFd) {
         if ioctl_fionread(&stream).is_ok_and(|unread| unread > 0) {
-            self.close(vec![stream]);
+            self.close(Load::Fds(vec![stream]));
         }
     }
 
-    /// Whether so much waits to be closed that the front end must mean it.
+    /// Lets go of what is large.
+    pub(super) fn release(&self, gone: Vec<Gone>) {
+        if !gone.is_empty() {
+            self.close(Load::Gone(gone));
+        }
+    }
+
+    /// Whether so much waits for others to be closed that the front end must mean it.
     pub(super) fn is_stuck(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) >= STUCK
+        self.jobs().fds.waiting >= STUCK
     }
 
-    fn close(&self, fds: Vec<OwnedFd>) {
-        let waiting = Arc::clone(&self.waiting);
-        let _ = waiting.fetch_add(1, Ordering::Relaxed);
-        let job = move || {
-            drop(fds);
-            let _ = waiting.fetch_sub(1, Ordering::Relaxed);
-        };
+    /// Whether nothing more should come before something was let go of.
+    pub(super) fn is_full(&self) -> bool {
+        let jobs = self.jobs();
+        jobs.fds.waiting.max(jobs.gone.waiting) >= STUCK
+    }
+
+    /// CPU time that it took since this was asked last.
+    pub(super) fn take_spent(&self) -> Duration {
+        std::mem::take(&mut self.jobs().spent)
+    }
+
+    fn jobs(&self) -> MutexGuard<'_, Jobs> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn close(&self, load: Load) {
+        let kind = load.kind();
+        let mut jobs = self.jobs();
+        let line = jobs.line(kind);
+        line.waiting = line.waiting.saturating_add(1);
+        line.queue.push_back(load);
+        if line.threads >= STUCK {
+            return;
+        }
+        line.threads = line.threads.saturating_add(1);
+        drop(jobs);
+        let own = self.clone();
+        let job = move || own.close_all(kind);
         if let Err(error) = std::thread::Builder::new().name("closer".to_owned()).spawn(job) {
-            // They were closed here then.
             tracing::warn!(%error, "cannot start a thread that closes a front end's fds");
-            let _ = self.waiting.fetch_sub(1, Ordering::Relaxed);
+            let mut jobs = self.jobs();
+            let line = jobs.line(kind);
+            line.threads = line.threads.saturating_sub(1);
+            if line.threads == 0 {
+                let queue = std::mem::take(&mut line.queue);
+                drop(jobs);
+                queue.into_iter().for_each(|load| self.leave_open(load));
+            }
         }
     }
+
+    /// What cannot be let go of by a thread: to close fds here could take for ever.
+    fn leave_open(&self, load: Load) {
+        match load {
+            Load::Fds(fds) => fds.into_iter().for_each(std::mem::forget),
+            Load::Gone(gone) => {
+                drop(gone);
+                let mut jobs = self.jobs();
+                jobs.gone.waiting = jobs.gone.waiting.saturating_sub(1);
+            }
+        }
+    }
+
+    /// Lets go of what is in a queue.
+    fn close_all(&self, kind: Kind) {
+        let mut jobs = self.jobs();
+        while let Some(load) = jobs.line(kind).queue.pop_front() {
+            drop(jobs);
+            let before = share::cpu_time();
+            drop(load);
+            let spent = share::cpu_time().saturating_sub(before);
+            jobs = self.jobs();
+            jobs.spent = jobs.spent.saturating_add(spent);
+            let line = jobs.line(kind);
+            line.waiting = line.waiting.saturating_sub(1);
+            if let Some(notice) = &self.notice {
+                // It fails only when it is full, and then it is readable.
+                let _ = rustix::io::write(notice, &1u64.to_ne_bytes());
+            }
+        }
+        let line = jobs.line(kind);
+        line.threads = line.threads.saturating_sub(1);
+    }
+}
+
+/// Second fds of files that are large, or together with `bytes` of others: while there is one,
+/// closing the first does not free a file. Adds their bytes.
+pub(super) fn hold(fds: &[OwnedFd], bytes: &mut u64) -> Vec<OwnedFd> {
+    let files: Vec<_> =
+        fds.iter().map(|fd| (fd, file_bytes(fd))).filter(|(_, of_file)| *of_file > 0).collect();
+    *bytes = files.iter().fold(*bytes, |sum, (_, of_file)| sum.saturating_add(*of_file));
+    if *bytes < LARGE {
+        return Vec::new();
+    }
+    files.into_iter().filter_map(|(fd, _)| fd.try_clone().ok()).collect()
 }
 
 /// Whether the kernel alone answers for this fd: nothing that is done with it asks another machine
@@ -86,12 +239,29 @@ fn is_quick(fd: &OwnedFd) -> bool {
     let Ok(stat) = statx(fd, "", flags, StatxFlags::TYPE) else { return false };
     match FileType::from_raw_mode(stat.stx_mode.into()) {
         // Eventfds and their kind.
-        FileType::Unknown | FileType::Fifo | FileType::Directory | FileType::Symlink => true,
-        FileType::Socket => socket_domain(fd).is_ok_and(|domain| domain == AddressFamily::UNIX),
+        FileType::Unknown => true,
+        // Not one with a name: that may be on FUSE.
+        FileType::Fifo => Some((stat.stx_dev_major, stat.stx_dev_minor)) == pipes(),
+        FileType::Socket => channel::is_empty(fd.as_fd()),
         // On a disk; what has no device is FUSE, the network, or made of other file systems.
         FileType::RegularFile => stat.stx_dev_major != 0,
-        FileType::CharacterDevice | FileType::BlockDevice => false,
+        FileType::Directory
+        | FileType::Symlink
+        | FileType::CharacterDevice
+        | FileType::BlockDevice => false,
     }
+}
+
+/// The device of all pipes without a name.
+fn pipes() -> Option<(u32, u32)> {
+    static PIPES: OnceLock<(u32, u32)> = OnceLock::new();
+    let look = || {
+        let (reader, _) = pipe_with(PipeFlags::CLOEXEC).ok()?;
+        let stat = statx(&reader, "", AtFlags::EMPTY_PATH, StatxFlags::TYPE).ok()?;
+        Some((stat.stx_dev_major, stat.stx_dev_minor))
+    };
+    // Where there is no fd left, the next one looks again.
+    PIPES.get().copied().or_else(|| look().map(|found| *PIPES.get_or_init(|| found)))
 }
 
 /// What no message wants.
@@ -106,12 +276,11 @@ mod tests {
     use std::fs::File;
     use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixStream;
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use rustix::event::{EventfdFlags, eventfd};
     use rustix::fs::{MemfdFlags, memfd_create};
     use rustix::net::sockopt::set_socket_linger;
-    use rustix::pipe::{PipeFlags, pipe_with};
 
     use super::*;
 
@@ -126,46 +295,136 @@ mod tests {
         (stream.into(), peer)
     }
 
+    /// Beside what keeps all threads for fds busy.
+    #[test]
+    fn what_is_gone_is_let_go_of_by_a_thread_that_tells() {
+        let notice = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap());
+        let closer = Closer::new(&notice);
+        let busy = [(); STUCK].map(|()| {
+            let (stream, peer) = lingering();
+            let _ = closer.sort(vec![stream]);
+            peer
+        });
+        wait_for("all are busy", || closer.jobs().fds.queue.is_empty());
+        closer.release(Vec::new());
+        assert_eq!(closer.jobs().gone.waiting, 0);
+        assert!(rustix::io::read(&notice, &mut [0; 8]).is_err());
+        let (sender, receiver) = std::sync::mpsc::channel::<()>();
+        closer.release(vec![Box::new(sender)]);
+        wait_for("it is gone", || closer.jobs().gone.waiting == 0);
+        assert!(receiver.recv().is_err() && closer.is_full() && closer.is_stuck());
+        wait_for("it was said", || rustix::io::read(&notice, &mut [0; 8]).is_ok());
+        drop(busy);
+        wait_for("they are closed", || closer.jobs().fds.waiting == 0);
+        assert!(!closer.is_full() && !closer.is_stuck());
+    }
+
+    /// They are the front end's own, and nobody else is waited for.
+    #[test]
+    fn much_to_be_freed_is_no_reason_for_quarantine() {
+        let closer = Closer::default();
+        let gate = Arc::new(Mutex::new(()));
+        struct Held(Arc<Mutex<()>>);
+        impl Drop for Held {
+            fn drop(&mut self) {
+                drop(self.0.lock().unwrap());
+            }
+        }
+        let shut = gate.lock().unwrap();
+        for count in 1..=2 * STUCK {
+            closer.release(vec![Box::new(Held(Arc::clone(&gate)))]);
+            assert_eq!((closer.is_full(), closer.is_stuck()), (count >= STUCK, false));
+        }
+        drop(shut);
+        wait_for("all is freed", || closer.jobs().gone.waiting == 0);
+    }
+
+    #[test]
+    fn large_files_are_held() {
+        let file = File::from(memfd_create("m", MemfdFlags::CLOEXEC).unwrap());
+        file.set_len(LARGE).unwrap();
+        let fds = [file.try_clone().unwrap().into()];
+        let mut bytes = 0;
+        assert_eq!(hold(&fds, &mut bytes).len(), 0, "it has no pages");
+        let flags = rustix::fs::FallocateFlags::empty();
+        rustix::fs::fallocate(&file, flags, 0, LARGE / 2).unwrap();
+        assert_eq!(hold(&fds, &mut bytes).len(), 0);
+        assert_eq!(hold(&fds, &mut bytes).len(), 1, "twice as much");
+        rustix::fs::fallocate(&file, flags, 0, LARGE).unwrap();
+        assert_eq!(hold(&fds, &mut 0).len(), 1);
+    }
+
+    fn wait_for(what: &str, done: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !done() {
+            assert!(start.elapsed() < Duration::from_secs(20), "{what}");
+            std::thread::yield_now();
+        }
+    }
+
     #[test]
     fn nobody_waits_for_what_lingers_and_four_are_too_many() {
         let closer = Closer::default();
         let mut peers = Vec::new();
-        for count in 1..=STUCK {
+        for count in 1..=STUCK + 2 {
             let (stream, peer) = lingering();
             peers.push(peer);
             assert_eq!(closer.sort(vec![stream]).len(), 1);
-            assert_eq!(closer.is_stuck(), count == STUCK);
+            assert_eq!(closer.is_stuck(), count >= STUCK);
+            assert!(closer.jobs().fds.threads <= STUCK, "so many threads");
         }
         drop(peers);
-        let end = Instant::now() + Duration::from_secs(20);
-        while closer.is_stuck() {
-            assert!(Instant::now() < end, "they are closed");
-            std::thread::yield_now();
-        }
+        wait_for("they are closed", || closer.jobs().fds.waiting == 0);
+        wait_for("the threads end", || closer.jobs().fds.threads == 0);
+    }
+
+    /// In a socket's queue, of which a connection that nobody reads is the same.
+    #[test]
+    fn what_waits_in_a_socket_is_closed_by_a_thread() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (stream, peer) = lingering();
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
+        let fds = [stream.as_fd()];
+        assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&fds)));
+        let byte = [std::io::IoSlice::new(&[0])];
+        let flags = rustix::net::SendFlags::empty();
+        let _ = rustix::net::sendmsg(&ours, &byte, &mut control, flags).unwrap();
+        drop(stream);
+        let closer = Closer::default();
+        let start = Instant::now();
+        let sorted = closer.sort(vec![theirs.into()]);
+        assert!(sorted.iter().all(is_quick));
+        drop(sorted);
+        assert!(start.elapsed() < Duration::from_secs(30), "it lingers for twice as long");
+        assert_eq!(closer.jobs().fds.waiting, 1);
+        drop(peer);
+        wait_for("it is closed", || closer.jobs().fds.waiting == 0);
     }
 
     #[test]
     fn what_others_answer_for_is_told_apart() {
         let memory = memfd_create("m", MemfdFlags::CLOEXEC).unwrap();
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
-        let socket = OwnedFd::from(UnixStream::pair().unwrap().0);
+        let (socket, _end) = UnixStream::pair().unwrap();
         let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-        for fd in [memory, reader, writer, socket, event, File::open("/").unwrap().into()] {
+        for fd in [memory, reader, writer, socket.into(), event] {
             assert!(is_quick(&fd), "{fd:?}");
         }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("named");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, 0o600.into(), 0).unwrap();
+        let both = File::options().read(true).write(true).open(&path).unwrap();
         let tcp = OwnedFd::from(TcpListener::bind("127.0.0.1:0").unwrap());
         let proc = OwnedFd::from(File::open("/proc/self/status").unwrap());
         let null = OwnedFd::from(File::open("/dev/null").unwrap());
+        let folder = OwnedFd::from(File::open("/").unwrap());
         let closer = Closer::default();
-        for fd in [tcp, proc, null] {
+        for fd in [tcp, proc, null, folder, both.into()] {
             assert!(!is_quick(&fd), "{fd:?}");
             let sorted = closer.sort(vec![eventfd(0, EventfdFlags::CLOEXEC).unwrap(), fd]);
             assert!(sorted.len() == 2 && sorted.iter().all(is_quick));
         }
-        let end = Instant::now() + Duration::from_secs(10);
-        while closer.waiting.load(Ordering::Relaxed) > 0 {
-            assert!(Instant::now() < end, "they are closed");
-            std::thread::yield_now();
-        }
+        wait_for("they are closed", || closer.jobs().fds.waiting == 0);
     }
 }

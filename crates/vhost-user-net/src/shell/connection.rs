@@ -3,6 +3,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -10,13 +11,18 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, send, sendmsg,
 };
 
-use super::closer::Closer;
+use super::channel::is_other_end;
+use super::closer::{Closer, hold};
 use crate::codec::{CodecError, Decoder, Message};
-use crate::session::{Lost, SessionError};
+use crate::session::{Gone, Lost, SessionError};
 
 /// The most fds that the kernel hands over at once. All are taken, though no message has so many:
 /// those without room the kernel would close here and now, and that may take its time.
 const KERNEL_FDS_MAX: usize = 253;
+
+/// How long half a message may wait for its other half, or a reply for its reader. What came with
+/// it may be what keeps a connection alive whose front end is gone.
+const STALL: Duration = Duration::from_secs(30);
 
 /// Why a connection ends.
 #[derive(Debug, thiserror::Error)]
@@ -39,9 +45,15 @@ pub(super) enum Disconnect {
     /// Its fds cannot be closed in a reasonable time.
     #[error("the front end sent fds that take very long to be closed")]
     SlowFds,
+    /// Its calls go to very many who wait for them.
+    #[error("calls of the front end's rings take very long: too many wait for its eventfds")]
+    SlowCalls,
     /// It gave us what would keep the connection open when it is gone.
-    #[error("the front end's channel could keep its connection from ending")]
+    #[error("the front end sent its own end of the connection, which could then never end")]
     Snare,
+    /// It stopped in the middle of a message, or does not read what it asked for.
+    #[error("the front end has let half a message or a reply wait for {} s", STALL.as_secs())]
+    Stalled,
     /// A message that cannot be answered with an error.
     #[error(transparent)]
     Session(#[from] SessionError),
@@ -62,18 +74,49 @@ pub(super) struct Connection {
     stream: OwnedFd,
     decoder: Decoder,
     output: Vec<u8>,
+    /// Since when it waits for the front end in the middle of something.
+    stalled: Option<Instant>,
     closer: Closer,
+    /// Large files that the message in work brought: whoever closes them last frees them.
+    held: Vec<OwnedFd>,
+    /// Bytes of all files that it brought.
+    held_bytes: u64,
 }
 
 impl Connection {
     /// Takes a non-blocking stream.
     pub(super) fn new(stream: OwnedFd, closer: Closer) -> Self {
-        Self { stream, decoder: Decoder::default(), output: Vec::new(), closer }
+        let (decoder, output) = (Decoder::default(), Vec::new());
+        Self { stream, decoder, output, stalled: None, closer, held: Vec::new(), held_bytes: 0 }
     }
 
     /// Ends it, without waiting for what is in it.
-    pub(super) fn close(self) {
+    pub(super) fn close(mut self) {
+        drop(std::mem::take(&mut self.decoder));
+        self.settle(Vec::new());
         self.closer.close_stream(self.stream);
+    }
+
+    /// Lets go of it: it may be another process's now, so it is not shut down.
+    pub(super) fn leave(mut self) {
+        drop(std::mem::take(&mut self.decoder));
+        self.settle(Vec::new());
+        self.closer.close_unread(self.stream);
+    }
+
+    /// A message was handled. What is gone with it, and what it brought for nothing, is freed
+    /// elsewhere.
+    pub(super) fn settle(&mut self, mut gone: Vec<Gone>) {
+        self.held_bytes = 0;
+        if !self.held.is_empty() {
+            gone.push(Box::new(std::mem::take(&mut self.held)));
+        }
+        self.closer.release(gone);
+    }
+
+    /// Whether so much is to be freed that it is not listened to.
+    pub(super) fn is_full(&self) -> bool {
+        self.closer.is_full()
     }
 
     /// A stream of another process, with what it had read of a message and not written of replies.
@@ -85,7 +128,10 @@ impl Connection {
         output: Vec<u8>,
         closer: Closer,
     ) -> Option<Self> {
-        Some(Self { stream, decoder: Decoder::resume(input, fds)?, output, closer })
+        let decoder = Decoder::resume(input, fds)?;
+        let mut held_bytes = 0;
+        let held = hold(decoder.unfinished().1, &mut held_bytes);
+        Some(Self { stream, decoder, output, stalled: None, closer, held, held_bytes })
     }
 
     /// What was read of a message that is not complete, and the fds that came with it.
@@ -121,6 +167,10 @@ impl Connection {
                 .flatten()
                 .collect();
             let fds = self.closer.sort(fds);
+            self.held.extend(hold(&fds, &mut self.held_bytes));
+            if fds.iter().any(|fd| is_other_end(fd.as_fd(), self.stream.as_fd())) {
+                return Err(Disconnect::Snare);
+            }
             // The kernel has closed the fds for which there was no space.
             if got.flags.contains(ReturnFlags::CTRUNC) {
                 return Err(CodecError::TooManyFds.into());
@@ -129,6 +179,7 @@ impl Connection {
                 return Err(self.end());
             }
             if let Some(message) = self.decoder.advance(got.bytes, fds)? {
+                self.stalled = None;
                 return Ok(Some(message));
             }
         }
@@ -169,6 +220,15 @@ impl Connection {
         Ok(())
     }
 
+    /// When it has waited for too long for the front end in the middle of something.
+    pub(super) fn stalls_at(&mut self, now: Instant) -> Option<Instant> {
+        if self.has_output() || self.decoder.is_partial() {
+            return self.stalled.get_or_insert(now).checked_add(STALL);
+        }
+        self.stalled = None;
+        None
+    }
+
     /// Whether something waits to be sent.
     pub(super) fn has_output(&self) -> bool {
         !self.output.is_empty()
@@ -182,5 +242,69 @@ impl Connection {
 impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
+
+    use super::*;
+    use crate::memory::LARGE;
+
+    #[test]
+    fn half_a_message_and_a_reply_may_wait_for_some_time() {
+        let (stream, mut front) = UnixStream::pair().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let mut connection = Connection::new(stream.into(), Closer::default());
+        let start = Instant::now();
+        let later = |secs| start + Duration::from_secs(secs);
+        assert_eq!(connection.stalls_at(start), None);
+        let owner = [3u32, 1, 0].map(u32::to_ne_bytes).concat();
+        front.write_all(&owner[..5]).unwrap();
+        assert!(connection.receive().unwrap().is_none());
+        assert_eq!(connection.stalls_at(later(1)), Some(later(31)));
+        assert_eq!(connection.stalls_at(later(29)), Some(later(31)));
+        front.write_all(&owner[5..]).unwrap();
+        assert!(connection.receive().unwrap().is_some());
+        assert_eq!(connection.stalls_at(later(30)), None);
+        // The next half one begins anew.
+        front.write_all(&[&owner[..], &owner[..5]].concat()).unwrap();
+        while connection.receive().unwrap().is_some() {}
+        assert_eq!(connection.stalls_at(later(40)), Some(later(70)));
+        front.write_all(&owner[5..]).unwrap();
+        assert!(connection.receive().unwrap().is_some());
+
+        connection.send(&[7; 1 << 22], None).unwrap();
+        assert_eq!(connection.stalls_at(later(50)), Some(later(80)));
+        let mut taken = vec![0; 1 << 20];
+        while connection.has_output() {
+            let _ = front.read(&mut taken).unwrap();
+            connection.flush().unwrap();
+        }
+        assert_eq!(connection.stalls_at(later(60)), None);
+    }
+
+    /// Of a message that has no use for it, too.
+    #[test]
+    fn a_large_file_is_held_until_its_message_was_handled() {
+        let (stream, front) = UnixStream::pair().unwrap();
+        let mut connection = Connection::new(stream.into(), Closer::default());
+        let file = memfd_create("m", MemfdFlags::CLOEXEC).unwrap();
+        fallocate(&file, FallocateFlags::empty(), 0, LARGE).unwrap();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let fds = [file.as_fd()];
+        assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+        let owner = [3u32, 1, 0].map(u32::to_ne_bytes).concat();
+        let bytes = [IoSlice::new(&owner)];
+        let _ = sendmsg(&front, &bytes, &mut control, SendFlags::NOSIGNAL).unwrap();
+        drop(connection.receive().unwrap().unwrap());
+        assert_eq!(connection.held.len(), 1);
+        connection.settle(Vec::new());
+        assert!(connection.held.is_empty());
     }
 }

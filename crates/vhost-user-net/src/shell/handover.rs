@@ -48,12 +48,12 @@ impl VhostUserPort {
             (SocketMode::Server, None) => return Err(AdoptError::Role("server")),
             (SocketMode::Client, Some(_)) => return Err(AdoptError::Role("client")),
         };
-        let closer = Closer::default();
+        let missed = Arc::new(misses::eventfd().map_err(no_timer)?);
+        let closer = Closer::new(&missed);
         let mut link =
             state.link.map(|link| Link::adopt(&settings, link, fds, &closer)).transpose()?;
         let status = links.status.clone();
         let without = PortSettings { state_dir: None, ..settings.clone() };
-        let missed = Arc::new(misses::eventfd().map_err(no_timer)?);
         let mut rings = FabricRings::new(links, &without, &missed);
         let record = state.record.map(|fd| fds.take(fd)).transpose()?;
         let (socket, queues) = (&settings.socket, settings.queues);
@@ -83,6 +83,7 @@ impl VhostUserPort {
             accept_again: None,
             losses,
             closer,
+            strangers: Closer::default(),
             changes: 0,
             stale,
             missed,

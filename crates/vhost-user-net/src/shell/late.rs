@@ -86,6 +86,11 @@ impl Late {
         self.faults.push((ring, fault.clone()));
     }
 
+    /// Whether a ring runs in a thread of its own.
+    pub(super) fn serves(&self, ring: RingIndex) -> bool {
+        self.threads.contains_key(&ring)
+    }
+
     /// Whether something is left of a ring that does not run.
     pub(super) fn has_rest(&self, ring: RingIndex) -> bool {
         self.rests.contains_key(&ring)
@@ -133,7 +138,7 @@ impl Late {
             Some(Rest::Egress(rest)) => rest,
             _ => EgressRest::empty().map_err(|_| SetUpError::NoThread)?,
         };
-        let begin = Receiveq::suppress_kicks;
+        let begin = Receiveq::begin;
         let half = DeferredEgress::start(self.plan(ring, port), queue, begin, rest);
         let half = half.map_err(|_| SetUpError::NoThread)?;
         let _ = self.threads.insert(ring, half.pacer());
@@ -214,7 +219,8 @@ impl VhostUserPort {
             }
             self.rings.late.go_on();
         }
-        if self.link.as_ref().is_some_and(|link| link.waits) {
+        // One that rests is served when that ends.
+        if !self.rests() && self.link.as_ref().is_some_and(|link| link.waits) {
             self.serve(ops);
         }
     }

@@ -1,14 +1,12 @@
 //! A connection to a front end, and what was agreed on it.
 
 use std::fmt::Display;
-use std::os::fd::AsFd;
 use std::time::Instant;
 
 use event_manager::EventSet;
 use port::StatusCell;
 use vhost::vhost_user::message::FrontendReq;
 
-use super::channel::is_snare;
 use super::connection::{Connection, Disconnect};
 use super::misses::Questions;
 use super::rings::FabricRings;
@@ -28,7 +26,7 @@ pub(super) struct Link {
     pub(super) sent_away: u32,
     /// What is still to be asked for on the back channel.
     pub(super) questions: Questions,
-    /// A message waits until nobody sleeps in the guest's memory.
+    /// A message waits until nobody sleeps in the guest's memory, or until memory was freed.
     pub(super) waits: bool,
     /// What was not charged yet.
     pub(super) handled: Handled,
@@ -76,7 +74,9 @@ impl Link {
             // A front end that does not read its replies is not listened to, nor one that is to
             // be answered first.
             let waits = self.connection.has_output() || rings.transfers.is_asked();
-            if waits || began.elapsed() >= TURN_TIME {
+            // Nor one of which much is to be freed.
+            self.waits = self.connection.is_full();
+            if waits || self.waits || began.elapsed() >= TURN_TIME {
                 break;
             }
             let Some(message) = self.connection.receive()? else { break };
@@ -86,12 +86,9 @@ impl Link {
                 false => self.handled.others = self.handled.others.saturating_add(1),
             }
             tracing::trace!(port = rings.name, request, payload = ?message.payload, "message");
-            if request == u32::from(FrontendReq::SET_BACKEND_REQ_FD)
-                && message.fds.iter().any(|fd| is_snare(fd.as_fd(), self.connection.as_fd()))
-            {
-                return Err(Disconnect::Snare);
-            }
-            let outcome = self.session.handle(message, rings)?;
+            let outcome = self.session.handle(message, rings);
+            self.connection.settle(self.session.take_gone());
+            let outcome = outcome?;
             if let Some(error) = outcome.refused {
                 self.complain("refused", &error, (rings, status));
             }
@@ -141,5 +138,65 @@ impl Link {
             say!(rings, warn, "{what}: {error}");
         }
         status.error(error.to_string());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    use std::sync::{Arc, Mutex};
+
+    use port::PortId;
+    use rustix::event::{EventfdFlags, eventfd};
+
+    use super::*;
+    use crate::shell::closer::Closer;
+    use crate::shell::{PortLinks, PortSettings, wire::Wire};
+
+    /// Takes as long as its lock is held.
+    struct Held(Arc<Mutex<()>>);
+
+    impl Drop for Held {
+        fn drop(&mut self) {
+            drop(self.0.lock().unwrap());
+        }
+    }
+
+    #[test]
+    fn nobody_is_listened_to_of_whom_much_is_to_be_freed() {
+        let notice = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
+        let settings = PortSettings::server("g", "unused");
+        let status = StatusCell::waiting("");
+        let links = PortLinks {
+            id: PortId(0),
+            fabric: Arc::new(Wire::default()),
+            status: status.clone(),
+            counters: Box::new(|_| Arc::default()),
+        };
+        let mut rings = FabricRings::new(links, &settings, &notice);
+        let (stream, mut front) = UnixStream::pair().unwrap();
+        let closer = Closer::new(&notice);
+        let connection = Connection::new(stream.into(), closer.clone());
+        let session = Session::new(settings.session());
+        let mut link = Link::new(connection, session, EventSet::IN);
+        let owners = [3u32, 1, 0].map(u32::to_ne_bytes).concat().repeat(2);
+
+        let gate = Arc::new(Mutex::new(()));
+        let shut = gate.lock().unwrap();
+        while !closer.is_full() {
+            closer.release(vec![Box::new(Held(Arc::clone(&gate)))]);
+        }
+        front.write_all(&owners).unwrap();
+        link.turn(&mut rings, &status).unwrap();
+        assert!(link.handled.others == 0 && link.waits(&rings));
+        assert_eq!(link.wanted(&rings), EventSet::empty());
+        drop(shut);
+        // It is told.
+        while closer.is_full() {
+            let _ = rustix::io::read(&notice, &mut [0; 8]).unwrap();
+        }
+        link.turn(&mut rings, &status).unwrap();
+        assert!(link.handled.others == 2 && !link.waits(&rings));
     }
 }

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, Gid, Mode, OFlags, chmod, chown, lstat, open, rename, unlink};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with,
+    AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen,
+    shutdown, socket_with,
 };
 
 use super::PortSettings;
@@ -114,6 +115,12 @@ impl Listener {
     /// Device and inode of the socket's file.
     pub(super) fn file(&self) -> (u64, u64) {
         self.file
+    }
+
+    /// Lets nobody in any more, unless another process listens too. Returns whether it did:
+    /// connections that wait already can still be accepted.
+    pub(super) fn shut(&self) -> bool {
+        self.held && shutdown(&self.socket, Shutdown::Both).is_ok()
     }
 
     /// The next connection, if one waits.

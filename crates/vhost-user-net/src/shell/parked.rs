@@ -1,8 +1,10 @@
-//! Receiveqs that have no place: all that they lack are translations of their own addresses.
+//! Receiveqs that will go on: a message changes something about them, or all that they lack are
+//! translations of their own addresses.
 //!
 //! ```text
-//!  running ── INVALIDATE of its place ──► parked ── UPDATE ──► running, and what waits is sent
-//!  set up  ── its place is unknown ─────►   └── stopped, disabled, gone ──► what waits is lost
+//!  running ── log, memory, call … change ─► parked ── changed ──► running, and what waits is sent
+//!  running ── INVALIDATE of its place ────►   │ ───── UPDATE ───►
+//!  set up  ── its place is unknown ───────►   └── stopped, disabled, gone ──► what waits is lost
 //! ```
 //!
 //! Frames meet a receiveq or what stands in its place ([`Parked`]): one is put for the other under
@@ -11,14 +13,14 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use port::Egress;
 use port::backlog::{Backlog, Parked};
+use port::{DropReason, Egress};
 use virtio_net::{Receiveq, ReceiveqParts};
 
 use super::rings::FabricRings;
 use crate::session::{RingIndex, SetUpError};
 
-/// Bursts that wait for translations of a receiveq, or of its buffers.
+/// Bursts that wait for a receiveq that does not run, or for translations of its buffers.
 const WAITING_PARCELS: usize = 8;
 
 impl FabricRings {
@@ -50,7 +52,8 @@ impl FabricRings {
             false => self.late.behind_egress(ring, queue),
         };
         let waits = egress.held() > 0;
-        self.fabric.attach_egress(self.at(ring), egress);
+        let at = self.at(ring);
+        self.ask_workers(|fabric| fabric.attach_egress(at, egress));
         if waits {
             self.fabric.resume_egress(self.at(ring));
         }
@@ -79,15 +82,24 @@ impl FabricRings {
     /// Lets frames wait where a receiveq runs. Returns it; none if there was a bug.
     pub(super) fn put_parked(&mut self, ring: RingIndex) -> Option<Receiveq> {
         let mut taken = None;
+        // Made before the lock is taken; a receiveq behind a vIOMMU has its own.
+        let mut room = self.spare.take().or_else(|| new_backlog().ok());
         let change = &mut |old: Box<dyn Egress>| {
             let counters = Arc::clone(old.counters());
             taken = downcast::<Receiveq>(old);
             let backlog = taken.as_mut().and_then(Receiveq::take_backlog);
-            Box::new(Parked::new(backlog.unwrap_or_default(), counters)) as Box<dyn Egress>
+            let parked = match (backlog, room.take()) {
+                (Some(backlog), _) => Parked::new(backlog, counters, DropReason::NotTranslated),
+                (None, room) => {
+                    Parked::new(room.unwrap_or_default(), counters, DropReason::PortDown)
+                }
+            };
+            Box::new(parked) as Box<dyn Egress>
         };
         if self.fabric.exchange_egress(self.at(ring), change) {
             let _ = self.parked.insert(ring);
         }
+        self.spare = room;
         taken
     }
 
@@ -95,9 +107,10 @@ impl FabricRings {
     pub(super) fn attach_parked(&mut self, ring: RingIndex) {
         let waiting = self.waiting.remove(&ring).map_or_else(new_backlog, Ok);
         let backlog = waiting.unwrap_or_default();
-        let parked = Parked::new(backlog, (self.counters)(ring.pair()));
+        let parked = Parked::new(backlog, (self.counters)(ring.pair()), DropReason::NotTranslated);
         let _ = self.parked.insert(ring);
-        self.fabric.attach_egress(self.at(ring), Box::new(parked));
+        let at = self.at(ring);
+        self.ask_workers(|fabric| fabric.attach_egress(at, Box::new(parked)));
     }
 
     /// Takes what stands in a receiveq's place away; frames that waited there wait here.

@@ -4,16 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use port::backlog::Backlog;
 use port::{DropReason, Fabric, Ingress, PortId, PortSnapshot, QueueCounters, QueueId, Restored};
 use virtio_net::features::queue_options;
-use virtio_net::{QueueOptions, ReceiveqParts, Transmitq, TransmitqParts, notify};
+use virtio_net::notify::CallWatch;
+use virtio_net::{QueueOptions, ReceiveqParts, Transmitq, TransmitqParts};
 use virtq::mem::RecordPage;
 use virtq::{Inflight, QueueConfig, QueueError, Recovery, RingPosition};
 
 use super::late::{Late, Rest};
-use super::share::{Talk, say};
+use super::share::{TURN_MAX, Talk, cpu_time, say};
 use super::{CountersOf, PortLinks, PortSettings, Transfers};
 use crate::rarp;
 use crate::record::{Identity, Records};
@@ -35,12 +37,18 @@ pub(super) struct FabricRings {
     pub(super) late: Late,
     /// What waits for translations in receiveqs that do not run.
     pub(super) waiting: BTreeMap<RingIndex, Backlog>,
+    /// Room that was made for frames to wait in, and not needed.
+    pub(super) spare: Option<Backlog>,
     /// Receiveqs in whose place frames wait.
     pub(super) parked: BTreeSet<RingIndex>,
     /// The device's state on its way.
     pub(super) transfers: Transfers,
     /// What the port says in the log.
     pub(super) talk: Talk,
+    /// How long this thread waited for workers since that was charged.
+    pub(super) waited: Duration,
+    /// How long calls of the front end's rings take.
+    pub(super) watch: Arc<CallWatch>,
 }
 
 impl FabricRings {
@@ -57,7 +65,10 @@ impl FabricRings {
             transfers: Transfers::new(notice),
             late: Late::new(Arc::clone(notice)),
             talk: Talk::default(),
+            waited: Duration::ZERO,
+            watch: Arc::new(CallWatch::new(Arc::clone(notice))),
             waiting: BTreeMap::new(),
+            spare: None,
             parked: BTreeSet::new(),
         }
     }
@@ -172,21 +183,22 @@ impl Rings for FabricRings {
         };
         let counters: Arc<QueueCounters> = (self.counters)(ring.pair());
         let (kick, call) = (start.kick, start.call);
+        let watch = Arc::clone(&self.watch);
         let behind = (start.late, translated);
         let begins = position == RingPosition::start(start.config.layout);
         let lost = call.clone().filter(|_| start.resumed || recorded.is_some() || !begins);
         if ring.is_transmitq() {
-            let parts = TransmitqParts { queue, kick, call, counters, options };
+            let parts = TransmitqParts { queue, kick, call, counters, watch, options };
             let ingress = self.make_ingress(ring, parts, start.late)?;
             self.fabric.attach_ingress(self.at(ring), ingress);
         } else {
-            let parts = ReceiveqParts { queue, kick, call, counters, options };
+            let parts = ReceiveqParts { queue, kick, call, counters, watch, options };
             self.start_egress(ring, parts, behind)?;
         }
         // A call to the previous eventfd, or of a predecessor, may have come after the driver
         // looked at that one last: one call too many is harmless, one too few is not.
         if let Some(call) = lost {
-            notify::signal(&call);
+            self.watch.signal(&call);
         }
         Ok(())
     }
@@ -197,6 +209,9 @@ impl Rings for FabricRings {
     }
 
     fn park(&mut self, ring: RingIndex) -> Option<Stopped> {
+        if self.late.serves(ring) {
+            return self.stop(ring);
+        }
         let queue = self.put_parked(ring);
         self.leave(ring, queue.map(|queue| queue.into_parts().queue.into()))
     }
@@ -218,8 +233,12 @@ impl Rings for FabricRings {
         self.fabric.resume_egress(self.at(ring));
     }
 
+    fn wake(&mut self, kick: &OwnedFd) {
+        self.watch.signal(kick);
+    }
+
     fn quiesce(&mut self) {
-        self.fabric.quiesce();
+        self.ask_workers(|fabric| fabric.quiesce());
     }
 
     fn forget(&mut self, ring: RingIndex) {
@@ -232,6 +251,15 @@ impl Rings for FabricRings {
 }
 
 impl FabricRings {
+    /// Whether calls have taken too much. Those of the next front end are its own.
+    pub(super) fn end_watch(&mut self, notice: &Arc<OwnedFd>) -> bool {
+        let over = self.watch.is_over();
+        if over {
+            self.watch = Arc::new(CallWatch::new(Arc::clone(notice)));
+        }
+        over
+    }
+
     /// What is known of the guest.
     pub(super) fn snapshot(&self) -> PortSnapshot {
         self.fabric.snapshot(self.id)
@@ -256,10 +284,21 @@ impl FabricRings {
         stopped
     }
 
+    /// Does what ends with a turn of a worker, and notes how long this thread waited for that.
+    pub(super) fn ask_workers<T>(&mut self, ask: impl FnOnce(&dyn Fabric) -> T) -> T {
+        let (began, before) = (Instant::now(), cpu_time());
+        let answer = ask(&*self.fabric);
+        let own = cpu_time().saturating_sub(before);
+        let waited = began.elapsed().saturating_sub(own).min(TURN_MAX);
+        self.waited = self.waited.saturating_add(waited);
+        answer
+    }
+
     /// Takes a ring back from the switch.
     fn take(&mut self, ring: RingIndex) -> Option<Stopped> {
         let queue = if ring.is_transmitq() {
-            let ingress = self.fabric.detach_ingress(self.at(ring))?;
+            let at = self.at(ring);
+            let ingress = self.ask_workers(|fabric| fabric.detach_ingress(at))?;
             self.late.take_ingress(ring, ingress)?.into_parts().queue
         } else {
             let egress = self.fabric.detach_egress(self.at(ring))?;

@@ -2,6 +2,8 @@
 //!
 //! One thread serves all front ends, on CPUs that workers and guests want too. So what it does for
 //! a port is counted, in CPU time: [`AT_ONCE`] is free, and a [`SHARE`]th of the time that passes.
+//! To stop a ring it waits for a worker's turn, which takes hardly any: a tenth of the time may
+//! pass with that for one port.
 //!
 //! ```text
 //!  event ─► handled ─► charged ─► used up? ─► neither its connection nor its listener is watched
@@ -45,6 +47,10 @@ const OF_TRANSLATIONS: Terms = Terms {
     debt: Duration::from_millis(8),
     enough: Duration::from_micros(125),
 };
+/// The same for waiting for workers. To stop and start all rings of 128 pairs a few times is free.
+const OF_WAITS: Terms = Terms { at_once: Duration::from_millis(500), share: 10, ..OF_ALL };
+/// A worker's turn is shorter: one that takes longer is the host's doing.
+pub(super) const TURN_MAX: Duration = Duration::from_millis(1);
 const OF_ALL: Terms = Terms { at_once: AT_ONCE, share: SHARE, debt: DEBT, enough: ENOUGH };
 /// Messages about translations for each that we ask for: it is told, taken back, and one more.
 const FOR_A_QUESTION: u32 = 3;
@@ -127,6 +133,7 @@ pub(super) struct Handled {
 pub(super) struct Share {
     all: Credit,
     translations: Credit,
+    waits: Credit,
     /// Messages about translations that are still to come because we asked.
     needed: u32,
     rest_until: Option<Instant>,
@@ -140,6 +147,7 @@ impl Share {
         Self {
             all: Credit::on(&OF_ALL, now),
             translations: Credit::on(&OF_TRANSLATIONS, now),
+            waits: Credit::on(&OF_WAITS, now),
             needed: 0,
             rest_until: None,
             rests: 0,
@@ -147,20 +155,28 @@ impl Share {
         }
     }
 
-    /// Charges an event. Returns whether a rest begins.
-    fn charge(&mut self, spent: Duration, handled: Handled, now: Instant) -> bool {
-        let spent = spent.saturating_add(WAKING);
-        let (of_all, of_translations) = match self.is_needed(handled) {
-            true => (Duration::ZERO, spent),
-            false => (spent, Duration::ZERO),
+    /// Charges an event, and how long workers were waited for. Returns whether a rest begins.
+    fn charge(
+        &mut self,
+        (spent, waited): (Duration, Duration),
+        handled: Handled,
+        now: Instant,
+    ) -> bool {
+        let (spent, none) = (spent.saturating_add(WAKING), Duration::ZERO);
+        let (of_all, of_translations, of_waits) = match self.is_needed(handled) {
+            true => (none, spent, none),
+            false => (spent, none, waited),
         };
         self.all.spend(of_all, now);
         self.translations.spend(of_translations, now);
+        self.waits.spend(of_waits, now);
         if self.rest_until.is_some() {
             return false;
         }
         let mut rest = Duration::ZERO;
-        for (credit, terms) in [(&self.all, OF_ALL), (&self.translations, OF_TRANSLATIONS)] {
+        let credits =
+            [(&self.all, OF_ALL), (&self.translations, OF_TRANSLATIONS), (&self.waits, OF_WAITS)];
+        for (credit, terms) in credits {
             if credit.is_used_up() {
                 rest = rest.max(credit.time_to(terms.enough));
             }
@@ -260,9 +276,11 @@ impl VhostUserPort {
     /// Charges what was done for the port since the thread's CPU time was `before`.
     pub(super) fn charge(&mut self, before: Duration, ops: &mut EventOps<'_>) {
         let now = Instant::now();
-        let spent = cpu_time().saturating_sub(before);
+        let freed = self.closer.take_spent();
+        let spent = cpu_time().saturating_sub(before).saturating_add(freed);
         let handled = self.link.as_mut().map(|link| std::mem::take(&mut link.handled));
-        if !self.share.charge(spent, handled.unwrap_or_default(), now) {
+        let waited = std::mem::take(&mut self.rings.waited);
+        if !self.share.charge((spent, waited), handled.unwrap_or_default(), now) {
             return;
         }
         if let Some(times) = self.share.count_rest(now) {
@@ -334,7 +352,8 @@ mod tests {
     /// Events of a tenth of a millisecond each until there is a rest: how many, how long it is.
     fn until_rest(share: &mut Share, what: Handled, now: Instant) -> (u32, Duration) {
         let tenth = Duration::from_micros(100);
-        let count = (1..100_000).find(|_| share.charge(tenth, what, now)).unwrap();
+        let none = Duration::ZERO;
+        let count = (1..100_000).find(|_| share.charge((tenth, none), what, now)).unwrap();
         (count, share.rest_until().unwrap().duration_since(now))
     }
 
@@ -358,9 +377,25 @@ mod tests {
         assert!(rest >= MS && rest < 2 * MS, "{rest:?}");
         assert_eq!(share.all.left_ns, nanos(AT_ONCE), "nothing of the other share is used");
         // While it rests more is charged, and no second rest begins.
-        assert!(!share.charge(MS, event(0, 1, 0), start));
+        assert!(!share.charge((MS, MS), event(0, 1, 0), start));
         assert!(!share.end_rest(start) && share.end_rest(start + 2 * MS));
         assert_eq!(share.rest_until(), None);
+    }
+
+    #[test]
+    fn waits_have_a_share_of_their_own_unless_they_are_for_what_was_asked_for() {
+        let start = Instant::now();
+        let waits = |what| {
+            let mut share = Share::new(start);
+            let wait = (Duration::ZERO, MS);
+            (1..600).find(|_| share.charge(wait, what, start)).map(|count| {
+                let rest = share.rest_until().unwrap().duration_since(start);
+                (count, rest)
+            })
+        };
+        assert_eq!(waits(event(0, 1, 0)), Some((501, 30 * MS)));
+        assert_eq!(waits(event(1, 0, 0)), Some((501, 30 * MS)));
+        assert_eq!(waits(event(3, 0, 1)), None);
     }
 
     #[test]

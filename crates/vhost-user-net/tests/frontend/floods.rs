@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
-use port::{PortId, StatusCell};
+use port::{Fabric, PortId, StatusCell};
 use tempfile::TempDir;
 use vhost_user_net::{PortLinks, PortSettings, VhostUserPort};
 use virtio_net::features::{ACCESS_PLATFORM, VERSION_1};
@@ -27,23 +27,26 @@ const REPLY: usize = 20;
 type Manager = EventManager<Arc<Mutex<dyn MutEventSubscriber>>>;
 
 /// Two ports on a control thread that the test plays.
-struct ByHand {
+pub(crate) struct ByHand {
     dir: TempDir,
-    manager: Manager,
-    status: Vec<StatusCell>,
+    pub(crate) manager: Manager,
+    pub(crate) status: Vec<StatusCell>,
 }
 
 impl ByHand {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
+        Self::on(&(Arc::new(Wire::default()) as Arc<dyn Fabric>))
+    }
+
+    pub(crate) fn on(fabric: &Arc<dyn Fabric>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut manager = Manager::new().unwrap();
-        let wire = Arc::new(Wire::default());
         let status: Vec<_> = (0..2).map(|_| StatusCell::waiting("")).collect();
         for number in 0..2u16 {
             let settings = PortSettings::server("g", dir.path().join(number.to_string()));
             let links = PortLinks {
                 id: PortId(number),
-                fabric: wire.clone(),
+                fabric: Arc::clone(fabric),
                 status: status[usize::from(number)].clone(),
                 counters: Box::new(|_| Arc::default()),
             };
@@ -53,14 +56,14 @@ impl ByHand {
         Self { dir, manager, status }
     }
 
-    fn connect(&self, number: usize) -> UnixStream {
+    pub(crate) fn connect(&self, number: usize) -> UnixStream {
         let stream = UnixStream::connect(self.dir.path().join(number.to_string())).unwrap();
         stream.set_nonblocking(true).unwrap();
         stream
     }
 
     /// Serves everybody who wants something once.
-    fn round(&mut self) {
+    pub(crate) fn round(&mut self) {
         let _ = self.manager.run_with_timeout(0).unwrap();
     }
 

@@ -124,22 +124,28 @@ impl Guest {
         }
     }
 
-    pub(crate) fn start_ring(&mut self, ring: usize, base: u16) {
+    /// Where a ring is, and where writes to its used ring are to be noted.
+    pub(crate) fn say_addr(&self, ring: usize, log_addr: Option<u64>) {
         let queue = &self.queues[ring];
         let user = |addr: GuestPhysAddr| addr.0 - GUEST + USER;
         let areas = queue.driver.areas();
         let config = VringConfigData {
             queue_max_size: queue.size,
             queue_size: queue.size,
-            flags: 0,
+            flags: u32::from(log_addr.is_some()),
             desc_table_addr: user(areas.desc),
             used_ring_addr: user(areas.device),
             avail_ring_addr: user(areas.driver),
-            log_addr: None,
+            log_addr,
         };
+        self.front.set_vring_addr(ring, &config).unwrap();
+    }
+
+    pub(crate) fn start_ring(&mut self, ring: usize, base: u16) {
+        let queue = &self.queues[ring];
         self.front.set_vring_num(ring, queue.size).unwrap();
         self.front.set_vring_base(ring, base).unwrap();
-        self.front.set_vring_addr(ring, &config).unwrap();
+        self.say_addr(ring, None);
         self.front.set_vring_call(ring, &queue.call).unwrap();
         self.front.set_vring_err(ring, &queue.err).unwrap();
         self.front.set_vring_kick(ring, &queue.kick).unwrap();

@@ -2,8 +2,6 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::thread;
 
 use port::{DropReason, PortState};
 use vhost::VhostBackend;
@@ -14,13 +12,12 @@ use vhost_user_net::memory::FrontendAddr;
 use virtio_net::features::ACCESS_PLATFORM;
 use virtq::{Access, Iova};
 
+use crate::changes::{WINDOW, under_load};
 use crate::frames::{PACKED, SPLIT, frame};
 use crate::guest::{GUEST, Guest, MEMORY, USER};
 use crate::harness::{Bench, wait_for};
 
 const BOTH: [u64; 2] = [SPLIT, PACKED];
-/// Frames on their way at once: fewer than the receiver has buffers.
-const WINDOW: u32 = 40;
 /// What waits for a ring.
 const HELD_MAX: u32 = 8 * 64;
 
@@ -144,34 +141,13 @@ fn nothing_is_lost_or_overtaken_while_places_come_and_go_under_load() {
     const ALL: u32 = 6000;
     for features in BOTH {
         let mut bed = Bed::up(features);
-        let (received, failed) = (AtomicU32::new(0), AtomicBool::new(false));
         let mut plain = std::mem::replace(&mut bed.plain, Guest::alone(features));
-        thread::scope(|scope| {
-            let sender = scope.spawn(|| {
-                for number in 0..ALL {
-                    wait_for("the receiver", || {
-                        number < received.load(Ordering::Acquire) + WINDOW
-                            || failed.load(Ordering::Acquire)
-                    });
-                    wait_for("room to send", || plain.send(&frame(number)));
-                }
-            });
-            let mut rounds = 0;
-            while received.load(Ordering::Acquire) < ALL {
-                bed.rings_go();
-                bed.rings_come();
-                rounds += 1;
-                while let Some(got) = bed.behind.receive() {
-                    let number = received.load(Ordering::Acquire);
-                    let is_next = got == frame(number);
-                    failed.store(!is_next, Ordering::Release);
-                    assert!(is_next, "frame {number} was lost or overtaken in round {rounds}");
-                    received.store(number + 1, Ordering::Release);
-                }
-            }
-            sender.join().unwrap();
-            assert!(rounds > 20, "{rounds}");
+        let rounds = under_load(&mut plain, &mut bed, ALL, |bed| {
+            bed.rings_go();
+            bed.rings_come();
+            &mut bed.behind
         });
+        assert!(rounds > 20, "{rounds}");
         assert_eq!(bed.bench.drops(), 0);
     }
 }

@@ -45,7 +45,7 @@ impl ControlQueue {
         // `Virtq::needs_call` asks for; pairs with the driver's fence in its own arming.
         fence(Ordering::SeqCst);
         if self.queue.needs_call() {
-            notify::signal_any(self.events.call.as_ref());
+            self.events.call.iter().for_each(|call| notify::signal(call));
         }
     }
 }
@@ -182,6 +182,7 @@ impl Device {
         counters: &Arc<QueueCounters>,
     ) -> Receiveq {
         let mut receiveq = Receiveq::new(ReceiveqParts {
+            watch: Default::default(),
             queue,
             kick: events.kick,
             call: events.call,
@@ -202,6 +203,7 @@ impl Device {
         counters: &Arc<QueueCounters>,
     ) -> Transmitq {
         Transmitq::new(TransmitqParts {
+            watch: Default::default(),
             queue,
             kick: events.kick,
             call: events.call,

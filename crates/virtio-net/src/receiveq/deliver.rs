@@ -54,7 +54,7 @@ impl Job<'_> {
 
     /// Writes a frame that fits behind its header, all into one chain.
     fn write(&self, frame: &Frame, writer: &mut Writer<'_>) {
-        if self.finishes(frame) && Finish::write(frame, self.batch, writer) {
+        if self.finishes(frame) && Finish::write(frame, self.batch, *writer) {
             return;
         }
         let _ = writer.write(frame.head());

@@ -12,6 +12,7 @@ use crate::features::{HASH_REPORT, MRG_RXBUF};
 use crate::rig::{BOTH, Guest, Ledger, counter, options, pattern, receiveq, transmitq};
 use crate::{HeaderLen, QueueOptions};
 
+mod bounds;
 mod offloads;
 mod waiting;
 

@@ -11,10 +11,18 @@ use super::Receiveq;
 
 impl Receiveq {
     /// Gives it a place for frames that wait for translations, with those that wait already. A
-    /// queue without one drops them.
+    /// queue without one drops them. One that is not behind a vIOMMU keeps it only until what
+    /// waits is sent.
     pub fn set_backlog(&mut self, backlog: Backlog) {
         self.stalled = !backlog.is_empty();
         self.backlog = Some(backlog);
+        self.drop_if_done();
+    }
+
+    fn drop_if_done(&mut self) {
+        if !self.stalled && !self.parts.queue.is_translated() {
+            self.backlog = None;
+        }
     }
 
     /// Takes that place, with what waits.
@@ -91,6 +99,7 @@ impl Receiveq {
                 break;
             }
         }
+        self.drop_if_done();
         Ok(())
     }
 }

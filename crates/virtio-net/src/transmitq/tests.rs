@@ -382,6 +382,7 @@ fn what_was_not_released_is_when_the_queue_is_taken_apart() {
     assert_eq!(guest.used().len(), 1);
     let config = parts.queue.stop();
     let mut queue = super::Transmitq::new(super::TransmitqParts {
+        watch: Default::default(),
         queue: config.activate(&guest.map).unwrap(),
         kick: parts.kick,
         call: parts.call,

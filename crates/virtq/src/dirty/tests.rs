@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use super::RingLog;
+use super::{Places, RingLog};
 use crate::Virtq;
-use crate::config::Layout;
-use crate::mem::{DirtyLog, LOG_PAGE};
+use crate::config::{Layout, QueueConfig, RingPosition};
+use crate::mem::{DirtyLog, GuestPhysAddr, LOG_PAGE, RecordMap, crash};
+use crate::record::Recovery;
 use crate::testing::{DATA, END, Guest, NEXT, SECOND, WRITE};
 
 const PAGES: usize = (END / LOG_PAGE) as usize;
@@ -30,15 +31,20 @@ impl Bed {
         let log = tempfile::tempfile().unwrap();
         log.set_len(PAGES as u64 / 8).unwrap();
         let mut queue = guest.start();
-        queue.set_log(Some(RingLog {
-            log: DirtyLog::from_file(log.try_clone().unwrap(), 0, PAGES / 8).unwrap(),
-            memory: guest.map.clone(),
-            device: guest.config.device,
-            desc: guest.config.desc,
-            call: None,
-        }));
         let before = guest.all();
-        (Self { guest, before, log, next: 0, wrap: true }, queue)
+        let bed = Self { guest, before, log, next: 0, wrap: true };
+        queue.set_log(Some(bed.log()));
+        (bed, queue)
+    }
+
+    fn log(&self) -> RingLog {
+        RingLog {
+            log: DirtyLog::from_file(self.log.try_clone().unwrap(), 0, PAGES / 8).unwrap(),
+            memory: self.guest.map.clone(),
+            device: self.guest.config.device.into(),
+            desc: self.guest.config.desc.into(),
+            call: None,
+        }
     }
 
     /// Two writable buffers in one chain, or one.
@@ -82,6 +88,7 @@ impl Bed {
 
 fn everything_written_is_noted(layout: Layout, event_idx: bool) {
     let (mut bed, mut queue) = Bed::new(layout, event_idx);
+    let _ = bed.look();
     let mut heads = 0u16;
     for turn in 0..600u64 {
         // The second buffer crosses from one region into the next in some turns.
@@ -136,17 +143,88 @@ fn everything_that_a_packed_ring_writes_is_noted() {
     everything_written_is_noted(Layout::Packed, false);
 }
 
+/// A ring behind a vIOMMU may have each of its pages somewhere else.
+#[test]
+fn a_part_in_pieces_is_noted_piece_by_piece() {
+    let (mut bed, _queue) = Bed::new(Layout::Split, true);
+    let _ = bed.look();
+    let page = |n: u64| (GuestPhysAddr(n * LOG_PAGE), LOG_PAGE);
+    let pieces = Places::of([page(9), page(3), page(4), page(20)]);
+    assert_eq!(pieces, Places::of([page(9), (page(3).0, 2 * LOG_PAGE), page(20)]));
+    let log = RingLog { device: pieces.clone(), desc: pieces, ..bed.log() };
+    log.device(0, 4);
+    assert_eq!(bed.look().1, BTreeSet::from([9]));
+    log.device(LOG_PAGE, 2);
+    assert_eq!(bed.look().1, BTreeSet::from([3]));
+    log.device(LOG_PAGE - 1, 2);
+    assert_eq!(bed.look().1, BTreeSet::from([3, 9]));
+    // The last entry before, and the first one of, the second page.
+    log.used(2048, (511, 1));
+    assert_eq!(bed.look().1, BTreeSet::from([3, 9]));
+    log.descs(1024, (700, 200));
+    assert_eq!(bed.look().1, BTreeSet::from([4, 20]));
+    log.descs(1024, (1023, 2));
+    assert_eq!(bed.look().1, BTreeSet::from([9, 20]));
+    log.device(4 * LOG_PAGE, 5);
+    assert_eq!(bed.look().1, BTreeSet::new(), "there is no such piece");
+}
+
 #[test]
 fn entries_around_the_end_of_the_ring_are_two_runs() {
     let (mut bed, _queue) = Bed::new(Layout::Split, true);
-    let log = DirtyLog::from_file(bed.log.try_clone().unwrap(), 0, PAGES / 8).unwrap();
-    let memory = bed.guest.map.clone();
-    let (device, desc) = (bed.guest.config.device, bed.guest.config.desc);
-    let log = RingLog { log, memory, device, desc, call: None };
-    log.entries(desc, (1024, 16), (1023, 2));
+    let log = bed.log();
+    let _ = bed.look();
+    log.descs(1024, (1023, 2));
     assert_eq!(bed.look().1, BTreeSet::from([0, 3]));
-    log.entries(desc, (1024, 16), (u32::from(u16::MAX), 1));
+    log.descs(1024, (u32::from(u16::MAX), 1));
     assert_eq!(bed.look().1, BTreeSet::from([3]), "free-running indexes are taken modulo the size");
-    log.entries(desc, (1024, 16), (5, 5000));
+    log.descs(1024, (5, 5000));
     assert_eq!(bed.look().1, BTreeSet::from([0, 1, 2, 3]));
+}
+
+/// What a successor takes as done was noted, or is noted by it: a device is killed at each store.
+#[test]
+fn a_kill_loses_no_page() {
+    for layout in [Layout::Split, Layout::Packed] {
+        for stores in 0.. {
+            let (mut bed, mut queue) = Bed::new(layout, false);
+            let record = RecordMap::private(1).unwrap().page(0).unwrap();
+            queue.set_record(record.clone());
+            queue.disable_kicks();
+            for n in 0..2 {
+                bed.offer(&[(DATA + n * LOG_PAGE, 700)]);
+                bed.passed(1);
+            }
+            if layout == Layout::Split {
+                bed.guest.avail(0, &[0, 1]);
+            }
+            let _ = bed.look();
+            let buf = &mut bed.guest.buf;
+            let ended = crash::after(stores, || {
+                let chains = queue.pop(buf, 8);
+                for n in 0..2 {
+                    assert_eq!(chains.writable(n).writer().write(&[7; 60]), 60);
+                }
+                queue.complete_written(buf, &[60, 60]);
+                queue.publish();
+            });
+            let config = bed.guest.config;
+            let Ok(Recovery::At(position)) = config.recover(&bed.guest.map, &record) else {
+                panic!("{layout:?} {stores}: it is lost");
+            };
+            let next = QueueConfig { position, ..config }.activate(&bed.guest.map);
+            next.unwrap().set_log(Some(bed.log()));
+            let (mut differ, noted) = bed.look();
+            if position == RingPosition::start(layout) {
+                // They come again.
+                let comes = |page: &usize| (*page as u64) < DATA / LOG_PAGE;
+                differ.retain(comes);
+            }
+            assert!(differ.is_subset(&noted), "{layout:?} {stores}: {differ:?}, {noted:?} noted");
+            if ended.is_some() {
+                assert!(stores > 2 && differ.len() > 2, "{stores} {differ:?}");
+                break;
+            }
+        }
+    }
 }

@@ -2,6 +2,8 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 
 use super::{Inflight, inflight_bytes};
 use crate::config::{Layout, RingPosition};
@@ -117,4 +119,34 @@ fn whatever_is_in_a_region_the_recovery_ends() {
         let mut queue = guest.start();
         queue.set_inflight(inflight);
     }
+}
+
+#[test]
+fn counters_that_change_while_they_are_sorted_harm_nobody() {
+    const MANY: u16 = 1024;
+    let mut guest = Guest::new(Layout::Split, 256);
+    guest.config.size = MANY;
+    let bytes = inflight_bytes(Layout::Split, MANY);
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(bytes as u64).unwrap();
+    let area = InflightArea::from_file(file, 0, bytes).unwrap();
+    let inflight = Inflight::new(area.clone(), &guest.config).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _ = scope.spawn(|| {
+            let mut seed = 1u64;
+            while !stop.load(Relaxed) {
+                for head in 0..MANY {
+                    let at = inflight.state(head);
+                    area.put16(at, 1);
+                    seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    area.put64(at + 8, seed);
+                }
+            }
+        });
+        let look = || (0..300).for_each(|_| drop(inflight.in_flight()));
+        let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(look));
+        stop.store(true, Relaxed);
+        assert!(found.is_ok());
+    });
 }

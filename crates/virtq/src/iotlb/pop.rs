@@ -100,18 +100,16 @@ pub(crate) fn pop(ring: &mut impl Ring, buf: &mut ChainBuf, max: usize) -> Optio
     ring.lookup().fault
 }
 
-/// Begins or ends translation.
+/// Begins or ends translation. Touches nothing of the ring.
 pub(crate) fn set_iotlb(ring: &mut impl Ring, iotlb: Option<Box<RingIotlb>>) {
     ring.lookup().iotlb = iotlb;
     ring.lookup().hit = Hit::none();
     ring.lookup().refresh();
-    // Buffers that are available already will be needed soon.
-    look_ahead(ring);
 }
 
 /// Asks the front end for addresses of the next chains: of each once, until it is popped or
 /// something was lost.
-fn look_ahead(ring: &mut impl Ring) {
+pub(crate) fn look_ahead(ring: &mut impl Ring) {
     let hit = ring.lookup().hit;
     let Some(mut iotlb) = ring.lookup().iotlb.take() else { return };
     iotlb.looked = ring.upcoming(iotlb.looked, LOOK_AHEAD, |desc, is_table| {

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{ASKED_MAX, Access, ENTRIES_MAX, IotlbEntry, IotlbMiss, Iova, PAGE, page_of};
+use crate::Places;
 use crate::mem::{GuestMap, GuestPhysAddr, Hit};
 
 /// Entries on each side that one is joined with if they go on where it ends: front ends translate
@@ -187,6 +188,21 @@ impl State {
         let entry = self.at(iova.0)?;
         let offset = iova.0.wrapping_sub(entry.iova.0);
         Some(GuestPhysAddr(entry.addr.0.wrapping_add(offset)))
+    }
+
+    /// Where in the guest's memory the pieces of a range are, if all are known.
+    pub(super) fn places(&self, iova: Iova, len: u64) -> Option<Places> {
+        let (mut at, mut left) = (iova.0, len);
+        let mut pieces = Vec::new();
+        while left > 0 {
+            let entry = self.at(at)?;
+            let offset = at.wrapping_sub(entry.iova.0);
+            let step = entry.len.wrapping_sub(offset).min(left);
+            pieces.push((GuestPhysAddr(entry.addr.0.wrapping_add(offset)), step));
+            left = left.wrapping_sub(step);
+            at = at.wrapping_add(step);
+        }
+        Some(Places::of(pieces))
     }
 
     /// What is in one piece around an address, there and here, and may be used so.

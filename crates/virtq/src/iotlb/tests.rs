@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::{ASKED_MAX, Access, ENTRIES_MAX, Iotlb, IotlbEntry, IotlbMiss, Iova, RingIotlb};
 use crate::config::Layout;
 use crate::mem::GuestPhysAddr;
-use crate::testing::{DATA, Guest, INDIRECT, SECOND, WRITE};
+use crate::testing::{DATA, Guest, INDIRECT, NEXT, SECOND, WRITE};
 use crate::{ChainError, Virtq};
 
 const PAGE: u64 = 4096;
@@ -238,6 +238,8 @@ fn what_is_available_at_the_start_is_asked_for_at_once() {
         bed.offer((FAR, 1500), WRITE);
         bed.offer((FAR + 8 * PAGE, 1500), WRITE);
         queue.set_iotlb(Some(RingIotlb::new(Arc::clone(&bed.tlb), Access::Write)));
+        assert_eq!(bed.tlb.take_misses(), [], "the ring may be missing still");
+        queue.look_ahead();
         let both = [miss(FAR, Access::Write), miss(FAR + 8 * PAGE, Access::Write)];
         assert_eq!(bed.tlb.take_misses(), both);
     });
@@ -462,5 +464,34 @@ fn a_ring_whose_question_had_no_room_asks_when_there_is_some() {
         assert_eq!(Vec::from_iter(first.tlb.take_ready()), [2]);
         assert_eq!(first.pop(&mut one), (0, None));
         assert_eq!(first.tlb.take_misses(), [miss(FAR, Access::Write)]);
+    });
+}
+
+#[test]
+fn a_chain_in_very_many_pieces_breaks_the_ring() {
+    both(|layout| {
+        for count in [1u16, 2] {
+            let (bed, mut queue) = Bed::new(layout, Access::Read);
+            // Each byte is somewhere else.
+            let bytes = ENTRIES_MAX as u64;
+            let one = |n| entry(FAR + n, DATA + 2 * n, 1, Access::Read);
+            bed.knows(&(0..bytes).map(one).collect::<Vec<_>>());
+            let mut guest = bed.guest;
+            for index in 0..count {
+                let more = if index + 1 < count { NEXT } else { 0 };
+                let buffer = (FAR, u32::try_from(bytes).unwrap());
+                match layout {
+                    Layout::Split => guest.desc(index, buffer, more, index + 1),
+                    Layout::Packed => guest.slot(index, buffer, (0, more), true),
+                }
+            }
+            if layout == Layout::Split {
+                guest.avail(0, &[0]);
+            }
+            let (chains, fault) = guest.pop(&mut queue, 64);
+            let scattered = ChainError::Scattered { segments: 8192, limit: 4098 };
+            assert_eq!(chains.len(), usize::from(count == 1));
+            assert_eq!(fault, (count > 1).then_some(scattered));
+        }
     });
 }

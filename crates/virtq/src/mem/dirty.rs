@@ -12,9 +12,8 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use vm_memory::{FileOffset, MmapRegion};
-
 use super::guard::Watch;
+use super::kept::Kept;
 use super::{GuestPhysAddr, SharedMap};
 
 /// Bytes of a page: those of the log, whatever the guest's are.
@@ -34,24 +33,9 @@ impl DirtyLog {
     ///
     /// # Errors
     ///
-    /// If the file is shorter than that, or cannot be mapped.
+    /// If the file is shorter than that, has huge pages, or cannot be mapped.
     pub fn from_file(file: File, offset: u64, bytes: usize) -> io::Result<Self> {
-        let skip = usize::try_from(offset % LOG_PAGE).unwrap_or(0);
-        let start = offset.saturating_sub(skip as u64);
-        let len = bytes.saturating_add(skip);
-        let (has, end) = (file.metadata()?.len(), start.saturating_add(len as u64));
-        if has < end || bytes == 0 {
-            let what = format!("the file has {has} bytes, the log is at {offset} to {end}");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
-        }
-        let region: MmapRegion = MmapRegion::from_file(FileOffset::new(file, start), len)
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string()))?;
-        let region = Arc::new(region);
-        let ptr = region.as_ptr();
-        let watch = Arc::new(Watch::new(&region));
-        // SAFETY: the region is mapped for reading and writing while the `Arc` lives, nobody makes
-        // references to its bytes, and a mapping starts at a page.
-        let map = unsafe { SharedMap::new(ptr, len, region) };
+        let Kept { map, watch, skip } = Kept::map(file, offset, bytes)?;
         Ok(Self { map, watch, skip, bytes })
     }
 
@@ -81,7 +65,7 @@ impl DirtyLog {
             return;
         }
         let byte = self.map.as_ptr().wrapping_add(self.skip).wrapping_add(at);
-        // SAFETY: the byte is one of the `bytes` behind `skip` that `from_file` mapped, the mapping
+        // SAFETY: the byte is one of the `bytes` behind `skip` that `Kept` has mapped, the mapping
         // lives as long as `map`, and this process reaches it only atomically.
         let byte = unsafe { AtomicU8::from_ptr(byte) };
         // ORDERING: Release pairs with the front end's atomic exchange that takes the bit: when it

@@ -9,17 +9,14 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 
-use vm_memory::{FileOffset, MmapRegion};
-
 use super::guard::Watch;
+use super::kept::Kept;
 use super::word::RingMem;
 use super::{SharedMap, Word};
 use crate::shared::Shared;
 
 /// What parts of an in-flight file are aligned to.
 const ALIGN: u64 = 64;
-/// Bytes of a page.
-const PAGE: u64 = 4096;
 
 /// The in-flight region of one ring. Invariant: `bytes` bytes from `mem` on are mapped while `_map`
 /// lives, aligned to 8.
@@ -41,26 +38,15 @@ impl InflightArea {
     ///
     /// # Errors
     ///
-    /// If the file is shorter than that, the offset not a multiple of 64, or the kernel does not
-    /// map it.
+    /// If the file is shorter than that or has huge pages, the offset is not a multiple of 64, or
+    /// the kernel does not map it.
     pub fn from_file(file: File, offset: u64, bytes: usize) -> io::Result<Self> {
-        let wrong = |what: String| io::Error::new(io::ErrorKind::InvalidInput, what);
-        let skip = offset % PAGE;
-        let start = offset.saturating_sub(skip);
-        let len = usize::try_from(skip).unwrap_or(0).saturating_add(bytes);
-        let (has, end) = (file.metadata()?.len(), offset.saturating_add(bytes as u64));
-        if !offset.is_multiple_of(ALIGN) || bytes == 0 || has < end {
-            let what = format!("a region at {offset} to {end} of a file of {has} bytes");
-            return Err(wrong(what));
+        if !offset.is_multiple_of(ALIGN) {
+            let what = format!("a region at {offset}, which is no multiple of {ALIGN}");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
         }
-        let region: MmapRegion = MmapRegion::from_file(FileOffset::new(file, start), len)
-            .map_err(|error| wrong(error.to_string()))?;
-        let region = Arc::new(region);
-        let (ptr, watch) = (region.as_ptr(), Arc::new(Watch::new(&region)));
-        // SAFETY: the region is mapped for reading and writing while the `Arc` lives, nobody makes
-        // references to its bytes, and a mapping starts at a page.
-        let map = unsafe { SharedMap::new(ptr, len, region) };
-        let mem = RingMem { ptr: ptr.wrapping_add(usize::try_from(skip).unwrap_or(0)) };
+        let Kept { map, watch, skip } = Kept::map(file, offset, bytes)?;
+        let mem = RingMem { ptr: map.as_ptr().wrapping_add(skip) };
         Ok(Self { mem, bytes, watch, _map: map })
     }
 

@@ -407,11 +407,11 @@ pub struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    /// Takes the next `len` bytes, if they are in one piece.
+    /// The next `len` bytes, which are not taken, if they are in one piece.
     #[inline(always)]
-    pub fn next_whole(&mut self, len: u32) -> Option<WritePiece<'a>> {
-        let ptr = self.cursor.take_whole(len as usize)?;
-        Some(WritePiece::new(RawSeg::new(ptr, len)))
+    pub fn whole(&self, len: u32) -> Option<WritePiece<'a>> {
+        let Cursor { ptr, here, left, .. } = self.cursor;
+        (len <= here.min(left)).then(|| WritePiece::new(RawSeg::new(ptr, len)))
     }
 
     /// Bytes of room left.

@@ -1,7 +1,7 @@
 //! The Internet sum (RFC 1071) of bytes that pass: one look at them instead of two.
 //!
 //! ```text
-//!  16 bits each:  word - 2^15 (as the sign), in pairs ─► 32 bits ─► four sums of eight lanes
+//!  16 bits each:  word - 2^15 (as the sign), in pairs ─► 32 bits ─► four sums of 8 or 16 lanes
 //!  portable:      32 bits each ─► 64 bits ─► sixteen lanes
 //! ```
 //!
@@ -13,6 +13,9 @@
 
 use super::copy_private;
 
+#[cfg(target_arch = "x86_64")]
+mod wider;
+
 /// Bytes of a block of the portable way.
 const BLOCK: usize = 64;
 
@@ -23,6 +26,11 @@ const BLOCK: usize = 64;
 /// `src` must be valid for `len` bytes of mapped memory.
 #[inline(always)]
 pub(super) unsafe fn look(src: *const u8, len: usize) -> u16 {
+    #[cfg(target_arch = "x86_64")]
+    if wider::can() {
+        // SAFETY: the CPU has AVX-512; the caller's range.
+        return unsafe { wider::look(src, len) };
+    }
     // SAFETY: the caller's range; nothing is written.
     unsafe { pass::<false>((src, std::ptr::null_mut()), len) }
 }
@@ -265,6 +273,12 @@ pub(super) mod tests {
         let portable = unsafe { portable::<true>((from, other.as_mut_ptr()), len) };
         assert_eq!(portable, wanted, "{len} bytes, on any CPU");
         assert!(one == other && one[..len] == *bytes && one[len] == 9);
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: the CPU has AVX2; `bytes` has `len` bytes.
+            let wide = unsafe { super::wide::pass::<false>((from, std::ptr::null_mut()), len) };
+            assert_eq!(wide, wanted, "{len} bytes, seen with AVX2");
+        }
     }
 
     #[test]

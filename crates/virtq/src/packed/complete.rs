@@ -144,7 +144,7 @@ impl Packed {
     fn log_used(&self, first: Place) {
         let Some(log) = self.log() else { return };
         let run = (u32::from(first.index), self.unpublished);
-        log.entries(log.desc, (u32::from(self.config.size), 16), run);
+        log.descs(self.config.size, run);
     }
 
     #[inline(always)]

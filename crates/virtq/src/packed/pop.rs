@@ -2,7 +2,7 @@
 
 use super::{AVAIL, Packed, USED};
 use crate::ChainError;
-use crate::chain::{BURST_SEGS, ChainBuf, RUN, Spread, Token};
+use crate::chain::{ChainBuf, RUN, Spread, Token};
 use crate::iotlb::Lookup;
 use crate::mem::{RawDesc, RawSeg, Simple};
 use crate::walk::{INDIRECT, NEXT, Sink, WRITE, Walk, check_indirect};
@@ -129,7 +129,7 @@ impl Packed {
     fn room(&self, buf: &ChainBuf, max: usize) -> usize {
         let slots = usize::from(self.config.size.wrapping_sub(self.fetched));
         let room = max.saturating_sub(buf.chains.len()).min(slots);
-        if buf.segs.len() > BURST_SEGS { 0 } else { room }
+        if buf.is_full() { 0 } else { room }
     }
 
     /// What chains of one segment look like here: one direct descriptor with a small id.

@@ -218,7 +218,9 @@ fn a_burst_ends_at_its_bound_of_segments() {
         }
         let mut queue = guest.start();
         let whole = (count, 0);
-        assert_eq!(guest.pop(&mut queue, 9), (vec![whole; 3], None));
-        assert_eq!(guest.pop(&mut queue, 9), (vec![whole; 2], None));
+        for _ in 0..5 {
+            assert_eq!(guest.pop(&mut queue, 9), (vec![whole], None));
+        }
+        assert_eq!(guest.pop(&mut queue, 9), (vec![], None));
     }
 }

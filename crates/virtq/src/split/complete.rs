@@ -2,7 +2,7 @@
 
 use super::Split;
 use crate::chain::{ChainBuf, Token, id};
-use crate::mem::{GuestPhysAddr, RawSeg};
+use crate::mem::RawSeg;
 use crate::notify;
 
 impl Split {
@@ -84,9 +84,8 @@ impl Split {
     #[cold]
     fn log_used(&self, count: u16) {
         let Some(log) = self.log() else { return };
-        let ring = GuestPhysAddr(log.device.0.wrapping_add(4));
         let run = (u32::from(self.published), u32::from(count));
-        log.entries(ring, (u32::from(self.config.size), 8), run);
+        log.used(self.config.size, run);
         log.device(2, 2);
     }
 

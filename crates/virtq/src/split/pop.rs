@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::Acquire;
 
 use super::Split;
 use crate::ChainError;
-use crate::chain::{BURST_SEGS, ChainBuf, RUN, Spread, Token};
+use crate::chain::{ChainBuf, RUN, Spread, Token};
 use crate::config::QueueConfig;
 use crate::iotlb::Lookup;
 use crate::mem::{Hit, RawDesc, RawSeg, Simple, SplitAreas};
@@ -85,7 +85,7 @@ fn runs<const BEHIND: bool>(
     mut left: usize,
 ) -> Result<(), ChainError> {
     let mut turned = false;
-    while left > 0 && buf.segs.len() <= BURST_SEGS {
+    while left > 0 && !buf.is_full() {
         let run = buf.chains.spare(left.min(RUN));
         let count = run.len();
         let done = if BEHIND {
@@ -122,7 +122,7 @@ fn odd<const BEHIND: bool>(
     turned: &mut bool,
 ) -> Result<usize, ChainError> {
     let mut done = 0usize;
-    while done < left && buf.segs.len() <= BURST_SEGS {
+    while done < left && !buf.is_full() {
         let (head, desc) = q.areas.heads(q.next_avail).next();
         let flags = desc.map_or(INDIRECT, RawDesc::third);
         if flags & (NEXT | INDIRECT) == 0 {

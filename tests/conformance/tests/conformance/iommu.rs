@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::switch::{guest, guest_port};
 use crate::{full, trial};
 
-const ACCESS_PLATFORM: usize = 33;
+pub(crate) const ACCESS_PLATFORM: usize = 33;
 const LEAST_TCP_BYTES: u64 = 200_000;
 /// Looks for translations.
 const LOOKS: u32 = 40;
@@ -55,15 +55,19 @@ fn received(shown: &str) -> Result<u64> {
 fn spec(scratch: &Scratch, case: Case) -> GuestSpec {
     let mut spec = GuestSpec::new(1, scratch.path("g1.sock"));
     let packed = if case.packed { "packed=on" } else { "packed=off" };
-    spec.properties =
-        ["ctrl_guest_offloads=off", "iommu_platform=on", "ats=on", "disable-legacy=on", packed]
-            .map(str::to_owned)
-            .to_vec();
-    spec.machine = "q35,accel=tcg,kernel-irqchip=split".to_owned();
-    spec.arguments =
-        ["-device", "intel-iommu,device-iotlb=on,intremap=off"].map(str::to_owned).to_vec();
-    spec.kernel = format!("intel_iommu=on {}", case.mode);
+    spec.properties = ["ctrl_guest_offloads=off", packed].map(str::to_owned).to_vec();
+    put_behind(&mut spec, case.mode);
     spec
+}
+
+/// Puts a guest's network device behind a vIOMMU, which its kernel uses in this way.
+pub(crate) fn put_behind(spec: &mut GuestSpec, mode: &str) {
+    let properties = ["iommu_platform=on", "ats=on", "disable-legacy=on"];
+    spec.properties.extend(properties.map(str::to_owned));
+    spec.machine = "q35,accel=tcg,kernel-irqchip=split".to_owned();
+    let arguments = ["-device", "intel-iommu,device-iotlb=on,intremap=off"];
+    spec.arguments.extend(arguments.map(str::to_owned));
+    spec.kernel = format!("intel_iommu=on {mode}");
 }
 
 fn translations(switch: &Switch) -> Result<u64> {

@@ -20,6 +20,7 @@ use conformance::{Environment, Guest, GuestSpec, Netns, Scratch, Switch, pairwis
 use libtest_mimic::Trial;
 use serde_json::json;
 
+use crate::iommu::{ACCESS_PLATFORM, put_behind};
 use crate::{full, trial};
 
 const DOWNTIME_MS: u64 = 100;
@@ -38,6 +39,8 @@ const FRAMES_AFTER: u64 = 200;
 struct Case {
     packed: bool,
     queues: u16,
+    /// It is behind a vIOMMU, which its kernel uses in this way.
+    behind: Option<&'static str>,
 }
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -45,7 +48,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     let cases = rows.iter().filter_map(|row| {
         let &[packed, queues] = row.as_slice() else { return None };
         let queues = if queues == 0 { 1 } else { 2 };
-        Some(Case { packed: packed == 1, queues })
+        Some(Case { packed: packed == 1, queues, behind: None })
     });
     let moves = cases.map(|case| {
         let ring = if case.packed { "packed" } else { "split" };
@@ -56,11 +59,20 @@ pub(crate) fn trials() -> Vec<Trial> {
     let compared = [false, true].map(|packed| {
         let ring = if packed { "packed" } else { "split" };
         trial(format!("migration/{ring}-memory-is-equal"), move |env, scratch| {
-            memory_is_equal(env, scratch, packed)
+            memory_is_equal(env, scratch, Case { packed, queues: 1, behind: None })
+        })
+    });
+    // Linux has the used ring of a split queue in a page that it writes itself: packed queues tell
+    // whether what is behind the vIOMMU is noted in the right place.
+    let modes = [(false, "iommu.strict=0", "lazy"), (true, "iommu.strict=1", "strict")];
+    let behind = modes.map(|(packed, mode, name)| {
+        let ring = if packed { "packed" } else { "split" };
+        trial(format!("migration/{ring}-iommu-{name}"), move |env, scratch| {
+            memory_is_equal(env, scratch, Case { packed, queues: 1, behind: Some(mode) })
         })
     });
     let again = trial("migration/cancelled-failed-succeeded".to_owned(), tried_again);
-    moves.chain(compared).chain([again]).chain(postcopy::trials()).collect()
+    moves.chain(compared).chain(behind).chain([again]).chain(postcopy::trials()).collect()
 }
 
 /// Two switches with a link between them.
@@ -120,6 +132,9 @@ impl<'a> Bed<'a> {
         spec.queues = self.case.queues;
         spec.properties = vec![packed.to_owned(), "ctrl_guest_offloads=off".to_owned()];
         spec.arguments = Qmp::arguments(&self.qmp(place)).to_vec();
+        if let Some(mode) = self.case.behind {
+            put_behind(&mut spec, mode);
+        }
         spec.arguments.extend(arguments.iter().map(|word| (*word).to_owned()));
         Guest::start(self.environment, &spec, self.scratch.folder())
     }
@@ -244,11 +259,13 @@ fn differing(a: &File, b: &File) -> Result<Vec<u64>> {
 
 /// The guest is not let go on at its new place before its memory was compared with that at the old
 /// one: a page that a ring wrote and did not note is there as it was before.
-fn memory_is_equal(environment: &Environment, scratch: &Scratch, packed: bool) -> Result<()> {
-    let bed = Bed::new(environment, scratch, Case { packed, queues: 1 })?;
+fn memory_is_equal(environment: &Environment, scratch: &Scratch, case: Case) -> Result<()> {
+    let bed = Bed::new(environment, scratch, case)?;
     let (mut old, mut peer) = (bed.mover("before", &[])?, bed.peer()?);
     old.wait_up()?;
     bed.a.wait_ports_up(&["g1", "g2", "u"])?;
+    let behind = old.has_feature(ACCESS_PLATFORM)?;
+    ensure!(behind == case.behind.is_some(), "behind a vIOMMU: {behind}");
     busy(&mut old, &peer.address())?;
     let _ = peer.run(&format!("(ping -i 0.01 -s 1000 {} >/dev/null 2>&1 &)", old.address()))?;
     let mut new = bed.waiting("after", &["-S"])?;
@@ -269,7 +286,7 @@ fn memory_is_equal(environment: &Environment, scratch: &Scratch, packed: bool) -
 
 /// A migration that is cancelled, one whose target dies, and then one that succeeds.
 fn tried_again(environment: &Environment, scratch: &Scratch) -> Result<()> {
-    let bed = Bed::new(environment, scratch, Case { packed: false, queues: 1 })?;
+    let bed = Bed::new(environment, scratch, Case { packed: false, queues: 1, behind: None })?;
     let (mut old, mut peer) = (bed.mover("before", &[])?, bed.peer()?);
     old.wait_up()?;
     bed.a.wait_ports_up(&["g1", "g2", "u"])?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use conformance::{Environment, Guest, GuestSpec, QemuVersion, Scratch, Side, Switch, pairwise};
 use libtest_mimic::Trial;
 
@@ -154,7 +154,7 @@ fn run(environment: &Environment, scratch: &Scratch, case: &Case) -> Result<()> 
         ensure!(has == expected, "feature bit {bit} is {has} in the guest, expected {expected}");
     }
     a.wait_reachable(&b.address())?;
-    no_ping_lost(&mut a, &b.address(), PINGS)?;
+    no_ping_lost(&switch, (&mut a, &mut b), PINGS)?;
     tcp(&switch, &mut a, &mut b, case.queues)?;
     if case.feature == Feature::QueueReset {
         // QEMU up to 10.0 keeps the reset of a ring from a vhost-user back end. So the feature must
@@ -162,13 +162,13 @@ fn run(environment: &Environment, scratch: &Scratch, case: &Case) -> Result<()> 
         let resized = a.run("ethtool -G eth0 rx 64 tx 64").is_ok();
         ensure!(resized == a.has_feature(RING_RESET)?, "resizing a ring: {resized}");
         a.wait_reachable(&b.address())?;
-        no_ping_lost(&mut a, &b.address(), 10)?;
+        no_ping_lost(&switch, (&mut a, &mut b), 10)?;
     }
     a.rebind_driver()?;
     a.wait_reachable(&b.address())?;
     b.reboot()?;
     b.wait_reachable(&a.address())?;
-    no_ping_lost(&mut b, &a.address(), 10)?;
+    no_ping_lost(&switch, (&mut b, &mut a), 10)?;
     let _ = switch.check_ledger()?;
     switch.wait_ports_up(&["g1", "g2"])?;
     a.power_off()?;
@@ -176,10 +176,20 @@ fn run(environment: &Environment, scratch: &Scratch, case: &Case) -> Result<()> 
     switch.stop()
 }
 
-fn no_ping_lost(guest: &mut Guest, address: &str, count: u32) -> Result<()> {
-    let lost = guest.ping(address, count, PING_INTERVAL_MS)?;
-    ensure!(lost == 0, "{lost} of {count} pings to {address} are lost");
-    Ok(())
+fn no_ping_lost(switch: &Switch, (from, to): (&mut Guest, &mut Guest), count: u32) -> Result<()> {
+    let address = to.address();
+    let lost = from.ping(&address, count, PING_INTERVAL_MS)?;
+    if lost == 0 {
+        return Ok(());
+    }
+    // Which ring stands still, and who does not go on, cannot be seen any more afterwards.
+    let again = from.ping(&address, 10, PING_INTERVAL_MS)?;
+    let mut shown = format!("{lost} of {count} pings to {address} are lost, {again} of 10 later");
+    for state in [switch.ctl(&["stats"]), switch.ctl(&["ports"]), from.state(), to.state()] {
+        shown.push('\n');
+        shown.push_str(&state.unwrap_or_else(|error| format!("{error:#}")));
+    }
+    bail!("{shown}")
 }
 
 /// Bytes arrive in both directions, and more than one queue works where there are several.

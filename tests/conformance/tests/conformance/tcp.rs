@@ -24,7 +24,7 @@ use conformance::{Netns, Scratch, Switch, pairwise};
 use libtest_mimic::Trial;
 
 use crate::{full, trial};
-use end::{ENDS, Joined, Kind};
+use end::{ENDS, Joined, Kind, NARROW};
 
 const BYTES: usize = 3 << 20;
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -45,7 +45,16 @@ pub(crate) fn trials() -> Vec<Trial> {
         let name = format!("tcp/{}/{}{}", a.name, b.name, if tagged { "/tagged" } else { "" });
         Some(trial(name, move |_, scratch| carry_all([a, b], tagged, scratch)))
     });
-    matrix.chain(wire::trials()).chain(driver::trials()).chain(tunnel::trials()).collect()
+    let narrow = NARROW.iter().map(|a| {
+        let name = format!("tcp/{}/split", a.name);
+        trial(name, move |_, scratch| carry_all([a, wire::kind("split")?], false, scratch))
+    });
+    matrix
+        .chain(narrow)
+        .chain(wire::trials())
+        .chain(driver::trials())
+        .chain(tunnel::trials())
+        .collect()
 }
 
 /// Two namespaces with a switch between them, or two switches.
@@ -250,5 +259,8 @@ fn bad_checksums() -> Result<u64> {
         let (_, value) = fields.find(|(name, _)| *name == "InCsumErrors").context("a counter")?;
         sum = sum.saturating_add(value.parse()?);
     }
-    Ok(sum)
+    // Of TCP there is one counter for both families.
+    let text = std::fs::read_to_string("/proc/thread-self/net/snmp6")?;
+    let value = text.lines().find_map(|line| line.strip_prefix("Udp6InCsumErrors"));
+    Ok(sum.saturating_add(value.context("a counter")?.trim().parse()?))
 }

@@ -118,7 +118,10 @@ fn on_an_old_kernel(environment: &Environment, scratch: &Scratch) -> Result<()> 
     ensure!(lost == 0, "{lost} of 20 pings are lost");
     let _ = guest.run("ping -c 2 -s 1472 10.0.2.2")?;
     let stats = guest.run("causeway ctl --control /tmp/c.sock --json stats")?;
-    ensure!(stats.contains("\"bad_offload\":0"), "{stats}");
+    let refused: Vec<_> = stats.split("\"bad_offload\":").skip(1).collect();
+    // Of every queue.
+    let none = refused.len() >= 3 && refused.iter().all(|count| count.starts_with('0'));
+    ensure!(none, "{stats}");
     guest.power_off()
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use control::PortKind;
 use port::{Egress, Ingress, QueueCounters};
 use serde::{Deserialize, Serialize};
-use uplink::af_xdp::{self, AfXdpEgress, AfXdpIngress, KernelDrops};
+use uplink::af_xdp::{self, AfXdpEgress, AfXdpIngress, KernelDrops, Umems};
 use uplink::packet_mmap::{self, PacketMmapEgress, PacketMmapIngress};
 use uplink::tap::{self, TapEgress, TapIngress};
 use uplink::{Parts, PartsError};
@@ -33,7 +33,7 @@ impl Device {
         let link = &self.link;
         let (mut tx_dropped, mut counted) = (0, Vec::new());
         let (parts, pairs) = match &self.kind {
-            Kind::Tap { tx_dropped: so_far } => {
+            Kind::Tap { dropped: (_, so_far) } => {
                 tx_dropped = *so_far;
                 with::<TapIngress, TapEgress>(pairs, |queues| {
                     tap::parts(link, queues.iter_mut().map(|(i, e)| (&mut **i, &mut **e)))
@@ -75,27 +75,30 @@ impl Device {
 pub(in crate::app) fn from_parts(
     kind: &PortKind,
     Parts { state, fds }: Parts,
+    umems: &Umems,
     counters: &[Arc<QueueCounters>],
 ) -> Result<(Device, Vec<Pair>), String> {
     let state: State = serde_json::from_str(&state).map_err(|error| error.to_string())?;
     let parts = Parts { state: state.uplink, fds };
     match kind {
         PortKind::VhostUser(_) => Err("a guest has no interface".to_owned()),
-        PortKind::Tap(_) => {
-            let tap = tap::from_parts(parts, counters).map_err(text)?;
-            let kind = Kind::Tap { tx_dropped: state.tx_dropped };
+        PortKind::Tap(spec) => {
+            let tap = tap::from_parts(parts, spec.offloads, counters).map_err(text)?;
+            let (name, _) = tap.link.queue_drops().unwrap_or_default();
+            let kind = Kind::Tap { dropped: (name, state.tx_dropped) };
             Ok((Device { kind, link: tap.link }, tap.queues.into_iter().map(boxed).collect()))
         }
         PortKind::AfXdp(spec) => {
-            let xdp = af_xdp::from_parts(parts, counters).map_err(text)?;
+            let xdp = af_xdp::from_parts(parts, umems, counters).map_err(text)?;
             let mut counted = state.counted;
             counted.resize(counters.len(), KernelDrops::default());
             let (control, steer, stations) = (Box::new(xdp.control), spec.steer, Vec::new());
             let kind = Kind::AfXdp { control, steer, counted, stations };
             Ok((Device { kind, link: xdp.link }, xdp.queues.into_iter().map(boxed).collect()))
         }
-        PortKind::PacketMmap(_) => {
-            let ring = packet_mmap::from_parts(parts, counters).map_err(text)?;
+        PortKind::PacketMmap(spec) => {
+            let offloads = spec.interface.offloads;
+            let ring = packet_mmap::from_parts(parts, offloads, counters).map_err(text)?;
             let queues = ring.queues.into_iter().map(boxed).collect();
             Ok((Device { kind: Kind::PacketMmap(ring.kernel), link: ring.link }, queues))
         }

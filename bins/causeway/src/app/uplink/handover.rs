@@ -8,7 +8,7 @@ use switch::{PortHandle, Switch};
 use uplink::Parts;
 
 use super::super::device::{Pair, handover};
-use super::{LinkEvents, State, UplinkSide};
+use super::{Common, State, UplinkSide};
 
 /// Queues that no worker has, by pair; none where a bug has lost one.
 #[derive(Debug, Default)]
@@ -21,18 +21,18 @@ impl UplinkSide {
     /// Puts together what [`Self::parts`] took apart in another process. Nothing is served before
     /// [`Self::resume`].
     pub(in crate::app) fn adopt(
-        events: Arc<LinkEvents>,
+        common: Arc<Common>,
         handle: &PortHandle,
         kind: &PortKind,
         parts: Parts,
     ) -> Result<Self, String> {
         let counters: Vec<_> = (0..kind.pairs()).filter_map(|pair| handle.counters(pair)).collect();
-        let (device, pairs) = handover::from_parts(kind, parts, &counters)?;
+        let (device, pairs) = handover::from_parts(kind, parts, &common.umems, &counters)?;
         let interface = kind.interface().cloned().unwrap_or_default();
         let made = device.link().was_made();
-        events.add(device.event_fd());
+        common.add(device.event_fd());
         let paused = Paused::from(pairs);
-        Ok(Self { events, kind: kind.clone(), interface, state: State::Open(device), made, paused })
+        Ok(Self { common, kind: kind.clone(), interface, state: State::Open(device), made, paused })
     }
 
     /// Takes the queues from the workers: those of one direction.

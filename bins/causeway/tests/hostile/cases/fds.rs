@@ -64,8 +64,9 @@ fn own_connection() -> Vec<Case> {
             case(format!("its own connection to {what}"), move |stage| {
                 let mut evil = Evil::up(stage);
                 let fd = evil.front.stream().try_clone().unwrap();
-                let fds: &[BorrowedFd<'_>] = &[fd.as_fd()];
-                stage.refuses_fds(&mut evil, (request, &longs(&[1])), fds, "no eventfd");
+                evil.front.send(request, &longs(&[1]), &[fd.as_fd()]).unwrap();
+                drop(fd);
+                stage.closes(&mut evil, "its own end of the connection");
             })
         })
         .into()
@@ -235,6 +236,33 @@ fn slow_to_close() -> Vec<Case> {
             let mut evil = Evil::negotiated(stage);
             let _peer = send_lingering(stage, &mut evil);
             stage.world.progress();
+        }),
+        case("such an fd in the queue of a socket", |stage| {
+            let (stream, _peer) = lingering();
+            let mut evil = Evil::up(stage);
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let mut sender = testkit::FrontEnd::from_stream(ours).unwrap();
+            let _ = sender.send_raw(&[0], &[stream.as_fd()]).unwrap();
+            stage.world.pause(|| {
+                evil.front.send(SET_VRING_KICK, &longs(&[1]), &[theirs.as_fd()]).unwrap();
+                drop((stream, sender, theirs));
+            });
+            assert!(evil.front.is_closed());
+            stage.world.progress();
+        }),
+        case("such an fd with front ends that are sent away", |stage| {
+            let mut evil = Evil::up(stage);
+            // The switch has the last one of each, and not before all have come.
+            let _peers = stage.world.pause(|| {
+                [(); 6].map(|()| {
+                    let (stream, peer) = lingering();
+                    let mut other = testkit::FrontEnd::connect(stage.world.socket()).unwrap();
+                    let _ = other.send_raw(&[0], &[stream.as_fd()]).unwrap();
+                    peer
+                })
+            });
+            stage.world.progress();
+            stage.is_up(&mut evil);
         }),
         case("such fds on a connection that nobody reads", |stage| {
             let (stream, _peer) = lingering();

@@ -1,9 +1,9 @@
 //! What else a front end has us map, the in-flight file and the log of written pages: cut short
-//! while rings use them.
+//! while rings use them, or with pages that cannot be had.
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
 use testkit::SharedMemory;
 use testkit::request::{GET_VRING_BASE, SET_INFLIGHT_FD, SET_LOG_BASE, SET_MEM_TABLE};
 use virtq::inflight_bytes;
@@ -81,7 +81,54 @@ fn loses(stage: &Stage<'_>, evil: &mut Evil, what: &str) {
 pub(crate) fn cases() -> Vec<Case> {
     let mut all = inflight();
     all.extend(log());
+    all.extend(huge("a page that nobody has taken", false));
+    all.extend(huge("a page that is there", true));
     all
+}
+
+/// A huge page; `taken` from those that are free, if there is one.
+fn huge_file(taken: bool) -> OwnedFd {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    let fd = memfd_create("huge", flags).unwrap();
+    ftruncate(&fd, 2 << 20).unwrap();
+    if taken && let Err(error) = fallocate(&fd, FallocateFlags::empty(), 0, 2 << 20) {
+        println!("no huge page is free: {error}");
+    }
+    fd
+}
+
+/// The kernel splits and unmaps whole huge pages only: nothing of such a file is to stay mapped.
+fn huge(name: &str, taken: bool) -> Vec<Case> {
+    const WHAT: &str = "a file of huge pages";
+    vec![
+        case(format!("an in-flight file of huge pages: {name}"), move |stage| {
+            let mut evil = Evil::connect(stage);
+            evil.protocol |= INFLIGHT_SHMFD;
+            evil.negotiate();
+            assert!(evil.share());
+            let bytes = 2 * inflight_bytes(stage.layout, SIZE) as u64;
+            let body = [longs(&[bytes, 0]), words(&[2 | u32::from(SIZE) << 16])].concat();
+            for _ in 0..8 {
+                let kept = huge_file(taken);
+                let said = (SET_INFLIGHT_FD, &body[..]);
+                stage.refuses_fds(&mut evil, said, &[kept.as_fd()], WHAT);
+            }
+            start(stage, &mut evil);
+        }),
+        case(format!("a log in huge pages: {name}"), move |stage| {
+            let mut evil = Evil::connect(stage);
+            evil.protocol |= LOG_SHMFD;
+            evil.features = INDIRECT_DESC | LOG_ALL;
+            evil.negotiate();
+            assert!(evil.share());
+            start(stage, &mut evil);
+            let log = huge_file(taken);
+            let body = longs(&[MEMORY / P / 8, 0]);
+            evil.front.send(SET_LOG_BASE, &body, &[log.as_fd()]).unwrap();
+            evil.frame(&[0xff; 60]);
+            stage.closes(&mut evil, WHAT);
+        }),
+    ]
 }
 
 fn inflight() -> Vec<Case> {

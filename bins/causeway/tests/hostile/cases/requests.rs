@@ -75,6 +75,14 @@ fn inflight() -> Vec<Case> {
         given("that wraps around", inflight_body(u64::MAX, u64::MAX, [2, 16])),
         given("behind the file", inflight_body(64, 1 << 40, [2, 16])),
         given("for more queues than there are", inflight_body(64, 0, [5, 16])),
+        case("an in-flight file of which nearly nothing is needed", |stage| {
+            let mut evil = with(stage, INFLIGHT_SHMFD);
+            let kept = file(1 << 46);
+            let body = inflight_body(1 << 46, 0, [2, 16]);
+            let said = (SET_INFLIGHT_FD, &body[..]);
+            stage.refuses_fds(&mut evil, said, &[kept.as_fd()], "at most 4096 are allowed");
+            stage.is_up(&mut evil);
+        }),
         case("an in-flight file too small for its rings", |stage| {
             let mut evil = with(stage, INFLIGHT_SHMFD);
             let kept = file(4096);
@@ -195,7 +203,14 @@ fn channels() -> Vec<Case> {
             let own = evil.front.stream().try_clone().unwrap();
             evil.front.send(SET_BACKEND_REQ_FD, &[], &[own.as_fd()]).unwrap();
             drop(own);
-            stage.closes(&mut evil, "channel could keep its connection");
+            stage.closes(&mut evil, "its own end of the connection");
+        }),
+        case("its own connection beside half a message", |stage| {
+            let mut evil = Evil::up(stage);
+            let own = evil.front.stream().try_clone().unwrap();
+            let _ = evil.front.send_raw(&[3], &[own.as_fd()]).unwrap();
+            drop(own);
+            stage.closes(&mut evil, "its own end of the connection");
         }),
         case("a channel with its own connection in its queue", |stage| {
             let mut evil = Evil::up(stage);
@@ -203,9 +218,8 @@ fn channels() -> Vec<Case> {
             let own = evil.front.stream().try_clone().unwrap();
             let mut sender = testkit::FrontEnd::from_stream(ours).unwrap();
             let _ = sender.send_raw(&[0], &[own.as_fd()]).unwrap();
-            evil.front.send(SET_BACKEND_REQ_FD, &[], &[theirs.as_fd()]).unwrap();
+            let _ = evil.ack(SET_BACKEND_REQ_FD, &[], &[theirs.as_fd()]);
             drop((own, theirs, sender));
-            stage.closes(&mut evil, "channel could keep its connection");
         }),
         case("a channel that its own connection is put into later", |stage| {
             let mut evil = Evil::up(stage);
@@ -221,8 +235,8 @@ fn channels() -> Vec<Case> {
             let path = std::env::temp_dir().join(format!("hostile-l{}", std::process::id()));
             let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
             std::fs::remove_file(&path).unwrap();
-            evil.front.send(SET_BACKEND_REQ_FD, &[], &[listener.as_fd()]).unwrap();
-            stage.closes(&mut evil, "channel could keep its connection");
+            let _ = evil.ack(SET_BACKEND_REQ_FD, &[], &[listener.as_fd()]);
+            stage.is_up(&mut evil);
         }),
         case("a channel that is no socket", |stage| {
             let mut evil = Evil::up(stage);

@@ -157,8 +157,21 @@ fn messages() -> Vec<Case> {
     ]
 }
 
+fn one_byte_each(stage: &Stage<'_>) {
+    const BYTES: u32 = 4000;
+    let mut behind = Behind::up(stage);
+    for n in 0..u64::from(BYTES) {
+        assert!(behind.say(&update(FAR + n, 1, BUFFERS + 2 * n)));
+    }
+    // Each buffer is so many pieces, and a chain could have one for each entry.
+    let buffer = Desc { addr: FAR, len: BYTES, flags: 0, next: 1 };
+    behind.evil.offer(1, &[Desc { flags: NEXT, ..buffer }, buffer]);
+    stage.breaks(&mut behind.evil, "a chain in 8000 or more pieces of memory");
+}
+
 fn ranges() -> Vec<Case> {
     vec![
+        case("translations of one byte each", one_byte_each),
         case("translations that overlap, in every way", |stage| {
             let mut behind = Behind::known(stage);
             let mut noise = testkit::Rng::new(11);

@@ -43,6 +43,12 @@ pub(in crate::bench) enum Act {
     Mappings,
     /// A translation that its ring waits for is taken back, 16 times: it is asked for anew.
     Questions,
+    /// 64 frames, each of a station that nobody has heard of: the forwarding table fills.
+    Stations,
+    /// 64 broadcasts.
+    Storm,
+    /// Frames of as many pieces as the ring has room for.
+    Chains,
 }
 
 impl Act {
@@ -57,6 +63,9 @@ impl Act {
         Self::CutShort,
         Self::Mappings,
         Self::Questions,
+        Self::Stations,
+        Self::Storm,
+        Self::Chains,
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -71,6 +80,9 @@ impl Act {
             Self::CutShort => "memory cut short, and more frames",
             Self::Mappings => "translations that nobody asked for",
             Self::Questions => "translations that are always missing",
+            Self::Stations => "a flood of stations",
+            Self::Storm => "a storm of broadcasts",
+            Self::Chains => "chains as long as the ring",
         }
     }
 }
@@ -170,9 +182,7 @@ impl Hostile {
             let mut remote = self.connect()?;
             let behind = Behind::set_up(&mut remote)?;
             if act == Act::Questions {
-                let _ = remote.guest.send(&[0xff; 60], 1)?;
-                let _ = remote.guest.flush();
-                remote.guest.kick();
+                send(&mut remote, &[0xff; 60], 1)?;
             }
             return Ok((remote, Some(behind)));
         }
@@ -235,11 +245,7 @@ impl Hostile {
                 remote.guest.kick();
                 self.again(remote)?;
             }
-            Act::FullCall => {
-                let _ = remote.guest.send(&[0xff; 60], 1)?;
-                let _ = remote.guest.flush();
-                remote.guest.kick();
-            }
+            Act::FullCall => send(remote, &[0xff; 60], 1)?,
             Act::Connections => drop(std::os::unix::net::UnixStream::connect(&self.socket)?),
             Act::CutShort => {
                 if at == (true, 100) {
@@ -249,11 +255,45 @@ impl Hostile {
                 let _ = remote.guest.flush();
                 remote.guest.kick();
             }
+            Act::Stations => {
+                for number in (0..64).map(|frame| at.1.wrapping_mul(64).wrapping_add(frame)) {
+                    send(remote, &of_station(number), 1)?;
+                }
+            }
+            Act::Storm => {
+                for _ in 0..64 {
+                    send(remote, &BROADCAST, 1)?;
+                }
+            }
+            Act::Chains => send(remote, &[0xff; 1514], remote.guest.settings().queue_size)?,
             // See `repeat`.
             Act::Mappings | Act::Questions => {}
         }
         Ok(())
     }
+}
+
+/// A frame to everybody, from one station.
+const BROADCAST: [u8; 60] = {
+    let mut frame = [0xff; 60];
+    frame[6] = 0x02;
+    frame
+};
+
+/// A frame to a station that nobody knows, from a station of its own number.
+fn of_station(number: u64) -> [u8; 60] {
+    let mut frame = BROADCAST;
+    frame[0] = 0x02;
+    frame[7..12].copy_from_slice(&number.to_be_bytes()[3..]);
+    frame
+}
+
+/// Sends a frame; where the ring has no room, the switch is asked to make some.
+fn send(remote: &mut Remote, frame: &[u8], pieces: u16) -> Result<()> {
+    let _ = remote.guest.send(frame, pieces)?;
+    let _ = remote.guest.flush();
+    remote.guest.kick();
+    Ok(())
 }
 
 /// Puts eventfds that are full, and block who writes to them, in the place of both calls.

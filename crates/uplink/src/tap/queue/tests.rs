@@ -8,6 +8,8 @@ use std::sync::atomic::AtomicU32;
 
 use port::{DropReason, Egress, FrameBuf, Ingress, OffloadSet, QueueCounters, QueueTotals};
 
+use virtq::mem::{GatherBuf, Pool};
+
 use super::{HEADER, Queue, TapEgress, TapIngress};
 
 struct Bed {
@@ -31,6 +33,7 @@ impl Bed {
             mtu: Arc::new(AtomicU32::new(1500)),
             counters: Arc::default(),
             takes,
+            found: None,
         };
         let ingress = TapIngress::new(queue.clone()).unwrap();
         Self { ingress, egress: TapEgress::new(queue), host }
@@ -164,6 +167,37 @@ fn a_frame_above_the_mtu_needs_a_tag_or_offload_to_pass() {
     assert_eq!(bed.host.recv(&mut got).unwrap(), HEADER + 9000);
     assert_eq!(&got[..HEADER], &large);
     assert_eq!(bed.host.recv(&mut got).unwrap_err().kind(), ErrorKind::WouldBlock);
+}
+
+/// A guest may have given it in as many buffers, or frames were put together.
+#[test]
+fn a_large_frame_of_many_pieces_goes_out_whole() {
+    let large = [1, 1, 54, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0];
+    for pieces in [40, 61, 62, 63, 64, 100, 200] {
+        let mut bed = Bed::new();
+        let mut bytes = tcp(9000);
+        bytes.iter_mut().skip(54).zip(0u32..).for_each(|(byte, i)| *byte = i.to_le_bytes()[0]);
+        let (mut pool, mut gather) = (Pool::new(pieces, 256).unwrap(), GatherBuf::default());
+        let each = bytes.len().div_ceil(usize::try_from(pieces).unwrap());
+        let mut lens = Vec::new();
+        for (slot, part) in (0..).zip(bytes.chunks(each)) {
+            pool.slot_mut(slot).unwrap()[..part.len()].copy_from_slice(part);
+            lens.push(u32::try_from(part.len()).unwrap());
+        }
+        let mut gather = gather.begin(pool.store());
+        let parts = (0..).zip(&lens).map(|(slot, len)| gather.push(Pool::span(slot, 0, *len)));
+        let len = parts.sum();
+        let (whole, mut frames) = (gather.span(0, len), FrameBuf::default());
+        let store = gather.finish();
+        let offload = super::vnet::decode(&large).unwrap();
+        assert!(frames.slot().unwrap().fill(store.reader(whole), whole, offload));
+        frames.keep();
+        bed.egress.send(&frames.batch(store, None), &[0]).unwrap();
+        assert_eq!(bed.totals().dropped(), 0, "{pieces} pieces");
+        let mut got = [0; 10_000];
+        let count = bed.host.recv(&mut got).unwrap();
+        assert!(got[HEADER..count] == bytes, "{pieces} pieces: {count} bytes");
+    }
 }
 
 #[test]

@@ -118,6 +118,10 @@ impl Rings for Recorder {
         self.events.push(Event::Resumed(ring.0));
     }
 
+    fn wake(&mut self, kick: &OwnedFd) {
+        virtio_net::notify::signal(kick);
+    }
+
     fn announce(&mut self, mac: [u8; 6]) {
         self.events.push(Event::Announced(mac));
     }
@@ -125,6 +129,11 @@ impl Rings for Recorder {
 
 pub(super) fn event() -> OwnedFd {
     eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap()
+}
+
+/// One end of a connection.
+pub(super) fn socket() -> OwnedFd {
+    std::os::unix::net::UnixStream::pair().unwrap().0.into()
 }
 
 pub(super) fn memory(bytes: u64) -> OwnedFd {

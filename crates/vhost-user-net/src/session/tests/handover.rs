@@ -6,7 +6,7 @@ use port::OffloadSet;
 use virtio_net::features::{OFFLOADS, offload_features};
 use virtq::RingPosition;
 
-use super::front::{Event, Front, PACKED, PLAIN, REGION_BYTES, event, memory, region};
+use super::front::{Event, Front, PACKED, PLAIN, REGION_BYTES, event, memory, region, socket};
 use crate::codec::{LogArea, Request, VringFd};
 use crate::handover::{Incoming, Outgoing, SessionHandover};
 use crate::session::{RingIndex, Session, SessionSettings};
@@ -45,7 +45,7 @@ fn rings_go_on_where_they_stopped() {
         front.up(features, 2);
         front.say_fd(Request::SetVringCall(VringFd { ring: 1, has_fd: true }), event());
         front.enable(3, false);
-        front.say_fd(Request::SetBackendReqFd, event());
+        front.say_fd(Request::SetBackendReqFd, socket());
         let log = Request::SetLogBase(LogArea { bytes: 1 << 16, offset: 0 });
         assert!(front.ask(&log, vec![memory(1 << 16)]).is_some());
         let state = hand_over(&mut front, SETTINGS).unwrap();

@@ -67,9 +67,14 @@ fn what_does_not_fit_is_refused() {
         (InflightSpec { queues: 9, ..SPEC }, 4096, "1 to 8 queues are allowed"),
         (InflightSpec { queue_size: 0, ..SPEC }, 4096, "queues of 1 to 1024 entries are allowed"),
         (InflightSpec { queue_size: 1025, ..SPEC }, 4096, "1 to 1024 entries are allowed"),
-        (InflightSpec { bytes: 4097, ..SPEC }, 4096, "a region at 0 to 4097 of a file of 4096"),
-        (InflightSpec { bytes: 64, offset: 32, ..SPEC }, 4096, "a region at 32 to 96"),
-        (InflightSpec { bytes: 64, offset: u64::MAX, ..SPEC }, 4096, "a region at"),
+        (InflightSpec { bytes: 4097, ..SPEC }, 4096, "a part at 0 to 4097 of a file of 4096"),
+        (InflightSpec { bytes: 20481, ..SPEC }, 1 << 40, "at most 20480 are allowed"),
+        (
+            InflightSpec { bytes: 64, offset: 32, ..SPEC },
+            4096,
+            "a region at 32, which is no multiple of 64",
+        ),
+        (InflightSpec { bytes: 64, offset: u64::MAX, ..SPEC }, 4096, "no multiple of 64"),
     ] {
         let said = front.refused(Request::SetInflightFd(spec), vec![memory(file)]);
         assert!(said.contains(text), "{said}");

@@ -227,6 +227,58 @@ fn pages_are_logged_where_the_guest_has_them() {
     assert_eq!(byte[0], 1 << (bit % 8), "the used ring of ring 1");
 }
 
+/// Front ends say the used ring's own address there: where the device sees it.
+#[test]
+fn the_used_ring_is_noted_where_its_address_leads_to() {
+    let mut front = up(&[(0, 0x2_0000)]);
+    front.say(Request::SetFeatures(FEATURES | LOG_ALL));
+    let log = super::front::memory(1 << 16);
+    let base = crate::codec::LogArea { bytes: 1 << 16, offset: 0 };
+    let _ = front.ask(&Request::SetLogBase(base), vec![rustix::io::dup(&log).unwrap()]);
+    let noted = |front: &mut Front, page: u64| {
+        front.rings.queues.get_mut(&1).unwrap().queue.disable_kicks();
+        let mut byte = [0];
+        let bit = (GUEST + page) / PAGE;
+        let _ = rustix::io::pread(&log, &mut byte, bit / 8).unwrap();
+        byte[0] & 1 << (bit % 8) != 0
+    };
+    let used = far(1).used.0;
+    front.say(Request::SetVringAddr(VringAddr { flags: 1, log: used, ..far(1) }));
+    assert!(noted(&mut front, 0x1_8000), "the used ring of ring 1");
+    // Somewhere else, which is not known yet: nobody writes what cannot be noted.
+    let addr = VringAddr { flags: 1, log: FAR + 0x3_0000, ..far(1) };
+    front.say(Request::SetVringAddr(addr));
+    assert_eq!((front.running(), asked(&front)), (vec![0], vec![0x3_0000]));
+    assert_eq!(front.ack(update(0x3_0000, PAGE), Vec::new()), 0);
+    assert_eq!(front.running(), [0, 1]);
+    assert!(noted(&mut front, 0x3_0000));
+    assert_eq!(front.ack(invalidate(0x3_0000, PAGE), Vec::new()), 0);
+    assert_eq!(front.running(), [0]);
+}
+
+/// The descriptors of 512 entries take two pages, which may be anywhere; those of 256 take one.
+#[test]
+fn a_ring_in_pieces_that_are_apart_is_named_and_a_smaller_one_runs() {
+    let mut front = up(&[]);
+    front.say(Request::SetVringNum(VringState { ring: 0, num: 512 }));
+    let apart = message(FAR + PAGE, PAGE, USER + 0x9_0000, IotlbKind::Update(Access::ReadWrite));
+    assert_eq!(front.ack(apart, Vec::new()), 0);
+    for page in [0, 0x4000, 0x8000, 0x9000] {
+        assert_eq!(front.ack(update(page, PAGE), Vec::new()), 0);
+    }
+    assert!(front.running().is_empty() && front.rings.parked.is_empty());
+    let reason = front.session.ready().unwrap_err().to_string();
+    assert_eq!(
+        reason,
+        "ring 0 cannot be started: the descriptor area at 0x1000000000 with 8192 bytes is in \
+         pieces that are apart in memory, which is not supported; a smaller queue size may keep it \
+         in one"
+    );
+    assert_eq!(front.session.take_complaints().len(), 1, "it is said in the log, once");
+    front.say(Request::SetVringNum(VringState { ring: 0, num: 256 }));
+    assert_eq!(front.running(), [0]);
+}
+
 #[test]
 fn an_answer_wakes_whoever_waits_for_it() {
     let mut front = up(&[(0, 0x2_0000)]);

@@ -13,6 +13,8 @@ use crate::session::LOG_ALL;
 const LOG_BYTES: u64 = 1 << 16;
 /// The bit of the guest's first page.
 const FIRST: u64 = GUEST / 4096;
+/// Pages of the used rings of a pair.
+const USED: [u64; 2] = [8, 24];
 
 fn set_log(front: &mut Front, log: &OwnedFd) {
     let base = Request::SetLogBase(LogArea { bytes: LOG_BYTES, offset: 0 });
@@ -62,9 +64,14 @@ fn logging_goes_on_and_off_under_running_rings() {
     assert_eq!(noted(&log), BTreeSet::new(), "not before LOG_ALL");
     let _ = front.events();
     front.say(Request::SetFeatures(PLAIN | LOG_ALL));
-    let stopped = [Event::Stopped(0), Event::Stopped(1)];
+    let stopped = [Event::Parked(0), Event::Stopped(1)];
     assert_eq!(front.events()[..2], stopped, "nobody goes on without the log");
-    // The used ring is at 0x8000: page 8.
+    // The used rings are at 0x8000 and 0x18000.
+    assert_eq!(
+        noted(&log),
+        BTreeSet::from(USED),
+        "what they had written may have been noted by nobody"
+    );
     front.receive(202, 2);
     assert_eq!(noted(&log), BTreeSet::from([8, 202]));
     // The migration failed, or was cancelled.
@@ -74,6 +81,7 @@ fn logging_goes_on_and_off_under_running_rings() {
     front.say(Request::SetFeatures(PLAIN | LOG_ALL));
     let other = memory(LOG_BYTES);
     set_log(&mut front, &other);
+    assert_eq!((noted(&log), noted(&other)), (USED.into(), USED.into()));
     front.receive(204, 4);
     assert_eq!((noted(&log), noted(&other)), (BTreeSet::new(), BTreeSet::from([8, 204])));
     assert_eq!(front.running(), [0, 1]);
@@ -87,10 +95,12 @@ fn the_used_ring_is_noted_where_the_front_end_says() {
     let log = memory(LOG_BYTES);
     set_log(&mut front, &log);
     let addr = VringAddr { flags: 1, log: GUEST + 0x5_0000, ..ring_addr(0) };
+    assert_eq!(noted(&log), BTreeSet::from(USED));
     front.say(Request::SetVringAddr(addr));
     front.receive(210, 0);
     assert_eq!(noted(&log), BTreeSet::from([0x50, 210]));
     front.say(Request::SetVringAddr(ring_addr(0)));
+    assert_eq!(noted(&log), BTreeSet::from([8]));
     front.receive(211, 1);
     assert_eq!(noted(&log), BTreeSet::from([8, 211]));
 }
@@ -101,6 +111,7 @@ fn packed_rings_note_their_descriptors_and_the_event_area() {
     front.up(PACKED | LOG_ALL, 1);
     let log = memory(LOG_BYTES);
     set_log(&mut front, &log);
+    assert_eq!(noted(&log), BTreeSet::from([0, 8, 16, 24]));
     let at = ring_addr(0).desc.0 - USER;
     let mut desc = (GUEST + 220 * 4096).to_le_bytes().to_vec();
     desc.extend([100, 0, 0, 0, 0, 0, 0x82, 0]);
@@ -123,11 +134,11 @@ fn a_log_that_cannot_be_used_is_refused() {
         let base = Request::SetLogBase(LogArea { bytes, offset });
         front.refused(base, vec![memory(LOG_BYTES)])
     };
-    assert!(refusal(LOG_BYTES + 1, 0).contains("the file has 65536 bytes"));
-    assert!(refusal(LOG_BYTES, 1).contains("the log is at 1 to 65537"));
+    assert!(refusal(LOG_BYTES + 1, 0).contains("a file of 65536 bytes"));
+    assert!(refusal(LOG_BYTES, 1).contains("a part at 1 to 65537"));
     assert!(refusal(0, 0).contains("a log of 0 bytes"));
     assert!(refusal(u64::MAX, 0).contains("at most"));
-    assert!(refusal(4096, u64::MAX).contains("the log is at"));
+    assert!(refusal(4096, u64::MAX).contains("a part at"));
     let mut front = Front::new();
     front.up(PLAIN, 1);
     let said = front.refused(Request::SetLogFd, vec![memory(4096)]);

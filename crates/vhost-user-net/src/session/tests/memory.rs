@@ -19,7 +19,7 @@ fn rings_go_on_where_they_were_when_regions_come_and_go() {
     assert_eq!(front.ack(Request::AddMemReg(region(5)), vec![memory(REGION_BYTES)]), 0);
     let events = front.events();
     // Nobody runs while the memory changes.
-    assert_eq!(events[..2], [Event::Stopped(0), Event::Stopped(1)]);
+    assert_eq!(events[..2], [Event::Parked(0), Event::Stopped(1)]);
     let position = virtq::RingPosition::Split { avail: 77, used: 77 };
     assert_eq!(events[3], Event::Started { ring: 1, enabled: true, position });
     assert_eq!(front.ack(Request::RemMemReg(region(5)), Vec::new()), 0);

@@ -215,6 +215,20 @@ fn a_disabled_transmitq_runs_disabled() {
     assert!(matches!(events[1], Event::Started { ring: 1, enabled: false, .. }));
 }
 
+/// Frames for it take another pair from then on, if there is one.
+#[test]
+fn a_receiveq_that_is_disabled_lets_nothing_wait() {
+    let mut front = Front::new();
+    front.up(PLAIN, 1);
+    let _ = front.events();
+    front.enable(0, false);
+    assert_eq!(front.events(), [Event::Stopped(0)]);
+    front.enable(0, true);
+    front.say_fd(Request::SetVringCall(VringFd { ring: 0, has_fd: true }), event());
+    assert_eq!(front.events()[1], Event::Parked(0), "it goes on");
+    assert!(front.rings.parked.is_empty());
+}
+
 #[test]
 fn the_end_of_the_connection_stops_all_rings() {
     let mut front = Front::new();

@@ -4,7 +4,7 @@ use virtio_net::features::{RING_PACKED, VERSION_1};
 use virtq::RingPosition;
 
 use super::front::{
-    Event, Front, GUEST, PACKED, PLAIN, REGION_BYTES, event, memory, region, ring_addr,
+    Event, Front, GUEST, PACKED, PLAIN, REGION_BYTES, event, memory, region, ring_addr, socket,
 };
 use crate::codec::{Request, VringFd, VringState};
 use crate::session::{FEATURES, PROTOCOL_FEATURES, Unready};
@@ -40,7 +40,7 @@ fn qemu_connect(front: &mut Front, pairs: u32) {
     front.say(Request::SetProtocolFeatures(PROTOCOL_FEATURES));
     assert_eq!(front.get(Request::GetQueueNum), 4);
     assert_eq!(front.get(Request::GetMaxMemSlots), 509);
-    front.say_fd(Request::SetBackendReqFd, event());
+    front.say_fd(Request::SetBackendReqFd, socket());
     front.say(Request::SetOwner);
     for ring in 0..pairs * 2 {
         front.say_fd(call(ring), event());

@@ -53,7 +53,37 @@ impl Bed {
     }
 }
 
+#[test]
+fn what_is_in_the_ring_is_asked_for_at_its_beginning_and_not_before() {
+    for layout in BOTH {
+        let mut bed = Bed::new(layout, 3);
+        assert_eq!(bed.iotlb.take_misses().len(), 0, "the ring itself may be missing");
+        bed.queue.begin();
+        assert_eq!(bed.iotlb.take_misses().len(), 3);
+    }
+}
+
 const SOME: [usize; 5] = [60, 1514, 64, 9014, 200];
+
+/// Frames that came while something about the ring changed.
+#[test]
+fn without_a_viommu_what_waits_already_is_sent_and_nothing_waits_again() {
+    for layout in BOTH {
+        let mut bed = Bed::new(layout, 20);
+        pipe(layout, &mut bed.queue, &SOME).unwrap();
+        let backlog = bed.queue.take_backlog().unwrap();
+        let mut guest = Guest::plain(layout, 1024);
+        guest.post(20, &[4096]);
+        let mut queue = receiveq(&guest, options(MRG_RXBUF));
+        queue.set_backlog(backlog);
+        assert_eq!(queue.held(), 5);
+        queue.resume().unwrap();
+        assert_eq!((queue.held(), guest.used().len()), (0, 7));
+        assert!(queue.backlog.is_none());
+        queue.set_backlog(Backlog::new(1).unwrap());
+        assert!(queue.backlog.is_none(), "nothing waits");
+    }
+}
 
 #[test]
 fn frames_wait_for_the_address_of_a_buffer_and_keep_their_order() {

@@ -22,8 +22,9 @@ use crate::trial;
 /// What the memory comes with when the guest has moved: slow enough to be waited for.
 const REST_BYTES: u64 = 48 << 20;
 /// Until the guest says where it is: it has to wait for its own pages for that. Switch a sends what
-/// comes before to its old place, and counts it as `port_down`.
-const LOST_MAX: u32 = 80;
+/// comes before to its old place, and counts it as `port_down`. Measured: 7 to 25, on a loaded
+/// machine of two CPUs. One that is not reached before all its memory has come loses 51.
+const LOST_MAX: u32 = 40;
 /// The sum is right if every page came whole.
 const BLOB: &str = "md5sum /tmp/blob";
 
@@ -83,7 +84,7 @@ fn show_times(alone: &Pings, calm: &Pings) {
 }
 
 fn moved(environment: &Environment, scratch: &Scratch, packed: bool) -> Result<()> {
-    let case = Case { packed, queues: 1 };
+    let case = Case { packed, queues: 1, behind: None };
     let bed = Bed::with(environment, scratch, case, (",postcopy=on", &["g1", "g3"]))?;
     let (mut old, mut peer) = (bed.mover("before", &[])?, bed.peer()?);
     let beside = GuestSpec::new(3, bed.b.folder().join("g3"));
@@ -139,14 +140,9 @@ fn moved(environment: &Environment, scratch: &Scratch, packed: bool) -> Result<(
     ensure!(calm.lost == 0, "{} pings of the guest beside it lost; a: {a}; b: {b}", calm.lost);
     ensure!(new.run(BLOB)? == before, "its memory is not what it was");
     new.wait_reachable(&peer.address())?;
-    let mut lost = peer.ping(&new.address(), 20, PING_INTERVAL_MS)?;
-    if lost > 0 {
-        // Four machines on a host of two CPUs: one look more.
-        println!("{lost} of 20 pings lost after it all");
-        lost = peer.ping(&new.address(), 20, PING_INTERVAL_MS)?;
-    }
+    let lost = peer.ping(&new.address(), 20, PING_INTERVAL_MS)?;
     let (a, b) = (bed.a.counters(), bed.b.counters());
-    ensure!(lost == 0, "{lost} of 20 pings lost after it all, again; a: {a}; b: {b}");
+    ensure!(lost == 0, "{lost} of 20 pings lost after it all; a: {a}; b: {b}");
     let bytes = new.iperf(&peer.address(), 3, 1)?;
     ensure!(bytes > 1 << 20, "{bytes} bytes of TCP in 3 s");
     let _ = qmp.ask("quit", &json!({}));

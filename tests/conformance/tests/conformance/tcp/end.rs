@@ -23,7 +23,8 @@ pub(crate) struct Kind {
 enum How {
     /// `causeway-guest` with these options.
     Guest(&'static str),
-    Tap,
+    /// A tap with what its SPEC ends with.
+    Tap(&'static str),
     /// An uplink of this kind, with what its SPEC ends with.
     Veth(&'static str, &'static str),
 }
@@ -59,10 +60,34 @@ pub(crate) const ENDS: [Kind; 11] = [
         sends: NONE,
         takes: BOTH,
     },
-    Kind { name: "tap", how: How::Tap, sends: BOTH, takes: BOTH },
+    Kind { name: "tap", how: How::Tap(""), sends: BOTH, takes: BOTH },
     Kind { name: "packet-mmap", how: How::Veth("packet-mmap", ""), sends: BOTH, takes: BOTH },
     Kind { name: "af-xdp", how: How::Veth("af-xdp", ""), sends: BOTH, takes: BOTH },
     Kind { name: "af-xdp-copy", how: How::Veth("af-xdp", ",mode=copy"), sends: NONE, takes: BOTH },
+];
+
+/// Uplinks to which not everything may be left. What arrives at a packet socket is as its sender
+/// left it.
+pub(crate) const NARROW: [Kind; 4] = [
+    Kind { name: "tap-off", how: How::Tap(",offloads=off"), sends: NONE, takes: NONE },
+    Kind {
+        name: "tap-tso4",
+        how: How::Tap(",offloads=csum+tso4"),
+        sends: [true, false],
+        takes: [true, false],
+    },
+    Kind {
+        name: "packet-mmap-off",
+        how: How::Veth("packet-mmap", ",offloads=off"),
+        sends: BOTH,
+        takes: NONE,
+    },
+    Kind {
+        name: "packet-mmap-tso6",
+        how: How::Veth("packet-mmap", ",offloads=csum+tso6"),
+        sends: BOTH,
+        takes: [false, true],
+    },
 ];
 
 /// A namespace's way to the switch.
@@ -91,7 +116,7 @@ impl Joined {
             How::Guest(_) => {
                 format!("vhost-user:name={name},socket={}", self.socket(scratch).display())
             }
-            How::Tap => format!("tap:name={name},ifname=eth0,netns={}", space.name()),
+            How::Tap(rest) => format!("tap:name={name},ifname=eth0,netns={}{rest}", space.name()),
             How::Veth(kind, rest) => {
                 let ends = ["type", "veth", "peer", "name", name, "netns", place.name()];
                 let _ = space.ip(&[&["link", "add", "eth0"][..], &ends[..]].concat())?;

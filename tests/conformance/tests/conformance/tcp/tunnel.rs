@@ -47,7 +47,8 @@ fn tunnel(space: &Netns, number: usize) -> Result<()> {
     let make = ["link", "add", "vx0", "type", "vxlan", "id", "5", "dev", "eth0", "dstport", "4789"];
     let _ = space.ip(&[&make[..], &["remote", outer]].concat())?;
     let _ = space.ip(&["address", "add", &format!("{inner}/24"), "dev", "vx0"])?;
-    let mut command = conformance::process::tied_command("ethtool");
+    let ethtool = conformance::environment::host::install("ethtool", "ethtool")?;
+    let mut command = conformance::process::tied_command(ethtool);
     let _ = command.args(["-K", "eth0"]);
     for feature in CUT {
         let _ = command.args([feature, "off"]);

@@ -1,0 +1,111 @@
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::net::xdp::XdpRingOffset;
+
+use super::{InFlight, Place, Umem, Umems};
+use crate::af_xdp::testbed::Space;
+use crate::af_xdp::{AfXdp, AfXdpSettings, open};
+use crate::sys::xdp::{Consumer, Desc, Producer};
+
+/// Where the words stand in a file that plays two rings.
+const AT: XdpRingOffset = XdpRingOffset { producer: 0, consumer: 64, flags: Some(128), desc: 256 };
+const RING_BYTES: u64 = 64 * 1024;
+
+/// The kernel has frames of a queue that was closed: its place is nobody's until it gives them
+/// back, however far the numbers are.
+#[test]
+fn a_place_is_free_when_the_kernel_has_sent_its_frames() {
+    for start in [0, 7, u32::MAX - 1] {
+        let file = std::fs::File::from(memfd_create("rings", MemfdFlags::CLOEXEC).unwrap());
+        ftruncate(&file, 2 * RING_BYTES).unwrap();
+        let set = |at: u64, value: u32| file.write_all_at(&value.to_ne_bytes(), at).unwrap();
+        let (taken_at, done_at) = (AT.consumer, RING_BYTES + AT.producer);
+        let rings = || {
+            let tx = Producer::<Desc>::map(file.as_fd(), 0, &AT, 1024).unwrap();
+            (tx, Consumer::<u64>::map(file.as_fd(), RING_BYTES, &AT, 1024).unwrap())
+        };
+        let (tx, completion) = rings();
+        set(taken_at, start);
+        set(done_at, start);
+        let umems = Umems::default();
+        let umem = umems.get("u", 1).unwrap();
+        let take =
+            |patience| umem.take("eth0", 1, patience).map(|mut leases| leases.pop().unwrap());
+        let lease = take(Duration::ZERO).unwrap();
+        let (taken, done) = (tx.kernel_position(), completion.kernel_position());
+        lease.watch(InFlight { taken, done });
+        // The rings go first, as sockets do.
+        drop((tx, completion));
+        set(taken_at, start.wrapping_add(3));
+        drop(lease);
+        for sent in 0..3 {
+            set(done_at, start.wrapping_add(sent));
+            assert_eq!(
+                take(Duration::ZERO).unwrap_err().to_string(),
+                "UMEM u has room for 1 queues, 0 are free, and interface eth0 has 1 (the kernel \
+                 still sends frames of 1 that were closed): its size is fixed while a port uses \
+                 it, so start its first port with umem-queues=2, or use umem=OTHER"
+            );
+        }
+        // Who may wait does.
+        let waited = std::thread::scope(|scope| {
+            let taker = scope.spawn(|| take(Duration::from_secs(60)).map(drop));
+            std::thread::sleep(Duration::from_millis(20));
+            assert!(!taker.is_finished());
+            set(done_at, start.wrapping_add(3));
+            taker.join().unwrap()
+        });
+        waited.unwrap();
+        // Nobody may come for the place; who looks lets go of the rings, which hold the queue.
+        let lease = take(Duration::ZERO).unwrap();
+        let (tx, completion) = rings();
+        lease.watch(InFlight { taken: tx.kernel_position(), done: completion.kernel_position() });
+        drop((tx, completion));
+        set(taken_at, start.wrapping_add(4));
+        drop(lease);
+        umems.look();
+        assert!(matches!(umem.state().places[..], [Place::Draining(_)]));
+        set(done_at, start.wrapping_add(4));
+        umems.look();
+        assert!(matches!(umem.state().places[..], [Place::Free]));
+    }
+}
+
+#[test]
+fn one_umem_has_so_many_queues_and_no_more() {
+    let umem = Umem::of_interface("eth0", 1).unwrap();
+    let _only = umem.take("eth0", 1, Duration::ZERO).unwrap();
+    let error = umem.take("eth0", 64, Duration::ZERO).unwrap_err().to_string();
+    assert!(error.ends_with(": use umem=OTHER, one has at most 64 queues"), "{error}");
+}
+
+/// Whoever comes binds to who is there, on whichever interface; if nobody has one, the kernel is
+/// told anew.
+#[test]
+fn the_kernel_is_told_of_the_memory_once() {
+    let space = Space::new("umem");
+    let umems = Umems::default();
+    umems.plan([("u".to_owned(), 4)].into());
+    let uplink = |ifname: &str| -> AfXdp {
+        space.ip(&["link", "add", ifname, "numrxqueues", "2", "type", "veth"]);
+        let settings = AfXdpSettings { umem: Some("u".to_owned()), ..space.settings(ifname) };
+        open(&settings, &umems, &[Arc::default()]).unwrap()
+    };
+    let mut there = vec![uplink("a0"), uplink("b0")];
+    let umem = umems.get("u", 1).unwrap();
+    let told = || umem.state().told;
+    assert_eq!((told(), umem.sockets().len()), (1, 2));
+    // The one that told it goes.
+    drop(there.remove(0));
+    there.push(uplink("c0"));
+    assert_eq!((told(), umem.sockets().len()), (1, 2));
+    for ifname in ["b0", "c0"] {
+        space.ip(&["link", "del", ifname]);
+    }
+    there.extend([uplink("d0"), uplink("e0")]);
+    assert_eq!((told(), umem.sockets().len()), (2, 4));
+}

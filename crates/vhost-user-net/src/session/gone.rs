@@ -1,0 +1,69 @@
+//! What a session has done with, and takes long to be let go of.
+//!
+//! If we are the last who have a file, its pages are freed when we close it, which takes a second
+//! for ten gigabytes. So what is large is kept until the shell takes it, for a thread to free.
+//!
+//! **Trust.** A file can be larger than what is used of it, and grow at any time; while it does,
+//! somebody else has it, and then nothing is freed by us.
+
+use std::any::Any;
+use std::mem::{replace, take};
+
+use super::inflight::InflightFile;
+use super::log::Log;
+use super::{Rings, Session};
+use crate::memory::{LARGE, RegionTable};
+
+/// Something large: dropping it may take long.
+pub type Gone = Box<dyn Any + Send>;
+
+impl Session {
+    /// What is to be let go of since this was asked last.
+    pub fn take_gone(&mut self) -> Vec<Gone> {
+        take(&mut self.gone)
+    }
+
+    /// The same of a session that has ended.
+    pub fn into_gone(mut self) -> Vec<Gone> {
+        let mut gone = self.take_gone();
+        let files =
+            [self.inflight.as_ref().map(InflightFile::file_bytes), self.logging.file_bytes()];
+        let memory = self.memory.bytes_beyond(&RegionTable::default());
+        if files.into_iter().flatten().fold(memory, u64::saturating_add) >= LARGE {
+            gone.push(Box::new(self));
+        }
+        gone
+    }
+
+    /// What is running stops, changes over, and goes on if its addresses are still mapped.
+    pub(super) fn swap_memory(&mut self, table: RegionTable, rings: &mut dyn Rings) {
+        self.restart_all(rings, |session| {
+            let old = replace(&mut session.memory, table);
+            session.translate_into();
+            session.let_go(old.bytes_beyond(&session.memory), old);
+        });
+    }
+
+    pub(super) fn swap_inflight(&mut self, file: InflightFile, rings: &mut dyn Rings) {
+        self.restart_all(rings, |session| {
+            if let Some(old) = session.inflight.replace(file) {
+                session.let_go(old.file_bytes(), old);
+            }
+        });
+    }
+
+    pub(super) fn swap_log(&mut self, log: Log, rings: &mut dyn Rings) {
+        self.restart_all(rings, |session| {
+            let bytes = session.logging.file_bytes();
+            let old = session.logging.set(log);
+            session.let_go(bytes.unwrap_or(0), old);
+        });
+    }
+
+    /// Lets go of something whose files have so many bytes.
+    fn let_go(&mut self, bytes: u64, what: impl Any + Send) {
+        if bytes >= LARGE {
+            self.gone.push(Box::new(what));
+        }
+    }
+}

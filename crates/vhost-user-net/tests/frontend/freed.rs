@@ -1,0 +1,84 @@
+//! What the control thread does not wait for: memory that is freed, and connections that end.
+
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::net::sockopt::set_socket_linger;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use vhost_user_net::codec::Request;
+use vhost_user_net::memory::{FrontendAddr, RegionSpec};
+use vhost_user_net::session::{FEATURES, PROTOCOL_FEATURES};
+use virtq::mem::GuestPhysAddr;
+
+use crate::floods::ByHand;
+
+/// A message with an fd.
+pub(crate) fn send(stream: &UnixStream, bytes: &[u8], fd: &OwnedFd) {
+    let fds = [fd.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+    let sent = sendmsg(stream, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL);
+    assert_eq!(sent.unwrap(), bytes.len());
+}
+
+fn say(stream: &UnixStream, request: &Request) {
+    assert_eq!(rustix::io::write(stream, &request.write(false)).unwrap(), 12 + 8);
+}
+
+/// Shares memory of so many bytes and takes it back, in two ways. Returns whether a thread told the
+/// control thread that it let go of it, each time.
+fn is_let_go_of_by_a_thread(size: u64) -> [bool; 2] {
+    let mut bench = ByHand::new();
+    let stream = bench.connect(0);
+    say(&stream, &Request::SetFeatures(FEATURES));
+    say(&stream, &Request::SetProtocolFeatures(PROTOCOL_FEATURES));
+    let file = memfd_create("m", MemfdFlags::CLOEXEC).unwrap();
+    ftruncate(&file, size).unwrap();
+    let user = FrontendAddr(1 << 40);
+    let spec = RegionSpec { guest: GuestPhysAddr(0), size, user, mmap_offset: 0 };
+    let add = Request::AddMemReg(spec).write(false);
+    send(&stream, &add, &file);
+    while bench.manager.run_with_timeout(0).unwrap() > 0 {}
+    let mut told = |message: &[u8], file: Option<&OwnedFd>| {
+        match file {
+            Some(file) => send(&stream, message, file),
+            None => assert!(rustix::io::write(&stream, message).is_ok()),
+        }
+        bench.round();
+        bench.manager.run_with_timeout(if size > 1 << 20 { 20_000 } else { 100 }).unwrap() > 0
+    };
+    let table = told(&Request::SetMemTable(vec![spec]).write(false), Some(&file));
+    [table, told(&Request::RemMemReg(spec).write(false), None)]
+}
+
+/// It takes seconds if nobody else has it. (It has no pages here.)
+#[test]
+fn large_memory_is_freed_by_a_thread_whenever_it_goes() {
+    assert_eq!(is_let_go_of_by_a_thread(2 << 30), [true; 2]);
+    assert_eq!(is_let_go_of_by_a_thread(1 << 20), [false; 2]);
+}
+
+/// Of connections that nobody has accepted yet, with messages that hold what lingers.
+#[test]
+fn a_port_that_goes_waits_for_nobody() {
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let lingering = TcpStream::connect(tcp.local_addr().unwrap()).unwrap();
+    let (peer, _) = tcp.accept().unwrap();
+    set_socket_linger(&lingering, Some(Duration::from_secs(60))).unwrap();
+    lingering.set_nonblocking(true).unwrap();
+    while rustix::io::write(&lingering, &[0; 1 << 16]).is_ok() {}
+    let bench = ByHand::new();
+    let stream = bench.connect(0);
+    send(&stream, &[0], &lingering.into());
+    drop(stream);
+    let start = Instant::now();
+    drop(bench);
+    assert!(start.elapsed() < Duration::from_secs(30), "it lingers for twice as long");
+    drop(peer);
+}
