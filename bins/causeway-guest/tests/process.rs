@@ -120,7 +120,8 @@ fn the_readmes_load_arrives_whole() {
         let line = line_of(readme, "causeway-guest ", "--generate --verify");
         let words = in_folder(line, bed.folder.path());
         let ended = run(Command::new(GUEST).args(&words[1..]).arg("--json"));
-        assert_eq!((ended.code, ended.error.as_str()), (Some(0), ""), "{line}: {}", ended.out);
+        let log = || format!("{line}: {}\nthe switch says: {}", ended.out, bed.log());
+        assert_eq!((ended.code, ended.error.as_str()), (Some(0), ""), "{}", log());
         let totals = json(&ended);
         assert_eq!(totals["tx_frames"], 1_000_000);
         assert_eq!(totals["rx_frames"], 1_000_000);

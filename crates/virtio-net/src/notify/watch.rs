@@ -1,32 +1,38 @@
 //! Whether a peer makes its calls take long.
 //!
 //! ```text
-//!  call took 100 us? ─► two more, in CPU time ─► both as long: charged ─► too much: no calls
+//!  call took 100 us? ─► three more, each beside one of ours ─► all as long: charged ─► too much:
+//!                                                                                    no calls
 //! ```
 //!
 //! The kernel signals an eventfd to all that wait for it. Its other owner can hang up a million of
 //! them, and a call takes a third of a second then. So calls are timed. One that took long may
 //! have been interrupted by something else, for which the peer is not to blame: whether it was is
-//! told by two more, in CPU time. Two, because a host that takes our CPU away for a while shows
-//! in CPU time as well: that hits one of them now and then, and both hardly ever.
+//! told by [`ROUNDS`] more, in CPU time. Several, because a host that takes our CPU away for a
+//! while shows in CPU time as well: that hits one of them now and then, and all hardly ever. Each
+//! is compared with a call to an eventfd of our own, which nobody waits for: on a machine where
+//! every call takes long, no peer is to blame.
 //!
 //! **Trust.** Waiters that are gone after one call (of `io_uring`) escape the others; to hang them
 //! up again takes their owner longer than the call, though it may have more CPUs for it. The first
 //! call is not charged: time that the host took from us in it cannot be told from the peer's. Of
-//! the others the quicker one counts, twice.
+//! the others the quickest one counts, for all of them.
 //! **Limits.** [`AT_ONCE`], and a [`SHARE`]th of the time: beyond that nothing is signalled.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::signal;
 
 /// A call that takes so long is slow: hundreds of usual ones.
 const SLOW: Duration = Duration::from_micros(100);
+/// Calls that tell whether a peer is to blame for a slow one.
+const ROUNDS: u32 = 3;
 /// What slow calls of a peer may take.
 const AT_ONCE: Duration = Duration::from_millis(40);
 /// The part of the time in which it is forgotten.
@@ -45,6 +51,8 @@ pub struct CallWatch {
 impl CallWatch {
     /// Writes to an eventfd when calls have taken too much.
     pub fn new(notice: Arc<OwnedFd>) -> Self {
+        // Workers may not be allowed to make one.
+        let _ = own();
         Self { notice: Some(notice), ..Self::default() }
     }
 
@@ -70,12 +78,8 @@ impl CallWatch {
 
     #[cold]
     fn look_again(&self, fd: &OwnedFd) {
-        let timed = || {
-            let before = cpu_time();
-            signal(fd);
-            cpu_time().saturating_sub(before)
-        };
-        if let Some(took) = peers_time(timed) {
+        let round = || Round { peer: timed(fd), own: own().map_or(Duration::ZERO, timed) };
+        if let Some(took) = peers_time(round) {
             self.charge(took, Instant::now());
         }
     }
@@ -92,13 +96,41 @@ impl CallWatch {
     }
 }
 
-/// What slow calls take, of which the peer is the cause: none if one of two was quick. The second
-/// is not made then.
-fn peers_time(mut timed: impl FnMut() -> Duration) -> Option<Duration> {
-    let slow = |took: &Duration| *took >= SLOW;
-    let first = Some(timed()).filter(slow)?;
-    let second = Some(timed()).filter(slow)?;
-    Some(first.min(second).saturating_mul(2))
+/// What two calls took, one after the other.
+#[derive(Debug, Clone, Copy)]
+struct Round {
+    /// To the peer's eventfd.
+    peer: Duration,
+    /// To ours.
+    own: Duration,
+}
+
+/// What slow calls take, of which the peer is the cause: none if one of them was quick. There are
+/// no more of them then.
+fn peers_time(mut round: impl FnMut() -> Round) -> Option<Duration> {
+    let mut quickest = Duration::MAX;
+    for _ in 0..ROUNDS {
+        let Round { peer, own } = round();
+        quickest = quickest.min(peer.saturating_sub(own));
+        if quickest < SLOW {
+            return None;
+        }
+    }
+    Some(quickest.saturating_mul(ROUNDS))
+}
+
+/// CPU time of a call.
+fn timed(fd: &OwnedFd) -> Duration {
+    let before = cpu_time();
+    signal(fd);
+    cpu_time().saturating_sub(before)
+}
+
+/// An eventfd that nobody waits for. None where there is no fd left: the next one looks again.
+fn own() -> Option<&'static OwnedFd> {
+    static OWN: OnceLock<OwnedFd> = OnceLock::new();
+    let new = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).ok();
+    OWN.get().or_else(|| new().map(|fd| OWN.get_or_init(|| fd)))
 }
 
 /// CPU time of this thread so far.
@@ -151,17 +183,21 @@ mod tests {
         assert_eq!((count(&fd), count(&notice)), (0, 0));
     }
 
-    /// What the kernel shows of a host that takes the CPU away for 100 ms.
+    /// What the kernel shows of a host that takes the CPU away, or is slow in all it does.
     #[test]
-    fn a_pause_of_the_host_is_nobodys_call() {
-        let times = |ms: &'static [u64]| {
-            let mut times = ms.iter().copied().map(Duration::from_millis);
-            move || times.next().unwrap()
+    fn a_slow_host_is_nobodys_call() {
+        let found = |ms: &'static [(u64, u64)]| {
+            let mut rounds = ms.iter().map(|(peer, own)| Round {
+                peer: Duration::from_millis(*peer),
+                own: Duration::from_millis(*own),
+            });
+            peers_time(move || rounds.next().unwrap())
         };
-        assert_eq!(peers_time(times(&[0])), None, "the first was quick: there is no second");
-        assert_eq!(peers_time(times(&[100, 0])), None);
-        assert_eq!(peers_time(times(&[100, 3])), Some(Duration::from_millis(6)));
-        assert_eq!(peers_time(times(&[3, 4])), Some(Duration::from_millis(6)));
+        assert_eq!(found(&[(0, 0)]), None, "the first was quick: there is no second");
+        assert_eq!(found(&[(100, 0), (100, 0), (0, 0)]), None);
+        assert_eq!(found(&[(100, 0), (3, 0), (4, 0)]), Some(Duration::from_millis(9)));
+        assert_eq!(found(&[(5, 1), (5, 2), (5, 1)]), Some(Duration::from_millis(9)));
+        assert_eq!(found(&[(5, 5)]), None, "ours take as long");
     }
 
     #[test]
