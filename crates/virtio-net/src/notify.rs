@@ -72,14 +72,21 @@ impl Caller {
 
     fn signal(&mut self, fd: BorrowedFd<'_>) {
         if self.pending >= COMPLETIONS / 2 {
-            let mut events = [IoEvent::default(); COMPLETIONS as usize];
-            let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-            let _ = self.context.get_events(0, &mut events, Some(&mut now));
-            self.pending = 0;
+            self.take_completions();
         }
-        if self.submit((0, 0), fd).is_ok() {
-            self.pending = self.pending.saturating_add(1);
+        if self.submit((0, 0), fd).is_err() {
+            // It may have been for want of room. Beyond that the kernel has no memory left.
+            self.take_completions();
+            let _ = self.submit((0, 0), fd);
         }
+        self.pending = self.pending.saturating_add(1);
+    }
+
+    fn take_completions(&mut self) {
+        let mut events = [IoEvent::default(); COMPLETIONS as usize];
+        let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        let _ = self.context.get_events(0, &mut events, Some(&mut now));
+        self.pending = 0;
     }
 
     /// Whether the kernel takes `fd` for an eventfd; nothing is signalled. It looks at it before it
