@@ -79,12 +79,30 @@ impl FrontEnd {
     ///
     /// If the socket fails.
     pub fn send_raw(&mut self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+        self.send_with(bytes, fds, SendFlags::NOSIGNAL)
+    }
+
+    /// The same out of band: a reader of the stream meets neither the last byte nor its fds.
+    ///
+    /// # Errors
+    ///
+    /// If the socket fails.
+    pub fn send_urgent(&mut self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+        self.send_with(bytes, fds, SendFlags::NOSIGNAL | SendFlags::OOB)
+    }
+
+    fn send_with(
+        &mut self,
+        bytes: &[u8],
+        fds: &[BorrowedFd<'_>],
+        flags: SendFlags,
+    ) -> io::Result<usize> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
             return Err(io::Error::other("more than 253 descriptors"));
         }
-        Ok(sendmsg(&self.stream, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?)
+        Ok(sendmsg(&self.stream, &[IoSlice::new(bytes)], &mut control, flags)?)
     }
 
     /// Sends a request.

@@ -357,6 +357,7 @@ impl Session {
                 rings.forget(index);
             }
         }
+        self.swap_channel(None);
     }
 
     /// Takes a ring out of service that its driver broke. It starts again after `GET_VRING_BASE`
@@ -501,7 +502,7 @@ impl Session {
                 if kind != Ok(FileType::Socket) {
                     return Err(SessionError::BackendFd);
                 }
-                self.backend_channel = Some(fd);
+                self.swap_channel(Some(fd));
             }
             Request::ResetDevice => self.reset(rings)?,
             Request::SetStatus(status) => {

@@ -317,7 +317,8 @@ impl VhostUserPort {
     /// closed. Returns whether it did.
     fn check_hostile(&mut self, ops: &mut EventOps<'_>) -> bool {
         let lost = self.link.as_ref().and_then(|link| link.session.memory_lost());
-        let stuck = self.closer.is_stuck().then_some(Disconnect::SlowFds);
+        let stuck = self.closer.stuck_at().filter(|at| *at <= Instant::now());
+        let stuck = stuck.map(|_| Disconnect::SlowFds);
         let slow = self.link.is_some() && self.rings.watch.is_over();
         let slow = slow.then_some(Disconnect::SlowCalls);
         let Some(reason) = lost.map(Disconnect::MemoryLost).or(stuck).or(slow) else {
@@ -399,9 +400,9 @@ impl VhostUserPort {
         let now = Instant::now();
         let until = now.checked_add(HOLD).unwrap_or(now);
         let held = self.link.as_mut().and_then(|link| link.session.hold_rings(until));
-        let stalls = self.link.as_mut().and_then(|link| link.connection.stalls_at(now));
-        let asked = self.rings.transfers.asked_until();
-        let own = [self.accept_again, self.ask_again, self.share.rest_until()];
+        let (asked, stalls) = (self.rings.transfers.asked_until(), self.stalls_at(now));
+        let stuck = self.closer.stuck_at().filter(|_| !self.is_quarantined());
+        let own = [self.accept_again, self.ask_again, self.share.rest_until(), stuck];
         let next = own.into_iter().chain([held, asked, stalls]).flatten().min();
         if let Some(next) = next.filter(|_| next != self.armed) {
             self.timer.arm(whole_ms(next.saturating_duration_since(now)));
@@ -409,16 +410,27 @@ impl VhostUserPort {
         self.armed = next;
     }
 
+    /// When the front end is sent away that stopped in the middle of something.
+    fn stalls_at(&mut self, now: Instant) -> Option<Instant> {
+        let rests = self.rests();
+        let link = self.link.as_mut()?;
+        let listened = !rests && !link.waits(&self.rings);
+        link.connection.stalls_at(now, listened)
+    }
+
     /// The timer went off.
     fn timer_expired(&mut self, ops: &mut EventOps<'_>) {
         self.timer.clear();
         self.armed = None;
+        if self.check_hostile(ops) {
+            return self.arm_timer();
+        }
         let now = Instant::now();
+        if self.stalls_at(now).is_some_and(|at| at <= now) {
+            self.unlink(&Disconnect::Stalled, ops);
+            return self.arm_timer();
+        }
         if let Some(link) = &mut self.link {
-            if link.connection.stalls_at(now).is_some_and(|at| at <= now) {
-                self.unlink(&Disconnect::Stalled, ops);
-                return self.arm_timer();
-            }
             link.session.release_held_rings(now, &mut self.rings);
             link.complain_of_rings(&mut self.rings, &self.status);
         }
@@ -453,6 +465,7 @@ impl VhostUserPort {
         if let Err(error) = ops.remove(Events::empty(&link.connection.as_fd())) {
             say!(self.rings, warn, %error, "cannot forget the connection");
         }
+        link.connection.settle(link.session.take_gone());
         link.connection.close();
         self.strangers.release(link.session.into_gone());
         if matches!(reason, Disconnect::Left) {
@@ -463,6 +476,7 @@ impl VhostUserPort {
         }
         self.retry();
         self.show();
+        self.arm_timer();
     }
 
     fn retry(&mut self) {
@@ -577,6 +591,7 @@ impl Drop for VhostUserPort {
         if let Some(mut link) = self.link.take() {
             link.session.close(&mut self.rings);
             self.rings.end_late();
+            link.connection.settle(link.session.take_gone());
             link.connection.leave();
             self.strangers.release(link.session.into_gone());
         }

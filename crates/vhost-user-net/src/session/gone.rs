@@ -1,21 +1,31 @@
-//! What a session has done with, and takes long to be let go of.
+//! What a session has done with, and may take long to be let go of.
 //!
 //! If we are the last who have a file, its pages are freed when we close it, which takes a second
 //! for ten gigabytes. So what is large is kept until the shell takes it, for a thread to free.
+//!
+//! Nor is the channel of the back end closed here: what waits in it is closed with it, and nobody
+//! can see all of that (a byte that was sent out of band and taken leaves its fds there).
 //!
 //! **Trust.** A file can be larger than what is used of it, and grow at any time; while it does,
 //! somebody else has it, and then nothing is freed by us.
 
 use std::any::Any;
 use std::mem::{replace, take};
+use std::os::fd::OwnedFd;
 
 use super::inflight::InflightFile;
 use super::log::Log;
 use super::{Rings, Session};
 use crate::memory::{LARGE, RegionTable};
 
-/// Something large: dropping it may take long.
-pub type Gone = Box<dyn Any + Send>;
+/// What is to be dropped by somebody who may wait.
+#[derive(Debug)]
+pub enum Gone {
+    /// Something large: to free it takes time.
+    Large(Box<dyn Any + Send>),
+    /// What others may answer for: to close it may take as long as they like.
+    Channel(OwnedFd),
+}
 
 impl Session {
     /// What is to be let go of since this was asked last.
@@ -30,7 +40,7 @@ impl Session {
             [self.inflight.as_ref().map(InflightFile::file_bytes), self.logging.file_bytes()];
         let memory = self.memory.bytes_beyond(&RegionTable::default());
         if files.into_iter().flatten().fold(memory, u64::saturating_add) >= LARGE {
-            gone.push(Box::new(self));
+            gone.push(Gone::Large(Box::new(self)));
         }
         gone
     }
@@ -60,10 +70,16 @@ impl Session {
         });
     }
 
+    /// Another channel of the back end, or none.
+    pub(super) fn swap_channel(&mut self, channel: Option<OwnedFd>) {
+        let old = replace(&mut self.backend_channel, channel);
+        self.gone.extend(old.map(Gone::Channel));
+    }
+
     /// Lets go of something whose files have so many bytes.
     fn let_go(&mut self, bytes: u64, what: impl Any + Send) {
         if bytes >= LARGE {
-            self.gone.push(Box::new(what));
+            self.gone.push(Gone::Large(Box::new(what)));
         }
     }
 }

@@ -4,6 +4,10 @@
 //! connection alive, its own end of it: the port would never hear that the front end is gone, and
 //! nobody could come after it. And it must hold nothing itself: what waits in a socket's queue is
 //! closed with it, and that may take its time.
+//!
+//! **Limits.** A byte that was sent out of band and taken leaves its fds in a queue that looks
+//! empty. So a thread closes channels (see `closer`); one with its own connection in it that way
+//! keeps the port connected until `ctl port reset`.
 
 use std::os::fd::BorrowedFd;
 
@@ -14,8 +18,8 @@ use rustix::net::{
     shutdown,
 };
 
-/// Whether a socket is one end of a connection within this machine that holds nothing, and never
-/// will: nothing is read there, so it is shut for that.
+/// Whether a socket is one end of a connection within this machine that holds nothing that can be
+/// seen, and takes nothing in: nothing is read there, so it is shut for that.
 pub(super) fn is_empty(socket: BorrowedFd<'_>) -> bool {
     let is = |wanted: AddressFamily| socket_domain(socket).is_ok_and(|domain| domain == wanted);
     is(AddressFamily::UNIX)

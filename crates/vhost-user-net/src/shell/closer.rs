@@ -4,21 +4,24 @@
 //! FUSE, for a program of the front end's. Reading or mapping such a file waits too. So what a
 //! front end sends is looked at in ways that ask nobody, before anything else is done with it: only
 //! what the kernel alone answers for goes on to the session. The rest is closed on a thread of its
-//! own, and something harmless takes its place, which the session refuses.
+//! own, and something harmless takes its place, which the session refuses. A socket that looks
+//! empty goes on, with a second fd of it: whoever closes it last closes what waits in it, and that
+//! is a thread here.
 //!
 //! Large files that a front end sent or takes back, and those of one that has left, are let go of
 //! there, too: if we are the last who have one, its pages are freed then, which takes seconds for a
 //! large guest.
 //!
-//! **Limits.** [`STUCK`] threads a port for fds, and what waits for them: then the port is put into
-//! quarantine. As many for what is freed, so that it never waits for those: a port that has as much
-//! to be freed is not listened to until less is left. Where no thread can be had, the fds stay open
-//! for good, and count as waiting.
+//! **Limits.** [`STUCK`] threads a port for fds, and what waits for them: if none of it gets
+//! anywhere for [`PATIENCE`], the port is put into quarantine. As many for what is freed, so that
+//! it never waits for those: a port that has as much to be freed is not listened to until less is
+//! left. Where no thread can be had, the fds stay open for good, and count as waiting.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
 use rustix::fs::{AtFlags, FileType, StatxFlags, fcntl_get_seals, statx};
@@ -30,8 +33,10 @@ use super::{channel, share};
 use crate::memory::{LARGE, file_bytes};
 use crate::session::Gone;
 
-/// Lists of fds of a port that wait for a `close`: it takes that for hostile.
+/// Lists of fds of a port that wait for a `close`: it takes that for hostile if it stays so.
 const STUCK: usize = 4;
+/// How long: on a machine with much to do, a thread waits for its turn before it closes anything.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// See the module's text. Clones belong to the same port.
 #[derive(Debug, Clone, Default)]
@@ -44,7 +49,7 @@ pub(super) struct Closer {
 #[derive(Debug, Default)]
 struct Jobs {
     fds: Line,
-    gone: Line,
+    large: Line,
     /// CPU time that this took.
     spent: Duration,
 }
@@ -55,6 +60,8 @@ struct Line {
     queue: VecDeque<Load>,
     /// Loads that are in the queue or being let go of.
     waiting: usize,
+    /// Since when as many wait as are too many, and none was let go of.
+    stuck: Option<Instant>,
     threads: usize,
 }
 
@@ -63,21 +70,31 @@ struct Line {
 enum Load {
     /// It may have to wait for others.
     Fds(Vec<OwnedFd>),
-    Gone(Vec<Gone>),
+    Large(Vec<Box<dyn Any + Send>>),
 }
 
 /// The kind of a load.
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     Fds,
-    Gone,
+    Large,
+}
+
+impl Line {
+    /// One more waits, or one was let go of.
+    fn set_waiting(&mut self, count: usize) {
+        let more = count > self.waiting;
+        self.waiting = count;
+        let since = self.stuck.filter(|_| more).unwrap_or_else(Instant::now);
+        self.stuck = (count >= STUCK).then_some(since);
+    }
 }
 
 impl Load {
     fn kind(&self) -> Kind {
         match self {
             Self::Fds(_) => Kind::Fds,
-            Self::Gone(_) => Kind::Gone,
+            Self::Large(_) => Kind::Large,
         }
     }
 }
@@ -86,7 +103,7 @@ impl Jobs {
     fn line(&mut self, kind: Kind) -> &mut Line {
         match kind {
             Kind::Fds => &mut self.fds,
-            Kind::Gone => &mut self.gone,
+            Kind::Large => &mut self.large,
         }
     }
 }
@@ -97,22 +114,29 @@ impl Closer {
         Self { notice: Some(Arc::clone(notice)), ..Self::default() }
     }
 
-    /// The same fds, with something harmless for those that could make us wait.
-    pub(super) fn sort(&self, fds: Vec<OwnedFd>) -> Vec<OwnedFd> {
+    /// The same fds, with something harmless for those that could make us wait; and second fds of
+    /// sockets among them, to be let go of after those.
+    pub(super) fn sort(&self, fds: Vec<OwnedFd>) -> (Vec<OwnedFd>, Vec<Gone>) {
         if fds.iter().all(is_quick) {
-            return fds;
+            return (fds, Vec::new());
         }
         let (mut sorted, mut slow) = (Vec::with_capacity(fds.len()), Vec::new());
+        let mut channels = Vec::new();
         for fd in fds {
             if is_quick(&fd) {
+                sorted.push(fd);
+            } else if let Some(second) = second_of_channel(&fd) {
+                channels.push(second);
                 sorted.push(fd);
             } else {
                 slow.push(fd);
                 sorted.extend(stand_in());
             }
         }
-        self.close(Load::Fds(slow));
-        sorted
+        if !slow.is_empty() {
+            self.close(Load::Fds(slow));
+        }
+        (sorted, channels)
     }
 
     /// Closes a front end's connection. Messages in it that nobody read may hold anything.
@@ -129,22 +153,33 @@ impl Closer {
         }
     }
 
-    /// Lets go of what is large.
+    /// Lets go of what is large, and of channels.
     pub(super) fn release(&self, gone: Vec<Gone>) {
-        if !gone.is_empty() {
-            self.close(Load::Gone(gone));
+        let (mut large, mut fds) = (Vec::new(), Vec::new());
+        for gone in gone {
+            match gone {
+                Gone::Large(what) => large.push(what),
+                Gone::Channel(fd) => fds.push(fd),
+            }
+        }
+        if !large.is_empty() {
+            self.close(Load::Large(large));
+        }
+        if !fds.is_empty() {
+            self.close(Load::Fds(fds));
         }
     }
 
-    /// Whether so much waits for others to be closed that the front end must mean it.
-    pub(super) fn is_stuck(&self) -> bool {
-        self.jobs().fds.waiting >= STUCK
+    /// When so much has waited for others to be closed, for so long, that the front end must mean
+    /// it, unless some of it is closed before.
+    pub(super) fn stuck_at(&self) -> Option<Instant> {
+        self.jobs().fds.stuck?.checked_add(PATIENCE)
     }
 
     /// Whether nothing more should come before something was let go of.
     pub(super) fn is_full(&self) -> bool {
         let jobs = self.jobs();
-        jobs.fds.waiting.max(jobs.gone.waiting) >= STUCK
+        jobs.fds.waiting.max(jobs.large.waiting) >= STUCK
     }
 
     /// CPU time that it took since this was asked last.
@@ -160,7 +195,7 @@ impl Closer {
         let kind = load.kind();
         let mut jobs = self.jobs();
         let line = jobs.line(kind);
-        line.waiting = line.waiting.saturating_add(1);
+        line.set_waiting(line.waiting.saturating_add(1));
         line.queue.push_back(load);
         if line.threads >= STUCK {
             return;
@@ -186,10 +221,11 @@ impl Closer {
     fn leave_open(&self, load: Load) {
         match load {
             Load::Fds(fds) => fds.into_iter().for_each(std::mem::forget),
-            Load::Gone(gone) => {
-                drop(gone);
+            Load::Large(large) => {
+                drop(large);
                 let mut jobs = self.jobs();
-                jobs.gone.waiting = jobs.gone.waiting.saturating_sub(1);
+                let waiting = jobs.large.waiting.saturating_sub(1);
+                jobs.large.set_waiting(waiting);
             }
         }
     }
@@ -205,7 +241,7 @@ impl Closer {
             jobs = self.jobs();
             jobs.spent = jobs.spent.saturating_add(spent);
             let line = jobs.line(kind);
-            line.waiting = line.waiting.saturating_sub(1);
+            line.set_waiting(line.waiting.saturating_sub(1));
             if let Some(notice) = &self.notice {
                 // It fails only when it is full, and then it is readable.
                 let _ = rustix::io::write(notice, &1u64.to_ne_bytes());
@@ -228,6 +264,17 @@ pub(super) fn hold(fds: &[OwnedFd], bytes: &mut u64) -> Vec<OwnedFd> {
     files.into_iter().filter_map(|(fd, _)| fd.try_clone().ok()).collect()
 }
 
+/// A second fd of a socket that may be a channel. None of what is something else, or would wait
+/// itself: what it would wait for, nobody here asks for.
+fn second_of_channel(fd: &OwnedFd) -> Option<Gone> {
+    channel::is_empty(fd.as_fd()).then(|| fd.try_clone().ok().map(Gone::Channel))?
+}
+
+/// Second fds of all that are channels.
+pub(super) fn channels(fds: &[OwnedFd]) -> Vec<Gone> {
+    fds.iter().filter(|fd| !is_quick(fd)).filter_map(second_of_channel).collect()
+}
+
 /// Whether the kernel alone answers for this fd: nothing that is done with it asks another machine
 /// or program.
 fn is_quick(fd: &OwnedFd) -> bool {
@@ -242,7 +289,8 @@ fn is_quick(fd: &OwnedFd) -> bool {
         FileType::Unknown => true,
         // Not one with a name: that may be on FUSE.
         FileType::Fifo => Some((stat.stx_dev_major, stat.stx_dev_minor)) == pipes(),
-        FileType::Socket => channel::is_empty(fd.as_fd()),
+        // Not even one that looks empty: see `second_of_channel`.
+        FileType::Socket => false,
         // On a disk; what has no device is FUSE, the network, or made of other file systems.
         FileType::RegularFile => stat.stx_dev_major != 0,
         FileType::Directory
@@ -274,6 +322,8 @@ fn stand_in() -> Option<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::io::IoSlice;
+    use std::mem::MaybeUninit;
     use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixStream;
     use std::time::Instant;
@@ -281,6 +331,9 @@ mod tests {
     use rustix::event::{EventfdFlags, eventfd};
     use rustix::fs::{MemfdFlags, memfd_create};
     use rustix::net::sockopt::set_socket_linger;
+    use rustix::net::{
+        RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, sendmsg,
+    };
 
     use super::*;
 
@@ -307,16 +360,16 @@ mod tests {
         });
         wait_for("all are busy", || closer.jobs().fds.queue.is_empty());
         closer.release(Vec::new());
-        assert_eq!(closer.jobs().gone.waiting, 0);
+        assert_eq!(closer.jobs().large.waiting, 0);
         assert!(rustix::io::read(&notice, &mut [0; 8]).is_err());
         let (sender, receiver) = std::sync::mpsc::channel::<()>();
-        closer.release(vec![Box::new(sender)]);
-        wait_for("it is gone", || closer.jobs().gone.waiting == 0);
-        assert!(receiver.recv().is_err() && closer.is_full() && closer.is_stuck());
+        closer.release(vec![Gone::Large(Box::new(sender))]);
+        wait_for("it is gone", || closer.jobs().large.waiting == 0);
+        assert!(receiver.recv().is_err() && closer.is_full() && closer.stuck_at().is_some());
         wait_for("it was said", || rustix::io::read(&notice, &mut [0; 8]).is_ok());
         drop(busy);
         wait_for("they are closed", || closer.jobs().fds.waiting == 0);
-        assert!(!closer.is_full() && !closer.is_stuck());
+        assert!(!closer.is_full() && closer.stuck_at().is_none());
     }
 
     /// They are the front end's own, and nobody else is waited for.
@@ -332,11 +385,11 @@ mod tests {
         }
         let shut = gate.lock().unwrap();
         for count in 1..=2 * STUCK {
-            closer.release(vec![Box::new(Held(Arc::clone(&gate)))]);
-            assert_eq!((closer.is_full(), closer.is_stuck()), (count >= STUCK, false));
+            closer.release(vec![Gone::Large(Box::new(Held(Arc::clone(&gate))))]);
+            assert_eq!((closer.is_full(), closer.stuck_at()), (count >= STUCK, None));
         }
         drop(shut);
-        wait_for("all is freed", || closer.jobs().gone.waiting == 0);
+        wait_for("all is freed", || closer.jobs().large.waiting == 0);
     }
 
     #[test]
@@ -369,12 +422,20 @@ mod tests {
         for count in 1..=STUCK + 2 {
             let (stream, peer) = lingering();
             peers.push(peer);
-            assert_eq!(closer.sort(vec![stream]).len(), 1);
-            assert_eq!(closer.is_stuck(), count >= STUCK);
+            assert_eq!(closer.sort(vec![stream]).0.len(), 1);
+            assert_eq!(closer.stuck_at().is_some(), count >= STUCK);
             assert!(closer.jobs().fds.threads <= STUCK, "so many threads");
         }
+        // Since the first four waited; anew whenever one of them is closed.
+        let since = closer.stuck_at().unwrap();
+        assert!(since <= Instant::now() + PATIENCE);
+        drop(peers.pop());
+        drop(peers.remove(0));
+        wait_for("one is closed", || closer.jobs().fds.waiting < STUCK + 2);
+        assert!(closer.stuck_at().is_some_and(|at| at > since));
         drop(peers);
         wait_for("they are closed", || closer.jobs().fds.waiting == 0);
+        assert!(closer.stuck_at().is_none());
         wait_for("the threads end", || closer.jobs().fds.threads == 0);
     }
 
@@ -383,19 +444,44 @@ mod tests {
     fn what_waits_in_a_socket_is_closed_by_a_thread() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (stream, peer) = lingering();
-        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
-        let fds = [stream.as_fd()];
-        assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&fds)));
-        let byte = [std::io::IoSlice::new(&[0])];
-        let flags = rustix::net::SendFlags::empty();
-        let _ = rustix::net::sendmsg(&ours, &byte, &mut control, flags).unwrap();
+        send_fd(&ours, &stream, SendFlags::empty());
         drop(stream);
         let closer = Closer::default();
         let start = Instant::now();
-        let sorted = closer.sort(vec![theirs.into()]);
-        assert!(sorted.iter().all(is_quick));
+        let (sorted, channels) = closer.sort(vec![theirs.into()]);
+        assert!(sorted.iter().all(is_quick) && channels.is_empty());
         drop(sorted);
+        assert!(start.elapsed() < Duration::from_secs(30), "it lingers for twice as long");
+        assert_eq!(closer.jobs().fds.waiting, 1);
+        drop(peer);
+        wait_for("it is closed", || closer.jobs().fds.waiting == 0);
+    }
+
+    /// Sends a byte and an fd.
+    fn send_fd(socket: &UnixStream, fd: &OwnedFd, flags: SendFlags) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let fds = [fd.as_fd()];
+        assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+        let _ = sendmsg(socket, &[IoSlice::new(&[0])], &mut control, flags).unwrap();
+    }
+
+    /// A byte that was sent out of band and taken leaves its fds in the queue of a socket that
+    /// looks empty.
+    #[test]
+    fn what_cannot_be_seen_in_a_channel_is_closed_by_a_thread() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (stream, peer) = lingering();
+        send_fd(&ours, &stream, SendFlags::OOB);
+        drop(stream);
+        let _ = recv(&theirs, &mut [0; 1][..], RecvFlags::OOB).unwrap();
+        let closer = Closer::default();
+        let start = Instant::now();
+        let (sorted, channels) = closer.sort(vec![theirs.into()]);
+        assert!(channel::is_empty(sorted[0].as_fd()) && channels.len() == 1);
+        drop(sorted);
+        assert_eq!(closer.jobs().fds.waiting, 0);
+        closer.release(channels);
         assert!(start.elapsed() < Duration::from_secs(30), "it lingers for twice as long");
         assert_eq!(closer.jobs().fds.waiting, 1);
         drop(peer);
@@ -408,9 +494,11 @@ mod tests {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         let (socket, _end) = UnixStream::pair().unwrap();
         let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-        for fd in [memory, reader, writer, socket.into(), event] {
+        for fd in [memory, reader, writer, event] {
             assert!(is_quick(&fd), "{fd:?}");
         }
+        let socket = OwnedFd::from(socket);
+        assert!(!is_quick(&socket) && channels(&[socket]).len() == 1);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("named");
         rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, 0o600.into(), 0).unwrap();
@@ -422,7 +510,8 @@ mod tests {
         let closer = Closer::default();
         for fd in [tcp, proc, null, folder, both.into()] {
             assert!(!is_quick(&fd), "{fd:?}");
-            let sorted = closer.sort(vec![eventfd(0, EventfdFlags::CLOEXEC).unwrap(), fd]);
+            let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+            let (sorted, _) = closer.sort(vec![event, fd]);
             assert!(sorted.len() == 2 && sorted.iter().all(is_quick));
         }
         wait_for("they are closed", || closer.jobs().fds.waiting == 0);

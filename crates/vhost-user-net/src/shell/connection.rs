@@ -6,13 +6,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_oobinline;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, send, sendmsg,
 };
 
 use super::channel::is_other_end;
-use super::closer::{Closer, hold};
+use super::closer::{Closer, channels, hold};
 use crate::codec::{CodecError, Decoder, Message};
 use crate::session::{Gone, Lost, SessionError};
 
@@ -79,6 +80,8 @@ pub(super) struct Connection {
     closer: Closer,
     /// Large files that the message in work brought: whoever closes them last frees them.
     held: Vec<OwnedFd>,
+    /// The same of channels.
+    channels: Vec<Gone>,
     /// Bytes of all files that it brought.
     held_bytes: u64,
 }
@@ -86,8 +89,17 @@ pub(super) struct Connection {
 impl Connection {
     /// Takes a non-blocking stream.
     pub(super) fn new(stream: OwnedFd, closer: Closer) -> Self {
-        let (decoder, output) = (Decoder::default(), Vec::new());
-        Self { stream, decoder, output, stalled: None, closer, held: Vec::new(), held_bytes: 0 }
+        inline(&stream);
+        Self {
+            stream,
+            decoder: Decoder::default(),
+            output: Vec::new(),
+            stalled: None,
+            closer,
+            held: Vec::new(),
+            channels: Vec::new(),
+            held_bytes: 0,
+        }
     }
 
     /// Ends it, without waiting for what is in it.
@@ -109,8 +121,9 @@ impl Connection {
     pub(super) fn settle(&mut self, mut gone: Vec<Gone>) {
         self.held_bytes = 0;
         if !self.held.is_empty() {
-            gone.push(Box::new(std::mem::take(&mut self.held)));
+            gone.push(Gone::Large(Box::new(std::mem::take(&mut self.held))));
         }
+        gone.append(&mut self.channels);
         self.closer.release(gone);
     }
 
@@ -129,9 +142,11 @@ impl Connection {
         closer: Closer,
     ) -> Option<Self> {
         let decoder = Decoder::resume(input, fds)?;
+        inline(&stream);
         let mut held_bytes = 0;
         let held = hold(decoder.unfinished().1, &mut held_bytes);
-        Some(Self { stream, decoder, output, stalled: None, closer, held, held_bytes })
+        let channels = channels(decoder.unfinished().1);
+        Some(Self { stream, decoder, output, stalled: None, closer, held, channels, held_bytes })
     }
 
     /// What was read of a message that is not complete, and the fds that came with it.
@@ -166,14 +181,18 @@ impl Connection {
                 })
                 .flatten()
                 .collect();
-            let fds = self.closer.sort(fds);
+            let (fds, channels) = self.closer.sort(fds);
+            self.channels.extend(channels);
             self.held.extend(hold(&fds, &mut self.held_bytes));
             if fds.iter().any(|fd| is_other_end(fd.as_fd(), self.stream.as_fd())) {
                 return Err(Disconnect::Snare);
             }
-            // The kernel has closed the fds for which there was no space.
+            // The kernel has closed the fds for which there was no space, or no number.
             if got.flags.contains(ReturnFlags::CTRUNC) {
-                return Err(CodecError::TooManyFds.into());
+                return Err(match fds.len() < KERNEL_FDS_MAX {
+                    true => Disconnect::Io(Errno::MFILE.into()),
+                    false => CodecError::TooManyFds.into(),
+                });
             }
             if got.bytes == 0 {
                 return Err(self.end());
@@ -220,9 +239,10 @@ impl Connection {
         Ok(())
     }
 
-    /// When it has waited for too long for the front end in the middle of something.
-    pub(super) fn stalls_at(&mut self, now: Instant) -> Option<Instant> {
-        if self.has_output() || self.decoder.is_partial() {
+    /// When it has waited for too long for the front end in the middle of something. While it is
+    /// not `listened` to, the rest of a message may be there.
+    pub(super) fn stalls_at(&mut self, now: Instant, listened: bool) -> Option<Instant> {
+        if self.has_output() || (self.decoder.is_partial() && listened) {
             return self.stalled.get_or_insert(now).checked_add(STALL);
         }
         self.stalled = None;
@@ -245,6 +265,13 @@ impl AsFd for Connection {
     }
 }
 
+/// Has the kernel hand out what is sent out of band as part of the stream. Otherwise it drops that
+/// when the rest is read, and closes the fds that came with it, on the thread that reads.
+fn inline(stream: &OwnedFd) {
+    // It is there for every socket.
+    let _ = set_socket_oobinline(stream, true);
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
@@ -262,30 +289,59 @@ mod tests {
         let mut connection = Connection::new(stream.into(), Closer::default());
         let start = Instant::now();
         let later = |secs| start + Duration::from_secs(secs);
-        assert_eq!(connection.stalls_at(start), None);
+        assert_eq!(connection.stalls_at(start, true), None);
         let owner = [3u32, 1, 0].map(u32::to_ne_bytes).concat();
         front.write_all(&owner[..5]).unwrap();
         assert!(connection.receive().unwrap().is_none());
-        assert_eq!(connection.stalls_at(later(1)), Some(later(31)));
-        assert_eq!(connection.stalls_at(later(29)), Some(later(31)));
+        assert_eq!(connection.stalls_at(later(1), true), Some(later(31)));
+        assert_eq!(connection.stalls_at(later(29), true), Some(later(31)));
         front.write_all(&owner[5..]).unwrap();
         assert!(connection.receive().unwrap().is_some());
-        assert_eq!(connection.stalls_at(later(30)), None);
+        assert_eq!(connection.stalls_at(later(30), true), None);
+        // Nor is it the front end's fault while nobody listens.
+        front.write_all(&owner[..5]).unwrap();
+        assert!(connection.receive().unwrap().is_none());
+        assert_eq!(connection.stalls_at(later(30), true), Some(later(60)));
+        assert_eq!(connection.stalls_at(later(31), false), None);
+        assert_eq!(connection.stalls_at(later(32), true), Some(later(62)));
+        front.write_all(&owner[5..]).unwrap();
+        assert!(connection.receive().unwrap().is_some());
         // The next half one begins anew.
         front.write_all(&[&owner[..], &owner[..5]].concat()).unwrap();
         while connection.receive().unwrap().is_some() {}
-        assert_eq!(connection.stalls_at(later(40)), Some(later(70)));
+        assert_eq!(connection.stalls_at(later(40), true), Some(later(70)));
         front.write_all(&owner[5..]).unwrap();
         assert!(connection.receive().unwrap().is_some());
 
         connection.send(&[7; 1 << 22], None).unwrap();
-        assert_eq!(connection.stalls_at(later(50)), Some(later(80)));
+        assert_eq!(connection.stalls_at(later(50), true), Some(later(80)));
         let mut taken = vec![0; 1 << 20];
         while connection.has_output() {
             let _ = front.read(&mut taken).unwrap();
             connection.flush().unwrap();
         }
-        assert_eq!(connection.stalls_at(later(60)), None);
+        assert_eq!(connection.stalls_at(later(60), true), None);
+    }
+
+    /// The kernel hands out what is in band beyond it.
+    #[test]
+    fn what_is_sent_out_of_band_is_part_of_the_stream() {
+        let (stream, mut front) = UnixStream::pair().unwrap();
+        let mut connection = Connection::new(stream.into(), Closer::default());
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let fds = [writer.as_fd()];
+        assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+        let owner = [3u32, 1, 0].map(u32::to_ne_bytes).concat();
+        let _ =
+            sendmsg(&front, &[IoSlice::new(&owner[..1])], &mut control, SendFlags::OOB).unwrap();
+        drop(writer);
+        front.write_all(&owner[1..]).unwrap();
+        let message = connection.receive().unwrap().unwrap();
+        assert_eq!(message.fds.len(), 1);
+        drop(message);
+        assert_eq!(rustix::io::read(&reader, &mut [0; 1]).unwrap(), 0);
     }
 
     /// Of a message that has no use for it, too.

@@ -151,6 +151,7 @@ mod tests {
     use rustix::event::{EventfdFlags, eventfd};
 
     use super::*;
+    use crate::session::Gone;
     use crate::shell::closer::Closer;
     use crate::shell::{PortLinks, PortSettings, wire::Wire};
 
@@ -185,7 +186,7 @@ mod tests {
         let gate = Arc::new(Mutex::new(()));
         let shut = gate.lock().unwrap();
         while !closer.is_full() {
-            closer.release(vec![Box::new(Held(Arc::clone(&gate)))]);
+            closer.release(vec![Gone::Large(Box::new(Held(Arc::clone(&gate))))]);
         }
         front.write_all(&owners).unwrap();
         link.turn(&mut rings, &status).unwrap();

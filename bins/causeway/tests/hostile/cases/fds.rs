@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
 use rustix::io::{ioctl_fionbio, write};
+use rustix::net::{RecvFlags, recv};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 use testkit::request::*;
@@ -53,7 +54,7 @@ pub(crate) fn cases() -> Vec<Case> {
     all.extend(counts());
     all.extend(calls());
     all.extend(kicks());
-    all.extend(slow_to_close());
+    all.extend(slow_to_close().into_iter().chain(out_of_band()));
     all
 }
 
@@ -276,6 +277,43 @@ fn slow_to_close() -> Vec<Case> {
                 drop(stream);
             });
             stage.world.progress();
+        }),
+    ]
+}
+
+fn out_of_band() -> Vec<Case> {
+    vec![
+        case("an fd whose close takes half a minute, with a byte out of band", |stage| {
+            let (stream, _peer) = lingering();
+            let mut evil = Evil::negotiated(stage);
+            stage.world.pause(|| {
+                let _ = evil.front.send_urgent(&[0], &[stream.as_fd()]).unwrap();
+                evil.front.send(SET_OWNER, &[], &[]).unwrap();
+                drop(stream);
+            });
+            assert!(evil.front.is_closed(), "it is the first byte of a message");
+            stage.world.progress();
+        }),
+        case("such an fd left in a channel by a byte that was taken", |stage| {
+            for accepted in [true, false] {
+                let (stream, _peer) = lingering();
+                let mut evil = Evil::up(stage);
+                let (ours, theirs) = UnixStream::pair().unwrap();
+                let mut sender = testkit::FrontEnd::from_stream(ours).unwrap();
+                let _ = sender.send_urgent(&[0], &[stream.as_fd()]).unwrap();
+                let _ = recv(&theirs, &mut [0; 1][..], RecvFlags::OOB).unwrap();
+                drop(stream);
+                let request = if accepted { SET_BACKEND_REQ_FD } else { SET_VRING_KICK };
+                let body = if accepted { Vec::new() } else { longs(&[1]) };
+                stage.world.pause(|| {
+                    evil.front.send(request, &body, &[theirs.as_fd()]).unwrap();
+                    drop((sender, theirs));
+                });
+                // Its end is the channel's.
+                drop(evil);
+                let mut next = Evil::up(stage);
+                stage.is_up(&mut next);
+            }
         }),
     ]
 }

@@ -98,3 +98,17 @@ fn a_file_is_no_back_channel() {
     assert_eq!(error.to_string(), "SET_BACKEND_REQ_FD with an fd that is no socket");
     assert!(front.session.backend_channel().is_none());
 }
+
+/// Whatever it looks like: nobody can see all that waits in it.
+#[test]
+fn the_channel_of_the_back_end() {
+    let mut front = Front::new();
+    front.negotiate(PLAIN);
+    let channel = || {
+        let (channel, _end) = std::os::unix::net::UnixStream::pair().unwrap();
+        (Request::SetBackendReqFd, Some(channel.into()))
+    };
+    assert_eq!(gone(&mut front, vec![channel(), channel()]), [0, 1]);
+    front.session.close(&mut front.rings);
+    assert_eq!(front.session.into_gone().len(), 1);
+}
