@@ -44,6 +44,17 @@ fn batches(worker: &Value) -> u64 {
     worker["batches"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum()
 }
 
+/// Whether a view's counters of the same frames are near each other: they are read one after the
+/// other, while frames move.
+fn is_even(view: &Value) -> bool {
+    let (from, to) = (port(view, "g0"), port(view, "g1"));
+    let frames = from["rx_frames"].as_u64().unwrap();
+    let no_buffer = to["drops"]["no_buffer"].as_u64().unwrap_or(0);
+    let ended = no_buffer + to["tx_frames"].as_u64().unwrap();
+    let near = |other: u64| frames.abs_diff(other) <= 320;
+    near(ended) && near(sum(&view["workers"], "frames"))
+}
+
 /// The counters once nothing moves.
 fn rested(bed: &Bed) -> Value {
     let mut before = Value::Null;
@@ -116,7 +127,16 @@ fn one_view_for_programs_adds_up_with_the_counters() {
                 g0.send(SIZE);
             }
         });
-        let view = bed.json(&["top", "--once", "--interval", "0.5"]);
+        let look = || bed.json(&["top", "--once", "--interval", "0.5"]);
+        let mut view = look();
+        // More frames move between two reads when the reader has to wait there, and few when the
+        // switch has to.
+        for _ in 1..5 {
+            if is_even(&view) && port(&view, "g1")["drops"]["no_buffer"].is_u64() {
+                break;
+            }
+            view = look();
+        }
         stop.store(true, Ordering::Relaxed);
         view
     });
@@ -134,11 +154,8 @@ fn one_view_for_programs_adds_up_with_the_counters() {
     // The buffers of the other guest are soon used up.
     let no_buffer = to["drops"]["no_buffer"].as_u64().unwrap();
     assert!(no_buffer > 0 && to["drops_per_s"].as_f64().unwrap() > 0.0, "{view}");
-    // Both are read one after the other, while frames move.
-    assert!(frames.abs_diff(no_buffer + to["tx_frames"].as_u64().unwrap()) <= 320, "{view}");
-    let workers = &view["workers"];
-    assert!(sum(workers, "frames").abs_diff(frames) <= 320, "{view}");
-    for worker in workers.as_array().unwrap() {
+    assert!(is_even(&view), "{view}");
+    for worker in view["workers"].as_array().unwrap() {
         assert_eq!(batches(worker), worker["bursts"].as_u64().unwrap());
         let idle = worker["frames"] == 0;
         assert_eq!(idle, worker["ns_per_frame"].is_null(), "{worker}");
