@@ -55,6 +55,23 @@ impl Bed {
         bed
     }
 
+    /// Waits until the first port has its guest.
+    fn wait_up(&self) {
+        let mut ctl = Command::new(causeway());
+        let _ = ctl.arg("ctl").arg("--control").arg(self.path("control.sock"));
+        let _ = ctl.args(["--json", "ports"]);
+        let start = Instant::now();
+        loop {
+            let view = json(&run(&mut ctl));
+            let ports = view["ports"].as_array().unwrap();
+            if ports.iter().any(|port| port["name"] == "g0" && port["state"] == "up") {
+                return;
+            }
+            assert!(start.elapsed() < PATIENCE, "{view}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -147,7 +164,7 @@ fn nothing_to_verify_is_a_failure() {
 fn without_verify_a_quiet_receiver_succeeds() {
     let bed = Bed::start();
     let mut guest = bed.guest(1, "--receive").stdout(Stdio::piped()).spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(500));
+    bed.wait_up();
     kill_process(Pid::from_child(&guest), Signal::TERM).unwrap();
     assert!(guest.wait().unwrap().success());
 }
@@ -155,10 +172,11 @@ fn without_verify_a_quiet_receiver_succeeds() {
 #[test]
 fn a_receiver_verifies_what_another_guest_sends() {
     let bed = Bed::start();
-    let job = "--receive --verify --count 1000 --seconds 20";
+    // It has room for all frames, should they come before it runs again.
+    let job = "--receive --verify --count 1000 --seconds 20 --queue-size 1024";
     let receiver = bed.guest(1, job).stdout(Stdio::piped()).spawn().unwrap();
     // Frames that come before it is connected would be missing at their flow's start.
-    std::thread::sleep(Duration::from_millis(500));
+    bed.wait_up();
     let mut sender = Command::new(GUEST);
     let _ = sender.arg("--socket").arg(bed.path("g1.sock"));
     let sent = run(sender.args(["--generate", "--count", "1000", "--rate-pps", "5000"]));
