@@ -1,5 +1,9 @@
 //! The ledger finds what it is there to find.
 #![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "test code")]
+
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use packet::MacAddr;
 use port::{DropReason, QueueId};
@@ -25,15 +29,38 @@ fn a_counter_that_was_not_declared_is_found() {
             std::thread::yield_now();
         }
     };
-    // Time to fall asleep: the kick is wanted then.
-    std::thread::sleep(std::time::Duration::from_millis(50));
+    wait_asleep();
     send();
     let rx = Moved::nothing().rx("only", 1, 60);
     let error = ledger.close(&switch.stats(), &rx).unwrap_err().to_string();
     assert_eq!(error, "only drops no_destination moved by 1, should by 0");
-    std::thread::sleep(std::time::Duration::from_millis(50));
+    wait_asleep();
     send();
     ledger.close(&switch.stats(), &rx.dropped("only", DropReason::NoDestination, 1)).unwrap();
     let error = ledger.close(&switch.stats(), &Moved::nothing().originated(1)).unwrap_err();
     assert_eq!(error.to_string(), "originated moved by 0, should by 1");
+}
+
+/// Waits until the worker has nothing to do and sleeps: it wants a kick then.
+fn wait_asleep() {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let read = |path: &Path| std::fs::read_to_string(path).unwrap();
+    let mut tasks = tasks.map(|task| task.unwrap().path());
+    let worker = tasks.find(|task| read(&task.join("comm")) == "worker-0\n").unwrap();
+    // Its state, and how often it waited so far.
+    let look = || {
+        let status = read(&worker.join("status"));
+        let told = |line: &&str| line.starts_with("State:") || line.starts_with("voluntary");
+        status.lines().filter(told).collect::<String>()
+    };
+    let start = Instant::now();
+    loop {
+        let before = look();
+        std::thread::sleep(Duration::from_millis(20));
+        let state = look();
+        if state == before && state.contains("S (sleeping)") {
+            return;
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "{state}");
+    }
 }
