@@ -13,6 +13,8 @@ mod hosts;
 mod large;
 mod namespace;
 mod opening;
+#[path = "../common/pin.rs"]
+mod pin;
 mod restore;
 mod umem;
 #[path = "../common/wakes.rs"]
@@ -23,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use namespace::{Namespace, open_with};
 use packet::MacAddr;
+use pin::pin;
 use port::{
     Adapter, Batch, DropReason, Egress, FrameBuf, Ingress, Offload, OffloadSet, QueueCounters,
     QueueFault, QueueTotals, Way,
@@ -107,6 +110,7 @@ fn frame(len: usize, seed: usize, tag: bool) -> Vec<u8> {
 
 /// Both ends of a pair, opened with the same settings.
 fn pair(queues: u16, mtu: u32, change: impl Fn(&mut AfXdpSettings)) -> (Namespace, [AfXdp; 2]) {
+    pin();
     let namespace = Namespace::new();
     namespace.veth("left0", (&namespace, "right0"), queues, mtu);
     let open = |name| {
@@ -426,8 +430,9 @@ fn frames_that_were_sent_wake_nobody() {
     let (ingress, egress) = &mut left.queues[0];
     let frames = [frame(60, 1, false), frame(1514, 2, false)];
     let wake = ingress.wake_fd().unwrap();
-    assert!(!wakes(wake, || send(egress, &frames, Offload::default())));
+    assert!(!wakes(wake, Duration::ZERO, || send(egress, &frames, Offload::default())));
     assert_eq!(take(&mut right.queues[0].0, 2), frames);
     // It is the fd that frames come to.
-    assert!(wakes(wake, || send(&mut right.queues[0].1, &frames, Offload::default())));
+    let back = &mut right.queues[0].1;
+    assert!(wakes(wake, Duration::from_secs(5), || send(back, &frames, Offload::default())));
 }

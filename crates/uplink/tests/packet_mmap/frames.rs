@@ -9,7 +9,7 @@ use uplink::packet_mmap::KernelDrops;
 
 use crate::namespace::{Namespace, open_with};
 use crate::wakes::wakes;
-use crate::{Two, numbered, plain, send, take, totals};
+use crate::{Two, numbered, pin, plain, send, take, totals};
 
 /// Says which frame is another one.
 fn check(arrived: &[Vec<u8>], sent: &[Vec<u8>]) {
@@ -163,6 +163,7 @@ fn frames_that_the_host_sends_on_the_interface_are_not_taken() {
 
 #[test]
 fn what_nobody_takes_is_counted_once_by_the_kernel() {
+    pin();
     let (near, far) = (Namespace::new(), Namespace::new());
     near.pair("near0", &far, "far0", 1500);
     let mut settings = near.settings("near0", 1);
@@ -191,6 +192,7 @@ fn what_nobody_takes_is_counted_once_by_the_kernel() {
 
 #[test]
 fn a_frame_that_a_block_cannot_hold_is_dropped_as_truncated() {
+    pin();
     let (near, far) = (Namespace::new(), Namespace::new());
     near.pair("near0", &far, "far0", 9000);
     let mut settings = near.settings("near0", 1);
@@ -236,12 +238,9 @@ fn frames_that_were_sent_wake_nobody() {
     let (ingress, egress) = &mut two.left.queues[0];
     let frames: Vec<_> = (0..8).map(|number| numbered(number, 60)).collect();
     let wake = ingress.wake_fd().unwrap();
-    assert!(!wakes(wake, || send(egress, &plain(frames.clone()))));
+    assert!(!wakes(wake, Duration::ZERO, || send(egress, &plain(frames.clone()))));
     let (other, back) = &mut two.right.queues[0];
     assert_eq!(take(other, 8), frames);
     // It is the fd that frames come to, when the block is full or old enough.
-    assert!(wakes(wake, || {
-        send(back, &plain(frames));
-        std::thread::sleep(Duration::from_millis(100));
-    }));
+    assert!(wakes(wake, Duration::from_secs(5), || send(back, &plain(frames))));
 }

@@ -14,6 +14,8 @@ mod frames;
 mod handover;
 mod namespace;
 mod offloads;
+#[path = "../common/pin.rs"]
+mod pin;
 #[path = "../common/wakes.rs"]
 mod wakes;
 
@@ -27,6 +29,7 @@ use uplink::packet_mmap::{PacketMmap, PacketMmapSettings};
 use virtq::mem::Pool;
 
 use namespace::{Namespace, open_with};
+use pin::pin;
 
 /// Both ends of a veth pair, each open.
 struct Two {
@@ -55,17 +58,6 @@ impl Two {
         let right = open(&right_namespace, "right0");
         Self { left, right, left_namespace, _right_namespace: right_namespace }
     }
-}
-
-/// Keeps this thread on one CPU: a veth pair queues by the sender's CPU, and so frames of a thread
-/// that moves overtake each other.
-fn pin() {
-    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-    let allowed = sched_getaffinity(None).unwrap();
-    let first = (0..CpuSet::MAX_CPU).find(|cpu| allowed.is_set(*cpu)).unwrap();
-    let mut one = CpuSet::new();
-    one.set(first);
-    sched_setaffinity(None, &one).unwrap();
 }
 
 fn totals(counters: &QueueCounters) -> QueueTotals {

@@ -58,7 +58,16 @@ fn a_made_interface_is_up_while_it_is_open_and_gone_afterwards() {
     let _ = namespace.ip(&["link", "set", "made0", "down"]);
     assert_eq!(tap.link.check(), LinkState::Down);
     drop(tap);
-    assert!(!namespace.has("made0"));
+    soon("it is gone", || !namespace.has("made0"));
+}
+
+/// Waits until it is so. Programs that other tests start hold our fds for a moment: from fork to
+/// exec.
+fn soon(what: &str, mut so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !so() {
+        assert!(start.elapsed() < Duration::from_secs(5), "not so: {what}");
+    }
 }
 
 /// Follows the interface until it is in `state`.
@@ -203,11 +212,7 @@ fn promiscuous_mode_ends_with_the_link() {
     namespace.inside(|| tap.link.set_promiscuous()).unwrap();
     assert!(is_on());
     drop(tap);
-    // A program that another test starts holds our fds for a moment: from fork to exec.
-    let start = Instant::now();
-    while is_on() {
-        assert!(start.elapsed() < Duration::from_secs(5), "it stays promiscuous");
-    }
+    soon("it is not promiscuous", || !is_on());
 }
 
 #[test]
@@ -227,7 +232,7 @@ fn a_persistent_interface_is_left_as_it_was_found() {
     assert!(!tap.link.was_made());
     assert!(namespace.ip(&["link", "show", "kept0"]).contains(",UP"));
     drop(tap);
-    assert_eq!(offloads(), [false; 2]);
+    soon("its offloads are off", || offloads() == [false; 2]);
     assert!(!namespace.ip(&["link", "show", "kept0"]).contains(",UP"));
     let _ = namespace.ip(&["link", "set", "kept0", "up"]);
     drop(namespace.open("kept0", 1).unwrap());
@@ -417,15 +422,8 @@ fn queues_are_those_that_were_asked_for() {
     for queues in [1, 4] {
         let tap = namespace.open("many0", queues).unwrap();
         assert_eq!(tap.queues.len(), usize::from(queues));
-        // Programs that other tests start hold queues of before for a moment: from fork to exec.
-        let start = Instant::now();
-        loop {
-            let shown = namespace.ip(&["-d", "link", "show", "many0"]);
-            if shown.contains(&format!("numqueues {queues} ")) {
-                break;
-            }
-            assert!(start.elapsed() < Duration::from_secs(5), "{shown}");
-        }
+        let wanted = format!("numqueues {queues} ");
+        soon(&wanted, || namespace.ip(&["-d", "link", "show", "many0"]).contains(&wanted));
     }
 }
 
