@@ -19,6 +19,8 @@ pub use ping::Pings;
 
 const BOOT_TIMEOUT: Duration = Duration::from_secs(90);
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
+/// Where iperf3 listens if it is not told otherwise.
+const IPERF_PORT: u16 = 5201;
 const POWEROFF_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Which end of the socket QEMU is.
@@ -306,6 +308,28 @@ impl Guest {
                     grep -e CPU -e virtio -e LOC -e RES /proc/interrupts; cat /proc/softirqs";
         let shown = self.run(look)?;
         Ok(format!("guest {}:\n{shown}", self.number))
+    }
+
+    /// Starts an iperf3 server and waits until it listens.
+    ///
+    /// # Errors
+    /// It does not listen in time.
+    pub fn iperf_server(&mut self) -> Result<()> {
+        let _ = self.run("iperf3 -s -D >/dev/null")?;
+        self.wait_listening(IPERF_PORT)
+    }
+
+    /// Waits until something listens on a TCP port: a daemon's command ends before it does.
+    ///
+    /// # Errors
+    /// Nothing listens in time.
+    pub fn wait_listening(&mut self, port: u16) -> Result<()> {
+        // State 0A is LISTEN.
+        let line = format!(
+            "until cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | grep -q ':{port:04X} [^ ]* 0A '; \
+             do sleep 0.1; done"
+        );
+        self.run(&line).map(drop).with_context(|| format!("nothing listens on port {port}"))
     }
 
     /// Runs an iperf3 client against a server at `address` and returns the bytes received there.

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use conformance::environment::host;
@@ -111,8 +110,7 @@ fn packed(_: &Switch, a: &mut Guest, _: &mut Guest) -> Result<()> {
 }
 
 fn four_queues(switch: &Switch, a: &mut Guest, b: &mut Guest) -> Result<()> {
-    let _ = b.run("iperf3 -s -D")?;
-    std::thread::sleep(Duration::from_millis(200));
+    b.iperf_server()?;
     ensure!(a.iperf(&b.address(), 2, 8)? > 0, "TCP moved nothing");
     let active = switch.stats()?.port("g0")?.active_queues();
     ensure!(active > 1, "only {active} queue pair carried frames");

@@ -115,7 +115,7 @@ fn behind_iommu(environment: &Environment, scratch: &Scratch, case: Case) -> Res
     // Later TCP may find the guest's ring full.
     let after = untranslated(&switch)?;
     ensure!(after == before, "frames waited for an address and were dropped: {before:?} {after:?}");
-    let _ = peer.run("iperf3 -s -D")?;
+    peer.iperf_server()?;
     let line = format!("iperf3 -J -c {} -t {SECONDS}", peer.address());
     let bytes = received(&behind.run_within(&line, TCP_TIMEOUT)?)?;
     ensure!(bytes > LEAST_TCP_BYTES, "{bytes} bytes of TCP; {}", switch.counters());

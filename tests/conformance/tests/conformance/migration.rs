@@ -155,7 +155,7 @@ impl<'a> Bed<'a> {
         let spec = GuestSpec::new(2, self.a.folder().join("g2"));
         let mut peer = Guest::start(self.environment, &spec, self.scratch.folder())?;
         peer.wait_up()?;
-        let _ = peer.run("iperf3 -s -D")?;
+        peer.iperf_server()?;
         Ok(peer)
     }
 

@@ -54,8 +54,8 @@ fn two_queues(environment: &Environment, scratch: &Scratch, ring: &str) -> Resul
     for (cpu, port) in PORTS.iter().enumerate() {
         let mask = 1u32.wrapping_shl(u32::try_from(cpu)?);
         let _ = a.run(&format!("taskset {mask} iperf3 -s -D -J -p {port}"))?;
+        a.wait_listening(*port)?;
     }
-    thread::sleep(Duration::from_millis(300));
     both_carry(&switch, &mut a, &mut b)?;
     queues_change(&switch, &mut a, &mut b)?;
     // And nothing is left of the changes.

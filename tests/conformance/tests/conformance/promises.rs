@@ -145,7 +145,7 @@ fn tcp_between_guests(environment: &Environment, scratch: &Scratch) -> Result<()
     b.wait_up()?;
     switch.wait_ports_up(&["g1", "g2"])?;
     a.wait_reachable(&b.address())?;
-    let _ = b.run("iperf3 -s -D")?;
+    b.iperf_server()?;
     let mut best = 0;
     for _ in 0..TCP_RUNS {
         let bytes = a.iperf(&b.address(), TCP_SECONDS, 1)?;

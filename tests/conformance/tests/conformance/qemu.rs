@@ -1,7 +1,5 @@
 //! Two QEMU guests through the switch: releases, rings, queues, features and socket roles.
 
-use std::time::Duration;
-
 use anyhow::{Result, bail, ensure};
 use conformance::{Environment, Guest, GuestSpec, QemuVersion, Scratch, Side, Switch, pairwise};
 use libtest_mimic::Trial;
@@ -194,9 +192,7 @@ fn no_ping_lost(switch: &Switch, (from, to): (&mut Guest, &mut Guest), count: u3
 
 /// Bytes arrive in both directions, and more than one queue works where there are several.
 fn tcp(switch: &Switch, a: &mut Guest, b: &mut Guest, queues: u16) -> Result<()> {
-    let _ = b.run("iperf3 -s -D")?;
-    // Let the daemon listen before the client tries.
-    std::thread::sleep(Duration::from_millis(200));
+    b.iperf_server()?;
     let bytes = a.iperf(&b.address(), 2, queues.saturating_mul(2))?;
     ensure!(bytes > LEAST_TCP_BYTES, "TCP moved only {bytes} bytes in 2 s");
     if queues > 1 {

@@ -88,7 +88,7 @@ fn qemu_survives(env: &Environment, scratch: &Scratch) -> Result<()> {
     switch.wait_ports_up(&["g1", "g2"])?;
     split.wait_reachable(&packed.address())?;
     let boots = [boot_time(&mut split)?, boot_time(&mut packed)?];
-    let _ = packed.run("iperf3 -s -D >/dev/null")?;
+    packed.iperf_server()?;
     // In both directions, and for longer than the test lasts.
     let client = format!("iperf3 -c {} -t 600 --bidir >/tmp/iperf 2>&1 &", packed.address());
     let _ = split.run(&client)?;

@@ -1,7 +1,7 @@
 //! The runners themselves, against a peer: what fails here is not the switch's fault.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use conformance::virtio_user::LARGEST_FRAME;
@@ -12,6 +12,9 @@ use conformance::{
 use libtest_mimic::Trial;
 
 use crate::trial;
+
+/// Frames that have not come after so long do not come.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) fn trials() -> Vec<Trial> {
     let guests = [QemuVersion::V10, QemuVersion::V7].map(|version| {
@@ -43,7 +46,7 @@ fn guests(environment: &Environment, scratch: &Scratch, version: QemuVersion) ->
     ensure!(a.run("false").is_err(), "the guest's shell hides a failure");
     a.wait_reachable(&b.address())?;
     ensure!(a.ping(&b.address(), 20, 50)? == 0, "pings are lost through testpmd");
-    let _ = b.run("iperf3 -s -D")?;
+    b.iperf_server()?;
     ensure!(a.iperf(&b.address(), 1, 1)? > 0, "TCP moved nothing");
     ensure!(a.has_feature(32)?, "VERSION_1 is not seen");
     a.reboot()?;
@@ -73,9 +76,15 @@ fn virtio_user(environment: &Environment, scratch: &Scratch) -> Result<()> {
     user.wait_up()?;
     let _ = user.command("set fwd mac")?;
     let _ = user.command("start tx_first 1")?;
-    std::thread::sleep(Duration::from_secs(1));
-    let counts = user.counts()?;
-    ensure!(counts.iter().all(|count| count.rx > 0 && count.tx > 0), "no frames: {counts:?}");
+    let start = Instant::now();
+    loop {
+        let counts = user.counts()?;
+        if counts.iter().all(|count| count.rx > 0 && count.tx > 0) {
+            break;
+        }
+        ensure!(start.elapsed() < PATIENCE, "no frames: {counts:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     user.quit()?;
     peer.stop()
 }

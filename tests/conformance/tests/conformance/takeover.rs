@@ -44,7 +44,7 @@ fn qemu(env: &Environment, scratch: &Scratch) -> Result<()> {
     packed.wait_up()?;
     switch.wait_ports_up(&["g1", "g2"])?;
     split.wait_reachable(&packed.address())?;
-    let _ = packed.run("iperf3 -s -D >/dev/null")?;
+    packed.iperf_server()?;
     let client = format!("iperf3 -c {} -t 600 >/tmp/iperf 2>&1 &", packed.address());
     let _ = split.run(&client)?;
     let _ = split.run(&format!("ping -i 0.01 -W 5 {} >/tmp/ping 2>&1 &", packed.address()))?;

@@ -58,6 +58,8 @@ const FRAME_SIZES: [usize; 24] = [
     LARGEST_FRAME,
 ];
 const QUEUES: [u16; 3] = [1, 2, 4];
+/// What has not come after so long does not come.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) fn trials() -> Vec<Trial> {
     let sizes = [2, 2, 2, 2, QUEUES.len(), 2];
@@ -187,21 +189,29 @@ fn bounce(user: &mut VirtioUser, switch: &Switch, spec: &VirtioUserSpec) -> Resu
         let before = user.counts()?;
         let _ = user.command("start tx_first 2")?;
         thread::sleep(Duration::from_millis(500));
+        wait_for_frames(user, &before).with_context(|| format!("few frames of {size} bytes"))?;
         let _ = user.command("stop")?;
         // Takes what is still on its way, and sends nothing.
         let _ = user.command("set fwd rxonly")?;
         let _ = user.command("start")?;
         agree(user, switch).with_context(|| format!("after frames of {size} bytes"))?;
-        let after = user.counts()?;
-        for (old, new) in before.iter().zip(&after) {
-            ensure!(
-                new.rx.saturating_sub(old.rx) > 100,
-                "few frames of {size} bytes: {before:?}, {after:?}"
-            );
-        }
         let _ = switch.check_ledger()?;
     }
     Ok(())
+}
+
+/// Waits until more than a hundred frames have come to each port since `before`.
+fn wait_for_frames(user: &mut VirtioUser, before: &[PortCount]) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        let after = user.counts()?;
+        let mut came = before.iter().zip(&after).map(|(old, new)| new.rx.saturating_sub(old.rx));
+        if came.all(|count| count > 100) {
+            return Ok(());
+        }
+        ensure!(start.elapsed() < PATIENCE, "{before:?}, {after:?}");
+        thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Waits until testpmd's counters and the switch's say the same of both ports.
@@ -219,7 +229,7 @@ fn agree(user: &mut VirtioUser, switch: &Switch) -> Result<()> {
             return Ok(());
         }
         ensure!(
-            start.elapsed() < Duration::from_secs(3),
+            start.elapsed() < PATIENCE,
             "testpmd counts {theirs:?}, the switch counts {ours:?}\n{stats:#?}"
         );
         thread::sleep(Duration::from_millis(50));

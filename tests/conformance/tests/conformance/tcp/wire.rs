@@ -125,7 +125,7 @@ fn datagrams(
     // The capture gets its frames by the block, a moment later.
     let start = Instant::now();
     let bytes = || std::fs::metadata(&capture).map_or(0, |file| file.len());
-    while bytes() < USO_BYTES as u64 && start.elapsed() < Duration::from_secs(3) {
+    while bytes() < USO_BYTES as u64 && start.elapsed() < PATIENCE {
         std::thread::sleep(Duration::from_millis(20));
     }
     ensure!(listening.stop()?.success(), "{}", listening.tail());
