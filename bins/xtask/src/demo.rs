@@ -95,7 +95,7 @@ fn talk(a: &mut Guest, b: &mut Guest) -> Result<()> {
         println!("guest 1 -> {name}: {PINGS} pings, {lost} lost");
         ensure!(lost == 0, "pings to {name} are lost");
     }
-    let _ = b.run("iperf3 -s -D")?;
+    b.iperf_server()?;
     let bytes = a.iperf(&second, IPERF_SECONDS, 1)?;
     let megabits = bytes.saturating_mul(8).div_euclid(1_000_000).div_euclid(IPERF_SECONDS.into());
     println!("guest 1 -> guest 2: TCP, {bytes} bytes in {IPERF_SECONDS} s ({megabits} Mbit/s)");

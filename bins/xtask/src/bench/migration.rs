@@ -207,7 +207,7 @@ fn migrate(
     peer.wait_up()?;
     old.wait_up()?;
     old.wait_reachable(&peer.address())?;
-    let _ = peer.run("iperf3 -s -D")?;
+    peer.iperf_server()?;
     let sender = format!("iperf3 --forceflush -c {} -t 300", peer.address());
     let _ = old.run(&format!("({sender} >/tmp/iperf 2>&1 &)"))?;
     let incoming = scratch.path("incoming");

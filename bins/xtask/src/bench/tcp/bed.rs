@@ -312,7 +312,7 @@ fn machines(
     let [from, to] = guests.as_mut_slice() else { bail!("two guests") };
     from.wait_up()?;
     to.wait_up()?;
-    let _ = to.run("iperf3 -s -D")?;
+    to.iperf_server()?;
     from.wait_reachable(&to.address())?;
     let bytes = from.iperf(&to.address(), u32::from(seconds), 1)?;
     Ok(gbit(bytes, f64::from(seconds)))
