@@ -53,7 +53,7 @@ use crate::vnet::kernel_is_since;
 use attach::{Attachment, Hook};
 use deferral::Deferral;
 use program::Program;
-use socket::{Abilities, Fds, Ours, Queues};
+use socket::{Abilities, Fds, Halves, Ours, Queues};
 use umem::{Lease, Umem};
 
 pub use egress::AfXdpEgress;
@@ -344,34 +344,64 @@ fn open_here(
     }
     let (umem, leases) = memory_for(&name, settings, umems)?;
     let program = program_for(&link, settings)?;
-    let marked = program.cutting.is_some();
-    let mut attachment = Attachment::prepare(&link, settings.replace)?;
-    link.bring_up()?;
-    link.set_promiscuous()?;
-    link.leave_tags();
-    let hook = attach_best(&mut attachment, &program, &link, settings.mode)?;
-    let opened = Queues::open((&umem, leases), &link, settings, (hook, marked))?;
-    let (can, zero_copy) = (opened.can, opened.can.zero_copy);
+    let attached = attach((umem, leases), &program, &mut link, (settings, counters));
+    let attached = attached.inspect_err(|_| {
+        // As when a port is closed.
+        (0..queues.into()).for_each(|queue| drop(program.clear_socket(queue)));
+        spare::give_back(&program);
+    })?;
+    let Attached { attachment, hook, umem, sockets, can, leases, halves } = attached;
     let mode = match hook {
-        _ if zero_copy => Obtained::ZeroCopy,
+        _ if can.zero_copy => Obtained::ZeroCopy,
         Hook::Native => Obtained::Copy,
         Hook::Generic => Obtained::Generic,
     };
+    let (queues, left) = halves;
+    let deferral = if settings.busy_poll { defer(&link, hook) } else { Deferral::default() };
+    let control =
+        AfXdpControl { attachment, program, umem, sockets, mode, can, deferral, left, leases };
+    Ok(AfXdp { control, link, queues })
+}
+
+/// An interface with the program on it, and its queues.
+struct Attached {
+    attachment: Attachment,
+    hook: Hook,
+    umem: Arc<Umem>,
+    sockets: Vec<Fds>,
+    can: Abilities,
+    leases: Vec<Arc<Lease>>,
+    halves: Halves,
+}
+
+/// Attaches `program` to the interface, and opens its queues in the places that it has.
+fn attach(
+    (umem, leases): (Arc<Umem>, Vec<Lease>),
+    program: &Program,
+    link: &mut Link,
+    (settings, counters): (&AfXdpSettings, &[Arc<QueueCounters>]),
+) -> Result<Attached, AfXdpError> {
+    let marked = program.cutting.is_some();
+    let mut attachment = Attachment::prepare(link, settings.replace)?;
+    link.bring_up()?;
+    link.set_promiscuous()?;
+    link.leave_tags();
+    let hook = attach_best(&mut attachment, program, link, settings.mode)?;
+    let opened = Queues::open((&umem, leases), link, settings, (hook, marked))?;
+    let can = opened.can;
     let mut sockets = Vec::with_capacity(counters.len());
     for (queue, socket) in (0u32..).zip(opened.sockets()) {
+        let name = link.name();
         let failed = |e| AfXdpError::bpf(format!("give queue {queue} of {name} to a socket"), e);
         program.set_socket(queue, &socket.receive).map_err(failed)?;
         sockets.push(socket.clone());
     }
     let ours = sockets.iter().map(|_| Ours::all()).collect();
     let leases = opened.leases().to_vec();
-    let (queues, left) = opened.into_halves(&umem, &link, (counters, ours)).map_err(|error| {
+    let halves = opened.into_halves(&umem, link, (counters, ours)).map_err(|error| {
         AfXdpError::raw("divide the memory for frames", io::Error::other(error))
     })?;
-    let deferral = if settings.busy_poll { defer(&link, hook) } else { Deferral::default() };
-    let control =
-        AfXdpControl { attachment, program, umem, sockets, mode, can, deferral, left, leases };
-    Ok(AfXdp { control, link, queues })
+    Ok(Attached { attachment, hook, umem, sockets, can, leases, halves })
 }
 
 /// Memory for the frames of an interface, and the places of its queues in it.

@@ -407,10 +407,13 @@ mod tests {
     #![expect(clippy::arithmetic_side_effects, reason = "tests")]
 
     use std::os::fd::AsFd;
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
 
     use packet::MacAddr;
 
-    use super::super::{Steer, spare};
+    use super::super::testbed::Space;
+    use super::super::{AfXdpError, AfXdpSettings, Steer, Umems, open, spare};
     use super::{
         Cuts, EXIT, JUMP_IF_GREATER, JUMP_IF_NOT, MAC_KEY, MAC_VALUE, MACS_MAX, Marks, Program,
         assemble,
@@ -436,6 +439,27 @@ mod tests {
         let macs = again.macs.as_ref().unwrap().as_fd();
         let left: Vec<[u8; MAC_KEY]> = bpf::keys(macs, MAC_VALUE, MACS_MAX).unwrap();
         assert!(left.is_empty(), "{left:?}");
+        // So does that of an interface that cannot be opened.
+        spare::give_back(&again);
+        let space = Space::new("spare");
+        let one = ["numrxqueues", "1", "numtxqueues", "1"];
+        let pair = [&["link", "add", "a0"][..], &one, &["type", "veth", "peer", "b0"], &one];
+        space.ip(&pair.concat());
+        let settings = AfXdpSettings { patience: Duration::ZERO, ..space.settings("a0") };
+        let open = |settings: &AfXdpSettings| open(settings, &Umems::default(), &[Arc::default()]);
+        let before = open(&settings).unwrap();
+        let _queue = before.control.sockets.clone();
+        drop(before);
+        let settings = AfXdpSettings { steer: Steer::Mac, ..settings };
+        let (start, mut refused) = (Instant::now(), 0);
+        while refused < 3 {
+            // A program that another test starts holds our fds for a moment, too.
+            let error = open(&settings).unwrap_err();
+            refused += i32::from(matches!(error, AfXdpError::Busy { .. }));
+            assert!(start.elapsed() < Duration::from_secs(5), "{error}");
+        }
+        assert!(spare::take(Steer::Mac).is_some());
+        assert!(spare::take(Steer::Mac).is_none(), "once");
     }
 
     #[test]

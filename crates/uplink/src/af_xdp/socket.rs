@@ -219,7 +219,7 @@ fn gets_copies(link: &Link) -> bool {
 }
 
 /// Both halves of all queues, and what says that another process has them.
-type Halves = (Vec<(AfXdpIngress, AfXdpEgress)>, Arc<AtomicBool>);
+pub(super) type Halves = (Vec<(AfXdpIngress, AfXdpEgress)>, Arc<AtomicBool>);
 
 /// All sockets of an interface.
 #[derive(Debug)]

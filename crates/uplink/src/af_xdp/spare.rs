@@ -2,7 +2,7 @@
 //! when it has not any more.
 //!
 //! ```text
-//!  keep_spares ─► spare ─► take ─► port ─► give_back (closed, lost) ─► spare
+//!  keep_spares ─► spare ─► take ─► port ─► give_back (closed, lost, not opened) ─► spare
 //! ```
 //!
 //! To load a program that sees how a frame is to be cut takes `CAP_PERFMON`, with which one can
@@ -49,7 +49,7 @@ pub(super) fn take(steer: Steer) -> Option<Program> {
     program.set_macs(&[]).is_ok().then_some(program)
 }
 
-/// Keeps the program of an interface that is closed, if this process keeps any.
+/// Keeps the program of an interface that is closed, or was not opened, if this process keeps any.
 pub(super) fn give_back(program: &Program) {
     if let Some(spares) = spares().as_mut()
         && program.cutting.is_some()
