@@ -342,9 +342,11 @@ fn open_here(
              `ethtool -L`"
         );
     }
-    let (umem, leases) = memory_for(&name, settings, umems)?;
+    // What is refused each second while a port waits comes before what takes much to make.
+    let attachment = Attachment::prepare(&link, settings.replace)?;
     let program = program_for(&link, settings)?;
-    let attached = attach((umem, leases), &program, &mut link, (settings, counters));
+    let attached = memory_for(&name, settings, umems)
+        .and_then(|memory| attach((&program, attachment), memory, &mut link, (settings, counters)));
     let attached = attached.inspect_err(|_| {
         // As when a port is closed.
         (0..queues.into()).for_each(|queue| drop(program.clear_socket(queue)));
@@ -374,15 +376,15 @@ struct Attached {
     halves: Halves,
 }
 
-/// Attaches `program` to the interface, and opens its queues in the places that it has.
+/// Attaches a program to the interface, and opens its queues in the places that it has.
 fn attach(
+    (program, mut attachment): (&Program, Attachment),
     (umem, leases): (Arc<Umem>, Vec<Lease>),
-    program: &Program,
     link: &mut Link,
     (settings, counters): (&AfXdpSettings, &[Arc<QueueCounters>]),
 ) -> Result<Attached, AfXdpError> {
     let marked = program.cutting.is_some();
-    let mut attachment = Attachment::prepare(link, settings.replace)?;
+    attachment.make_room(link)?;
     link.bring_up()?;
     link.set_promiscuous()?;
     link.leave_tags();

@@ -75,18 +75,20 @@ pub(super) struct AttachmentParts {
 #[derive(Debug)]
 pub(super) struct Attachment {
     link: Option<OwnedFd>,
+    /// What is to be replaced, and is there still.
+    in_the_way: Option<Replaced>,
     replaced: Option<Replaced>,
 }
 
 impl Attachment {
-    /// Makes room on the interface: none or, with `replace`, one that no link holds. The calling
-    /// thread has to be in the interface's namespace.
+    /// Looks whether there is a program on the interface, which has to be none or, with `replace`,
+    /// one that no link holds. The calling thread has to be in the interface's namespace.
     pub(super) fn prepare(link: &Link, replace: bool) -> Result<Self, AfXdpError> {
         let name = link.name();
         let failed = |error| AfXdpError::admin(format!("ask for XDP programs on {name}"), error);
         let socket = Socket::new(NETLINK_ROUTE).map_err(failed)?;
         let Some(other) = query(&socket, link.index()).map_err(failed)? else {
-            return Ok(Self { link: None, replaced: None });
+            return Ok(Self { link: None, in_the_way: None, replaced: None });
         };
         let opened = bpf::program_by_id(other.program);
         let of_name = opened.as_ref().ok().and_then(|p| bpf::program_name(p.as_fd()).ok());
@@ -112,9 +114,18 @@ impl Attachment {
         }
         let failed = |error| AfXdpError::bpf(format!("replace XDP {program} on {name}"), error);
         let program = opened.map_err(failed)?;
-        set(&socket, link.index(), None, other.flags).map_err(failed)?;
-        let replaced = Replaced { socket, index: link.index(), program, flags: other.flags };
-        Ok(Self { link: None, replaced: Some(replaced) })
+        let other = Replaced { socket, index: link.index(), program, flags: other.flags };
+        Ok(Self { link: None, in_the_way: Some(other), replaced: None })
+    }
+
+    /// Takes off what is to be replaced.
+    pub(super) fn make_room(&mut self, link: &Link) -> Result<(), AfXdpError> {
+        let Some(other) = self.in_the_way.take() else { return Ok(()) };
+        set(&other.socket, other.index, None, other.flags).map_err(|error| {
+            AfXdpError::bpf(format!("replace the XDP program on {}", link.name()), error)
+        })?;
+        self.replaced = Some(other);
+        Ok(())
     }
 
     /// Attaches `program`.
@@ -159,7 +170,7 @@ impl Attachment {
                 Some(Replaced { socket, index, program, flags })
             }
         };
-        Ok((Self { link, replaced: None }, replaced))
+        Ok((Self { link, in_the_way: None, replaced: None }, replaced))
     }
 
     /// The uplink is whole: what was replaced is to come back in the end.

@@ -212,12 +212,14 @@ fn without_room_the_error_says_what_would_be_right() {
     let namespace = Namespace::new();
     namespace.veth("near0", (&namespace, "far0"), 2, 1500);
     namespace.veth("near1", (&namespace, "far1"), 2, 1500);
+    namespace.veth("near2", (&namespace, "far2"), 2, 1500);
     let umems = room(3);
-    let settings = |name| AfXdpSettings { queues: 2, ..shared(&namespace, name) };
+    let settings = |name: &str| AfXdpSettings { queues: 2, ..shared(&namespace, name) };
     let first = open_among(&umems, &settings("near0")).unwrap();
-    let refused = |umems: &Umems| open_among(umems, &settings("near1")).unwrap_err().to_string();
+    let refused =
+        |umems: &Umems, name: &str| open_among(umems, &settings(name)).unwrap_err().to_string();
     assert_eq!(
-        refused(&umems),
+        refused(&umems, "near1"),
         "UMEM u has room for 3 queues, 1 are free, and interface near1 has 2: its size is fixed \
          while a port uses it, so start its first port with umem-queues=4, or use umem=OTHER"
     );
@@ -231,7 +233,8 @@ fn without_room_the_error_says_what_would_be_right() {
     for umems in [Umems::default(), room(1)] {
         let own = AfXdpSettings { ..settings("near0") };
         let only = reopened(&umems, &own);
-        assert!(refused(&umems).starts_with("UMEM u has room for 2 queues, 0 are free, "));
+        let error = refused(&umems, "near2");
+        assert!(error.starts_with("UMEM u has room for 2 queues, 0 are free, "), "{error}");
         drop(only);
     }
     let umems = room(u16::MAX);

@@ -1,6 +1,8 @@
 //! Programs of others, attached as `ip link set ... xdp` does it.
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
 
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -42,7 +44,7 @@ fn a_program_without_a_link_is_named_and_comes_back_after_it_was_replaced() {
         assert_eq!(before.1, flags);
         let open = |replace| {
             let settings = AfXdpSettings { replace, ..place.settings("left0") };
-            open(&settings, &Umems::default(), &[std::sync::Arc::default()])
+            open(&settings, &Umems::default(), &[Arc::default()])
         };
         let error = open(false).unwrap_err();
         assert!(matches!(&error, AfXdpError::OtherProgram { .. }), "{error}");
@@ -54,6 +56,20 @@ fn a_program_without_a_link_is_named_and_comes_back_after_it_was_replaced() {
                 before.0
             )
         );
+        assert_eq!(now(), Some(before));
+        // Who waits for it makes no memory meanwhile; and what has no room replaces nothing.
+        let umems = Umems::default();
+        let umem = umems.get("u", 1).unwrap();
+        let _full = umem.take("eth0", 1, Duration::ZERO).unwrap();
+        let open_in_full = |replace| {
+            let umem = Some("u".to_owned());
+            let settings = AfXdpSettings { umem, replace, ..place.settings("left0") };
+            super::super::open(&settings, &umems, &[Arc::default()]).unwrap_err()
+        };
+        let error = open_in_full(false);
+        assert!(matches!(&error, AfXdpError::OtherProgram { .. }), "{error}");
+        let error = open_in_full(true);
+        assert!(matches!(&error, AfXdpError::NoRoom(_)), "{error}");
         assert_eq!(now(), Some(before));
         let uplink = open(true).unwrap();
         assert_eq!(uplink.control.mode(), Obtained::Generic);
