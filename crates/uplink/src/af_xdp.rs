@@ -345,8 +345,10 @@ fn open_here(
     // What is refused each second while a port waits comes before what takes much to make.
     let attachment = Attachment::prepare(&link, settings.replace)?;
     let program = program_for(&link, settings)?;
-    let attached = memory_for(&name, settings, umems)
-        .and_then(|memory| attach((&program, attachment), memory, &mut link, (settings, counters)));
+    let attached = memory_for(&name, settings, umems).and_then(|(umem, leases)| {
+        let memory = (umems, umem, leases);
+        attach((&program, attachment), memory, &mut link, (settings, counters))
+    });
     let attached = attached.inspect_err(|_| {
         // As when a port is closed.
         (0..queues.into()).for_each(|queue| drop(program.clear_socket(queue)));
@@ -379,7 +381,7 @@ struct Attached {
 /// Attaches a program to the interface, and opens its queues in the places that it has.
 fn attach(
     (program, mut attachment): (&Program, Attachment),
-    (umem, leases): (Arc<Umem>, Vec<Lease>),
+    (umems, umem, leases): (&Umems, Arc<Umem>, Vec<Lease>),
     link: &mut Link,
     (settings, counters): (&AfXdpSettings, &[Arc<QueueCounters>]),
 ) -> Result<Attached, AfXdpError> {
@@ -389,7 +391,7 @@ fn attach(
     link.set_promiscuous()?;
     link.leave_tags();
     let hook = attach_best(&mut attachment, program, link, settings.mode)?;
-    let opened = Queues::open((&umem, leases), link, settings, (hook, marked))?;
+    let opened = Queues::open((umems, &umem, leases), link, settings, (hook, marked))?;
     let can = opened.can;
     let mut sockets = Vec::with_capacity(counters.len());
     for (queue, socket) in (0u32..).zip(opened.sockets()) {

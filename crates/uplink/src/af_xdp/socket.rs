@@ -25,7 +25,7 @@ use super::attach::Hook;
 use super::egress::{AfXdpEgress, Outgoing};
 use super::ingress::{AfXdpIngress, Incoming};
 use super::layout::{CHUNK, RX_FRAMES, TX_FRAMES};
-use super::umem::{InFlight, Knows, Lease, Umem};
+use super::umem::{InFlight, Knows, Lease, Umem, Umems};
 use super::{AfXdpError, AfXdpSettings, KernelCounts, KernelDrops, Mode};
 
 /// Bytes of `struct xsk_tx_metadata`.
@@ -90,6 +90,7 @@ struct Unbound(OwnedFd);
 
 /// How the sockets of an interface are bound.
 struct Way<'a> {
+    umems: &'a Umems,
     link: &'a Link,
     settings: &'a AfXdpSettings,
     /// The program is behind the driver.
@@ -115,12 +116,12 @@ impl Unbound {
 
     /// Binds it to a queue, with all that have the memory already.
     fn bind(&self, umem: &Umem, way: &Way<'_>, queue: u32) -> Result<(), AfXdpError> {
-        let Way { link, settings, .. } = way;
+        let Way { umems, link, settings, .. } = way;
         for other in umem.sockets() {
             let flags = SocketAddrXdpFlags::XDP_SHARED_UMEM;
             let addr = SocketAddrXdp::new(flags, link.index(), queue);
             let addr = SocketAddrXdpWithSharedUmem { addr, shared_umem_fd: other.as_fd() };
-            match bind_to(self, &addr, settings.patience) {
+            match bind_to(self, &addr, (umems, settings.patience)) {
                 // That one has lost its interface.
                 Err(Errno::BADF) => {}
                 result => return result.map_err(|e| bind_error(link, queue, settings.mode, e)),
@@ -131,7 +132,7 @@ impl Unbound {
 
     /// Binds it to a queue, and tells the kernel of the memory.
     fn bind_first(&self, umem: &Umem, way: &Way<'_>, queue: u32) -> Result<(), AfXdpError> {
-        let Way { link, settings, hook } = way;
+        let Way { umems, link, settings, hook } = way;
         let metadata = umem.register(&self.0)?;
         let mode = match (settings.mode, hook) {
             (Mode::ZeroCopy, _) => SocketAddrXdpFlags::XDP_ZEROCOPY,
@@ -141,13 +142,13 @@ impl Unbound {
         };
         let flags = mode | SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
         let to = |flags| SocketAddrXdp::new(flags, link.index(), queue);
-        let patience = settings.patience;
+        let waits = (*umems, settings.patience);
         // Before Linux 6.6 a frame has one chunk.
-        let spread = match bind_to(self, &to(flags | SocketAddrXdpFlags::XDP_USE_SG), patience) {
+        let spread = match bind_to(self, &to(flags | SocketAddrXdpFlags::XDP_USE_SG), waits) {
             Ok(()) => Ok(true),
             // Nor on a zero-copy device whose driver knows no such frames.
             Err(Errno::INVAL | Errno::OPNOTSUPP) => {
-                bind_to(self, &to(flags), patience).map(|()| false)
+                bind_to(self, &to(flags), waits).map(|()| false)
             }
             Err(error) => Err(error),
         };
@@ -205,7 +206,7 @@ impl Opened {
     }
 
     /// What the kernel has of the frames to send.
-    fn in_flight(&self) -> InFlight {
+    pub(super) fn in_flight(&self) -> InFlight {
         let (taken, done) = (self.tx.kernel_position(), self.completion.kernel_position());
         InFlight { taken, done }
     }
@@ -272,14 +273,15 @@ impl Ours {
 }
 
 impl Queues {
-    /// Opens and binds one socket for each queue, each in a place of the memory.
+    /// Opens and binds one socket for each queue, each in a place of the memory; `umems` are what
+    /// queues that were closed may have been in.
     pub(super) fn open(
-        (umem, leases): (&Umem, Vec<Lease>),
+        (umems, umem, leases): (&Umems, &Umem, Vec<Lease>),
         link: &Link,
         settings: &AfXdpSettings,
         (hook, marked): (Hook, bool),
     ) -> Result<Self, AfXdpError> {
-        let way = Way { link, settings, hook };
+        let way = Way { umems, link, settings, hook };
         let mut opened = Vec::with_capacity(leases.len());
         let mut zero_copy = false;
         for queue in 0..u32::from(settings.queues) {
@@ -398,12 +400,19 @@ fn large(link: &Link, settings: &AfXdpSettings, zero_copy: bool) -> Option<Direc
 }
 
 /// Binds a socket. A queue whose last socket was closed a moment ago is not free yet: the kernel
-/// lets go of it behind our back.
-fn bind_to(socket: &Unbound, addr: &impl SocketAddrArg, patience: Duration) -> Result<(), Errno> {
+/// lets go of it behind our back, and first a place in `umems` does whose frames it still has.
+fn bind_to(
+    socket: &Unbound,
+    addr: &impl SocketAddrArg,
+    (umems, patience): (&Umems, Duration),
+) -> Result<(), Errno> {
     let start = Instant::now();
     loop {
         match bind(&socket.0, addr) {
-            Err(Errno::BUSY) if start.elapsed() < patience => std::thread::sleep(BUSY_WAIT),
+            Err(Errno::BUSY) if start.elapsed() < patience => {
+                umems.look();
+                std::thread::sleep(BUSY_WAIT);
+            }
             result => return result,
         }
     }

@@ -17,8 +17,9 @@
 //! Most drivers get copies of frames, but some (`IFF_TX_SKB_NO_LINEAR`: virtio-net) get the pages
 //! themselves, and read them when the socket is long gone. The rings tell: they stay mapped, and
 //! the kernel writes the last completion there before it lets go of the frame. A ring that is
-//! mapped keeps its socket bound, so whoever has a name looks now and then ([`Umems::look`]); of
-//! devices that surely get copies, a peer that sits on a frame holds nothing.
+//! mapped keeps its socket bound, so whoever has a name looks now and then ([`Umems::look`]), and
+//! who waits for a queue does; of devices that surely get copies, a peer that sits on a frame holds
+//! nothing.
 //!
 //! **Limits.** The size is fixed when the memory is made; [`UMEM_QUEUES_MAX`] places.
 //! **Not supported.** A device that writes into shared memory by itself (zero-copy): nobody can
@@ -79,7 +80,7 @@ impl Umems {
     }
 
     /// Looks which places the kernel is done with, and lets go of their queues: to be called now
-    /// and then.
+    /// and then, and while a queue that is in use is waited for.
     pub fn look(&self) {
         for umem in self.named().there.values().filter_map(Weak::upgrade) {
             let _ = umem.state().look();

@@ -1,14 +1,15 @@
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::net::xdp::XdpRingOffset;
 
 use super::{InFlight, Place, Umem, Umems};
+use crate::af_xdp::socket::{Fds, Opened};
 use crate::af_xdp::testbed::Space;
-use crate::af_xdp::{AfXdp, AfXdpSettings, open};
+use crate::af_xdp::{AfXdp, AfXdpError, AfXdpSettings, open};
 use crate::sys::xdp::{Consumer, Desc, Producer};
 
 /// Where the words stand in a file that plays two rings.
@@ -108,4 +109,50 @@ fn the_kernel_is_told_of_the_memory_once() {
     }
     there.extend([uplink("d0"), uplink("e0")]);
     assert_eq!((told(), umem.sockets().len()), (2, 4));
+}
+
+/// The rings of a closed queue keep it, so who waits for the queue looks whether they can go.
+#[test]
+fn who_waits_for_a_queue_lets_go_of_its_rings_when_the_kernel_has_sent_its_frames() {
+    let space = Space::new("drain");
+    space.ip(&["link", "add", "a0", "numrxqueues", "2", "type", "veth"]);
+    let umems = Umems::default();
+    umems.plan([("u".to_owned(), 2)].into());
+    let settings = AfXdpSettings {
+        umem: Some("u".to_owned()),
+        patience: Duration::from_secs(20),
+        ..space.settings("a0")
+    };
+    let uplink = open(&settings, &umems, &[Arc::default()]).unwrap();
+    // Another port has the memory, too.
+    let _stays = umems.get("u", 1).unwrap();
+    // As if the driver had been given pages, and not sent them.
+    let file = std::fs::File::from(memfd_create("rings", MemfdFlags::CLOEXEC).unwrap());
+    ftruncate(&file, RING_BYTES).unwrap();
+    let set = |value: u32| file.write_all_at(&value.to_ne_bytes(), AT.consumer).unwrap();
+    let taken = Producer::<Desc>::map(file.as_fd(), 0, &AT, 1024).unwrap().kernel_position();
+    let Fds { receive, send, .. } = uplink.control.sockets.first().unwrap();
+    let [receive, send] = [receive, send].map(|fd| fd.try_clone().unwrap());
+    let InFlight { done, .. } = Opened::anew(receive, Some(send)).unwrap().in_flight();
+    uplink.control.leases.first().unwrap().watch(InFlight { taken, done });
+    set(3);
+    drop(uplink);
+    let start = Instant::now();
+    let now = AfXdpSettings { patience: Duration::ZERO, ..settings.clone() };
+    loop {
+        let error = open(&now, &umems, &[Arc::default()]).map(drop).unwrap_err();
+        if matches!(error, AfXdpError::Busy { .. }) {
+            break;
+        }
+        // A program that another test starts holds our fds for a moment, too.
+        assert!(start.elapsed() < Duration::from_secs(5), "{error}");
+    }
+    let again = std::thread::scope(|scope| {
+        let waits = scope.spawn(|| open(&settings, &umems, &[Arc::default()]).map(drop));
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!waits.is_finished());
+        set(0);
+        waits.join().unwrap()
+    });
+    again.unwrap();
 }
