@@ -11,7 +11,9 @@
 //!    Confirm ─────────────────────────────►   (until here it can go on itself) │ serves
 //!    Leave ◄───────────────────────────────   touches nothing any more         │
 //!    starts rings and uplinks                                                  ┘
-//!    Running ─────────────────────────────►   ends
+//!    Running ─────────────────────────────►   closes what was not taken
+//!    Rest ◄────────────────────────────────   (if the kernel is not done with that)
+//!    opens what had to wait for that          ends
 //! ```
 //!
 //! **Compatibility.** As [`control::handover`] says: fields may be added, each has a default, and
@@ -19,7 +21,7 @@
 
 mod counts;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use control::{PortSpec, StaticEntry};
@@ -68,6 +70,14 @@ pub(crate) struct MetricsOffer {
 pub(crate) struct Prepared {
     /// Names of ports; the others end with the old process.
     pub(crate) ports: BTreeSet<String>,
+}
+
+/// What is still in use when the old process ends.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Rest {
+    /// Places of queues that were closed and whose frames the kernel may still read, by UMEM.
+    pub(crate) umems: BTreeMap<String, Vec<u32>>,
 }
 
 /// A port.

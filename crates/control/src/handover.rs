@@ -82,18 +82,21 @@ pub enum Kind {
     Leave,
     /// New to old: it runs; the old one may end.
     Running,
+    /// Old to new, if there is any: what of the old one's is not to be touched when it has ended.
+    Rest,
     /// Either way, instead of the next one: it goes no further, and why.
     Abort,
 }
 
 impl Kind {
-    const ALL: [(Self, u8); 7] = [
+    const ALL: [(Self, u8); 8] = [
         (Self::Offer, b'O'),
         (Self::Ready, b'R'),
         (Self::State, b'S'),
         (Self::Confirm, b'C'),
         (Self::Leave, b'L'),
         (Self::Running, b'U'),
+        (Self::Rest, b'E'),
         (Self::Abort, b'A'),
     ];
 

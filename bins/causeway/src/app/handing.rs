@@ -35,13 +35,16 @@ use super::ports::{Origin, Port, Side};
 use super::uplink::UplinkSide;
 use super::{App, Subscriber};
 use crate::handover::{
-    ControlOffer, Debt, MetricsOffer, Offer, PortOffer, PortStop, Prepared, QueueCount, State,
-    Station, Status, SwitchCount, UplinkStop,
+    ControlOffer, Debt, MetricsOffer, Offer, PortOffer, PortStop, Prepared, QueueCount, Rest,
+    State, Station, Status, SwitchCount, UplinkStop,
 };
 use crate::service::ServiceManager;
 
 /// How long the new process may prepare.
 const PREPARE_TIME: Duration = Duration::from_secs(60);
+/// How long this process waits, when another one serves, for the kernel to send what ports had
+/// that end: that one waits for it too.
+const DRAIN_TIME: Duration = Duration::from_secs(1);
 /// How long nobody serves at most, before this process goes on.
 const SWITCH_TIME: Duration = Duration::from_secs(3);
 
@@ -154,10 +157,10 @@ impl App {
                 Ok((outage, prepared, channel))
             });
             match handed {
-                Ok((outage, prepared, channel)) => {
+                Ok((outage, prepared, mut channel)) => {
                     let outage_us = u64::try_from(outage.as_micros()).unwrap_or(u64::MAX);
                     tracing::info!(pid, outage_us, "handed over, leaving");
-                    self.leave(pid, &prepared);
+                    self.leave(pid, &prepared, &mut channel);
                     // The other process waits for this with what ports had that it did not take.
                     drop(channel);
                 }
@@ -199,13 +202,23 @@ impl App {
         }
     }
 
-    /// Everything is another process's now.
-    fn leave(&mut self, pid: i32, prepared: &Prepared) {
-        for mut port in std::mem::take(&mut self.ports) {
-            if !prepared.ports.contains(&port.spec.name) {
-                drop(self.remove(port));
-                continue;
+    /// Everything is another process's now, or ends.
+    fn leave(&mut self, pid: i32, prepared: &Prepared, channel: &mut Channel) {
+        let (taken, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.ports)
+            .into_iter()
+            .partition(|port| prepared.ports.contains(&port.spec.name));
+        for port in rest {
+            drop(self.remove(port));
+        }
+        // Memory that ports share is there as long as those are that were taken.
+        let rest = Rest { umems: self.uplinks.drain(DRAIN_TIME) };
+        if !rest.umems.is_empty() {
+            tracing::warn!(umems = ?rest.umems, "the kernel still sends frames of closed queues");
+            if let Err(error) = channel.send(Kind::Rest, &rest) {
+                tracing::warn!(%error, "the new process was not told of them");
             }
+        }
+        for mut port in taken {
             match std::mem::replace(&mut port.side, Side::Absent) {
                 Side::Absent => {}
                 Side::Guest(id) => {

@@ -30,7 +30,7 @@ use vhost_user_net::handover::Incoming;
 use super::App;
 use super::ports::{Origin, Port, Side};
 use super::uplink::UplinkSide;
-use crate::handover::{Offer, PortOffer, PortStop, Prepared, State, Station};
+use crate::handover::{Offer, PortOffer, PortStop, Prepared, Rest, State, Station};
 
 /// How long the old process may take to offer, and to stop.
 const OFFER_TIME: Duration = Duration::from_secs(30);
@@ -122,6 +122,20 @@ impl Taken {
         self.channel.abort(reason);
     }
 
+    /// Waits until the old process has let go of everything; what of its is not to be touched.
+    fn await_end(&mut self) -> Rest {
+        let end = Instant::now().checked_add(END_TIME);
+        let said = match self.channel.patience(END_TIME) {
+            Ok(()) => self.channel.receive(Kind::Rest),
+            Err(error) => Err(error.into()),
+        };
+        while !self.channel.is_closed() && end.is_some_and(|end| Instant::now() < end) {
+            std::thread::sleep(END_PAUSE);
+        }
+        // Who goes without a word has let go of everything.
+        said.map(|(rest, _)| rest).unwrap_or_default()
+    }
+
     /// The old process's way to the service manager.
     pub(crate) fn service(&mut self) -> Option<OwnedFd> {
         self.fds.take(self.offer.service?).ok()
@@ -206,20 +220,17 @@ impl App {
         self.resume();
         let ran = taken.channel.send(Kind::Running, &Nothing {});
         let outage_us = u64::try_from(stopped.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let Agreed { pid, program, .. } = &taken.agreed;
+        let Agreed { pid, program, .. } = taken.agreed.clone();
         let ports = taken.adopted.len();
         tracing::info!(pid, program, ports, outage_us, "took over");
         if let Err(error) = ran {
             tracing::warn!(%error, "the old process was not told that this one runs");
         }
-        let end = Instant::now().checked_add(END_TIME);
-        while !taken.channel.is_closed() && end.is_some_and(|end| Instant::now() < end) {
-            std::thread::sleep(END_PAUSE);
-        }
+        let rest = taken.await_end();
         // What nobody took would keep sockets of ports that ended alive.
         taken.fds = Incoming::default();
         if taken.channel.is_closed() {
-            self.uplinks.settle();
+            self.uplinks.settle(&rest);
         } else {
             tracing::warn!(pid, "the old process does not end: nobody gets its room in UMEMs");
         }

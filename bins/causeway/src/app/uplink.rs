@@ -10,6 +10,7 @@
 
 mod handover;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use uplink::af_xdp::Umems;
 use uplink::interface::{Finder, LinkState};
 
 use super::device::{self, Device};
+use crate::handover::Rest;
 use handover::Paused;
 
 /// What all uplinks have together.
@@ -45,9 +47,15 @@ impl Common {
         self.umems.plan(umem_rooms(ports));
     }
 
-    /// A process that handed over has let go of everything.
-    pub(super) fn settle(&self) {
-        self.umems.settle();
+    /// A process that handed over has let go of everything but `rest`.
+    pub(super) fn settle(&self, rest: &Rest) {
+        self.umems.settle(&rest.umems);
+    }
+
+    /// Waits until the kernel is done with queues that were closed, for `patience`; what it may be
+    /// not done with then, by UMEM.
+    pub(super) fn drain(&self, patience: Duration) -> BTreeMap<String, Vec<u32>> {
+        self.umems.drain(patience)
     }
 
     /// To be called now and then.

@@ -21,6 +21,10 @@
 //! who waits for a queue does; of devices that surely get copies, a peer that sits on a frame holds
 //! nothing.
 //!
+//! A successor cannot see the rings of queues that its predecessor closed. So that one waits for
+//! them before it goes ([`Umems::drain`]); a place that the kernel is not done with by then is
+//! nobody's until the memory goes.
+//!
 //! **Limits.** The size is fixed when the memory is made; [`UMEM_QUEUES_MAX`] places.
 //! **Not supported.** A device that writes into shared memory by itself (zero-copy): nobody can
 //! see when it is done with the place of a queue that was closed.
@@ -68,15 +72,37 @@ impl Umems {
         self.named().rooms = rooms;
     }
 
-    /// What another process held when it handed over is free: it has let go of everything.
-    pub fn settle(&self) {
-        for umem in self.named().there.values().filter_map(Weak::upgrade) {
-            for place in &mut umem.state().places {
-                if let Place::Elsewhere = place {
+    /// What another process held when it handed over is free: it has let go of everything. But
+    /// not what [`Self::drain`] said there: nobody here can see when the kernel is done with it.
+    pub fn settle(&self, kept: &BTreeMap<String, Vec<u32>>) {
+        for (name, umem) in &self.named().there {
+            let Some(umem) = umem.upgrade() else { continue };
+            let kept = kept.get(name).map_or(&[][..], Vec::as_slice);
+            for (number, place) in (0..).zip(&mut umem.state().places) {
+                if matches!(place, Place::Elsewhere) && !kept.contains(&number) {
                     *place = Place::Free;
                 }
             }
         }
+    }
+
+    /// Waits for the kernel to be done with queues that were closed, for `patience`. Which places,
+    /// by the name of their UMEM, it may be not done with then: a successor leaves them alone.
+    pub fn drain(&self, patience: Duration) -> BTreeMap<String, Vec<u32>> {
+        let start = Instant::now();
+        let there: Vec<_> = self.named().there.values().filter_map(Weak::upgrade).collect();
+        let draining = || there.iter().any(|umem| umem.state().look().1 > 0);
+        while draining() && start.elapsed() < patience {
+            std::thread::sleep(DRAIN_WAIT);
+        }
+        let left = there.iter().map(|umem| {
+            let state = umem.state();
+            let open = |place: &Place| matches!(place, Place::Draining(_) | Place::Elsewhere);
+            let left = (0..).zip(&state.places).filter(|(_, place)| open(place));
+            let left = left.map(|(number, _)| number).collect();
+            (umem.name().unwrap_or_default().to_owned(), left)
+        });
+        left.filter(|(_, places): &(_, Vec<_>)| !places.is_empty()).collect()
     }
 
     /// Looks which places the kernel is done with, and lets go of their queues: to be called now

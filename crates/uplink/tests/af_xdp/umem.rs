@@ -376,7 +376,7 @@ fn a_successor_leaves_alone_what_it_does_not_take_until_that_is_gone() {
     assert!(more().unwrap_err().to_string().contains(", 0 are free, "));
     stays.carry(&sized(1));
     drop(stays);
-    next.settle();
+    next.settle(&BTreeMap::new());
     let _more = more().unwrap();
     let mut back = Way { near: new, far };
     back.carry(&sized(2));

@@ -16,6 +16,36 @@ use crate::sys::xdp::{Consumer, Desc, Producer};
 const AT: XdpRingOffset = XdpRingOffset { producer: 0, consumer: 64, flags: Some(128), desc: 256 };
 const RING_BYTES: u64 = 64 * 1024;
 
+/// Rings that a test plays the kernel on.
+struct Rings {
+    file: std::fs::File,
+    tx: Producer<Desc>,
+    completion: Consumer<u64>,
+}
+
+impl Rings {
+    fn new() -> Self {
+        let file = std::fs::File::from(memfd_create("rings", MemfdFlags::CLOEXEC).unwrap());
+        ftruncate(&file, 2 * RING_BYTES).unwrap();
+        let tx = Producer::map(file.as_fd(), 0, &AT, 1024).unwrap();
+        let completion = Consumer::map(file.as_fd(), RING_BYTES, &AT, 1024).unwrap();
+        Self { file, tx, completion }
+    }
+
+    fn in_flight(&self) -> InFlight {
+        let (taken, done) = (self.tx.kernel_position(), self.completion.kernel_position());
+        InFlight { taken, done }
+    }
+
+    fn taken(&self, count: u32) {
+        self.file.write_all_at(&count.to_ne_bytes(), AT.consumer).unwrap();
+    }
+
+    fn done(&self, count: u32) {
+        self.file.write_all_at(&count.to_ne_bytes(), RING_BYTES + AT.producer).unwrap();
+    }
+}
+
 /// The kernel has frames of a queue that was closed: its place is nobody's until it gives them
 /// back, however far the numbers are.
 #[test]
@@ -127,15 +157,13 @@ fn who_waits_for_a_queue_lets_go_of_its_rings_when_the_kernel_has_sent_its_frame
     // Another port has the memory, too.
     let _stays = umems.get("u", 1).unwrap();
     // As if the driver had been given pages, and not sent them.
-    let file = std::fs::File::from(memfd_create("rings", MemfdFlags::CLOEXEC).unwrap());
-    ftruncate(&file, RING_BYTES).unwrap();
-    let set = |value: u32| file.write_all_at(&value.to_ne_bytes(), AT.consumer).unwrap();
-    let taken = Producer::<Desc>::map(file.as_fd(), 0, &AT, 1024).unwrap().kernel_position();
+    let rings = Rings::new();
+    let taken = rings.tx.kernel_position();
     let Fds { receive, send, .. } = uplink.control.sockets.first().unwrap();
     let [receive, send] = [receive, send].map(|fd| fd.try_clone().unwrap());
     let InFlight { done, .. } = Opened::anew(receive, Some(send)).unwrap().in_flight();
     uplink.control.leases.first().unwrap().watch(InFlight { taken, done });
-    set(3);
+    rings.taken(3);
     drop(uplink);
     let start = Instant::now();
     let now = AfXdpSettings { patience: Duration::ZERO, ..settings.clone() };
@@ -151,8 +179,51 @@ fn who_waits_for_a_queue_lets_go_of_its_rings_when_the_kernel_has_sent_its_frame
         let waits = scope.spawn(|| open(&settings, &umems, &[Arc::default()]).map(drop));
         std::thread::sleep(Duration::from_millis(100));
         assert!(!waits.is_finished());
-        set(0);
+        rings.taken(0);
         waits.join().unwrap()
     });
     again.unwrap();
+}
+
+/// Who hands over waits for the kernel, and says what it is not done with; who takes over leaves
+/// that alone.
+#[test]
+fn a_successor_does_not_get_what_the_kernel_still_sends() {
+    let old = Umems::default();
+    old.plan([("u".to_owned(), 4)].into());
+    let umem = old.get("u", 4).unwrap();
+    let mut leases = umem.take("eth0", 4, Duration::ZERO).unwrap();
+    let goes_on = [Arc::new(leases.remove(0))];
+    let rings = [Rings::new(), Rings::new()];
+    for (lease, rings) in leases.iter().zip(&rings) {
+        lease.watch(rings.in_flight());
+        rings.taken(3);
+    }
+    // One is closed before it hands over, the others after.
+    drop(leases.remove(0));
+    let shared = umem.shared(&goes_on).unwrap();
+    let new = Umems::default();
+    let adopted = new.adopt(&shared, umem.fd().try_clone_to_owned().unwrap()).unwrap();
+    let _goes_on = adopted.claim(&shared.places).unwrap();
+    drop(leases);
+    let kept = std::thread::scope(|scope| {
+        let waits = scope.spawn(|| old.drain(Duration::from_millis(200)));
+        std::thread::sleep(Duration::from_millis(20));
+        rings[1].done(3);
+        waits.join().unwrap()
+    });
+    assert_eq!(kept, [("u".to_owned(), vec![1])].into());
+    new.settle(&kept);
+    let rest = adopted.take("eth1", 2, Duration::ZERO).unwrap();
+    assert_eq!(rest.iter().map(|lease| lease.place).collect::<Vec<_>>(), [2, 3]);
+    assert!(adopted.take("eth2", 1, Duration::ZERO).is_err());
+    // A third one does not get it either, for nobody can see it any more.
+    assert_eq!(new.drain(Duration::ZERO), kept);
+    // Nobody waits when the kernel is done.
+    rings[0].done(3);
+    let start = Instant::now();
+    assert_eq!(old.drain(Duration::from_secs(60)), [].into());
+    assert!(start.elapsed() < Duration::from_secs(30));
+    new.settle(&[].into());
+    assert!(adopted.take("eth2", 1, Duration::ZERO).is_ok());
 }
