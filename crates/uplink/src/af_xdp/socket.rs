@@ -207,8 +207,7 @@ impl Opened {
 
     /// What the kernel has of the frames to send.
     pub(super) fn in_flight(&self) -> InFlight {
-        let (taken, done) = (self.tx.kernel_position(), self.completion.kernel_position());
-        InFlight { taken, done }
+        InFlight::new(self.tx.positions(), self.completion.kernel_position())
     }
 }
 

@@ -44,7 +44,7 @@ use virtq::mem::SharedMap;
 
 use crate::parts::PartsError;
 use crate::sys::map::map_fd;
-use crate::sys::xdp::KernelPosition;
+use crate::sys::xdp::Position;
 
 use super::AfXdpError;
 use super::layout::{CHUNK, umem_bytes};
@@ -54,6 +54,9 @@ use super::socket::METADATA;
 pub const UMEM_QUEUES_MAX: u16 = 64;
 /// The pause between two looks whether the kernel is done with a place.
 const DRAIN_WAIT: Duration = Duration::from_millis(5);
+/// How long no frame comes back before the kernel is held to be done with a place, if it may have
+/// taken more than it says: less than anybody waits for a queue.
+const QUIET_TIME: Duration = Duration::from_millis(30);
 
 /// The UMEMs of a process that have names. A UMEM goes with the last port that says its name.
 #[derive(Debug, Clone, Default)]
@@ -397,10 +400,10 @@ impl State {
         let (mut free, mut draining) = (Vec::new(), 0usize);
         for (number, place) in (0..).zip(&mut self.places) {
             if let Place::Draining(frames) = place {
-                if frames.count() > 0 {
-                    draining = draining.saturating_add(1);
-                } else {
+                if frames.are_back(Instant::now()) {
                     *place = Place::Free;
+                } else {
+                    draining = draining.saturating_add(1);
                 }
             }
             if let Place::Free = place {
@@ -432,26 +435,51 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let in_flight = self.in_flight.take().filter(|frames| frames.count() > 0);
+        let mut in_flight = self.in_flight.take();
+        let in_flight = in_flight.take_if(|frames| !frames.are_back(Instant::now()));
         let is = in_flight.map_or(Place::Free, Place::Draining);
         self.umem.state().set(self.place, is);
     }
 }
 
-/// Chunks that the kernel took to send, and did not give back yet.
+/// Chunks that the kernel took to send, and may not have given back yet.
 #[derive(Debug)]
 pub(super) struct InFlight {
-    /// How far the kernel is in the ring of frames to send.
-    pub(super) taken: KernelPosition,
+    /// How far we were in the ring of frames to send.
+    put: Position,
+    /// How far the kernel is there.
+    taken: Position,
     /// How far it is in the completion ring.
-    pub(super) done: KernelPosition,
+    done: Position,
+    /// Where that was when a frame came back last, as far as anybody looked.
+    last: Option<(u32, Instant)>,
 }
 
 impl InFlight {
-    fn count(&self) -> u32 {
+    pub(super) fn new((put, taken): (Position, Position), done: Position) -> Self {
+        Self { put, taken, done, last: None }
+    }
+
+    /// Whether the kernel has given all of them back by `now`.
+    ///
+    /// It may have taken more than it says: before Linux 6.17, when a call ends with an error, it
+    /// says so with the next call, which never comes if the queue is closed. Then as many as it
+    /// says have come back, or more, and there may be others: none, if none comes for a while.
+    /// There is no such doubt if it has taken all that was put.
+    fn are_back(&mut self, now: Instant) -> bool {
         // In this order: what is taken in between is not missed, for nobody puts more.
         let done = self.done.read();
-        self.taken.read().wrapping_sub(done)
+        let taken = self.taken.read();
+        let since = match self.last {
+            Some((last, since)) if last == done => since,
+            _ => now,
+        };
+        self.last = Some((done, since));
+        match taken.wrapping_sub(done).cast_signed() {
+            0 if taken == self.put.read() => true,
+            ..=0 => now.saturating_duration_since(since) >= QUIET_TIME,
+            _ => false,
+        }
     }
 }
 

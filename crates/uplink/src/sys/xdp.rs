@@ -171,9 +171,10 @@ impl<T: Entry> Producer<T> {
         self.ring.word(self.ring.producer).store(self.next, Ordering::Release);
     }
 
-    /// How far the kernel is, for who has not the ring.
-    pub(crate) fn kernel_position(&self) -> KernelPosition {
-        KernelPosition { word: self.ring.consumer, _map: Arc::clone(&self.ring.map) }
+    /// How far we and the kernel are, for who has not the ring.
+    pub(crate) fn positions(&self) -> (Position, Position) {
+        let of = |word| Position { word, _map: Arc::clone(&self.ring.map) };
+        (of(self.ring.producer), of(self.ring.consumer))
     }
 
     /// Published entries that the kernel has not taken.
@@ -249,8 +250,8 @@ impl<T: Entry> Consumer<T> {
     }
 
     /// How far the kernel is, for who has not the ring.
-    pub(crate) fn kernel_position(&self) -> KernelPosition {
-        KernelPosition { word: self.ring.producer, _map: Arc::clone(&self.ring.map) }
+    pub(crate) fn kernel_position(&self) -> Position {
+        Position { word: self.ring.producer, _map: Arc::clone(&self.ring.map) }
     }
 
     /// A copy of entry `index` of those that are there.
@@ -272,19 +273,19 @@ impl<T: Entry> Consumer<T> {
     }
 }
 
-/// How far the kernel is in a ring, whoever has the ring; the memory stays when the socket goes.
+/// How far one side is in a ring, whoever has the ring; the memory stays when the socket goes.
 #[derive(Debug)]
-pub(crate) struct KernelPosition {
+pub(crate) struct Position {
     word: *const u32,
     _map: Arc<Mapping>,
 }
 
 // SAFETY: the pointer is to a mapping that is kept, and every access is atomic.
-unsafe impl Send for KernelPosition {}
+unsafe impl Send for Position {}
 // SAFETY: as above.
-unsafe impl Sync for KernelPosition {}
+unsafe impl Sync for Position {}
 
-impl KernelPosition {
+impl Position {
     pub(crate) fn read(&self) -> u32 {
         // SAFETY: `Ring::map` checked that the word is aligned and inside of the mapping, which
         // lives as long as `self`; both sides reach it atomically only.

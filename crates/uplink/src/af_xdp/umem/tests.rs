@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::net::xdp::XdpRingOffset;
 
-use super::{InFlight, Place, Umem, Umems};
+use super::{InFlight, Place, QUIET_TIME, Umem, Umems};
 use crate::af_xdp::socket::{Fds, Opened};
 use crate::af_xdp::testbed::Space;
 use crate::af_xdp::{AfXdp, AfXdpError, AfXdpSettings, open};
@@ -16,33 +16,43 @@ use crate::sys::xdp::{Consumer, Desc, Producer};
 const AT: XdpRingOffset = XdpRingOffset { producer: 0, consumer: 64, flags: Some(128), desc: 256 };
 const RING_BYTES: u64 = 64 * 1024;
 
-/// Rings that a test plays the kernel on.
+/// Rings that a test plays the kernel on, all of whose numbers begin somewhere.
 struct Rings {
     file: std::fs::File,
-    tx: Producer<Desc>,
-    completion: Consumer<u64>,
+    start: u32,
 }
 
 impl Rings {
-    fn new() -> Self {
+    fn at(start: u32) -> Self {
         let file = std::fs::File::from(memfd_create("rings", MemfdFlags::CLOEXEC).unwrap());
         ftruncate(&file, 2 * RING_BYTES).unwrap();
-        let tx = Producer::map(file.as_fd(), 0, &AT, 1024).unwrap();
-        let completion = Consumer::map(file.as_fd(), RING_BYTES, &AT, 1024).unwrap();
-        Self { file, tx, completion }
+        let rings = Self { file, start };
+        rings.taken(0);
+        rings.done(0);
+        rings
     }
 
+    /// The rings go first, as sockets do.
     fn in_flight(&self) -> InFlight {
-        let (taken, done) = (self.tx.kernel_position(), self.completion.kernel_position());
-        InFlight { taken, done }
+        let tx = Producer::<Desc>::map(self.file.as_fd(), 0, &AT, 1024).unwrap();
+        let completion = Consumer::<u64>::map(self.file.as_fd(), RING_BYTES, &AT, 1024).unwrap();
+        InFlight::new(tx.positions(), completion.kernel_position())
     }
 
+    fn set(&self, at: u64, count: u32) {
+        let value = self.start.wrapping_add(count);
+        self.file.write_all_at(&value.to_ne_bytes(), at).unwrap();
+    }
+
+    /// So many were put, and the kernel says that it took them.
     fn taken(&self, count: u32) {
-        self.file.write_all_at(&count.to_ne_bytes(), AT.consumer).unwrap();
+        self.set(AT.producer, count);
+        self.set(AT.consumer, count);
     }
 
+    /// So many came back.
     fn done(&self, count: u32) {
-        self.file.write_all_at(&count.to_ne_bytes(), RING_BYTES + AT.producer).unwrap();
+        self.set(RING_BYTES + AT.producer, count);
     }
 }
 
@@ -51,30 +61,17 @@ impl Rings {
 #[test]
 fn a_place_is_free_when_the_kernel_has_sent_its_frames() {
     for start in [0, 7, u32::MAX - 1] {
-        let file = std::fs::File::from(memfd_create("rings", MemfdFlags::CLOEXEC).unwrap());
-        ftruncate(&file, 2 * RING_BYTES).unwrap();
-        let set = |at: u64, value: u32| file.write_all_at(&value.to_ne_bytes(), at).unwrap();
-        let (taken_at, done_at) = (AT.consumer, RING_BYTES + AT.producer);
-        let rings = || {
-            let tx = Producer::<Desc>::map(file.as_fd(), 0, &AT, 1024).unwrap();
-            (tx, Consumer::<u64>::map(file.as_fd(), RING_BYTES, &AT, 1024).unwrap())
-        };
-        let (tx, completion) = rings();
-        set(taken_at, start);
-        set(done_at, start);
+        let rings = Rings::at(start);
         let umems = Umems::default();
         let umem = umems.get("u", 1).unwrap();
         let take =
             |patience| umem.take("eth0", 1, patience).map(|mut leases| leases.pop().unwrap());
         let lease = take(Duration::ZERO).unwrap();
-        let (taken, done) = (tx.kernel_position(), completion.kernel_position());
-        lease.watch(InFlight { taken, done });
-        // The rings go first, as sockets do.
-        drop((tx, completion));
-        set(taken_at, start.wrapping_add(3));
+        lease.watch(rings.in_flight());
+        rings.taken(3);
         drop(lease);
         for sent in 0..3 {
-            set(done_at, start.wrapping_add(sent));
+            rings.done(sent);
             assert_eq!(
                 take(Duration::ZERO).unwrap_err().to_string(),
                 "UMEM u has room for 1 queues, 0 are free, and interface eth0 has 1 (the kernel \
@@ -87,22 +84,49 @@ fn a_place_is_free_when_the_kernel_has_sent_its_frames() {
             let taker = scope.spawn(|| take(Duration::from_secs(60)).map(drop));
             std::thread::sleep(Duration::from_millis(20));
             assert!(!taker.is_finished());
-            set(done_at, start.wrapping_add(3));
+            rings.done(3);
             taker.join().unwrap()
         });
         waited.unwrap();
         // Nobody may come for the place; who looks lets go of the rings, which hold the queue.
         let lease = take(Duration::ZERO).unwrap();
-        let (tx, completion) = rings();
-        lease.watch(InFlight { taken: tx.kernel_position(), done: completion.kernel_position() });
-        drop((tx, completion));
-        set(taken_at, start.wrapping_add(4));
+        lease.watch(rings.in_flight());
+        rings.taken(4);
         drop(lease);
         umems.look();
         assert!(matches!(umem.state().places[..], [Place::Draining(_)]));
-        set(done_at, start.wrapping_add(4));
+        rings.done(4);
         umems.look();
         assert!(matches!(umem.state().places[..], [Place::Free]));
+    }
+}
+
+/// Where it does not say how many it took, more may come back than it took.
+#[test]
+fn frames_are_back_when_no_more_of_an_unknown_number_comes_for_a_while() {
+    let began = Instant::now();
+    let quiet = u64::try_from(QUIET_TIME.as_millis()).unwrap();
+    for start in [0, 2, u32::MAX] {
+        let rings = Rings::at(start);
+        let mut frames = rings.in_flight();
+        let mut back = |after_ms: u64| frames.are_back(began + Duration::from_millis(after_ms));
+        rings.taken(2);
+        assert!(!back(0), "{start}");
+        assert!(!back(100 * quiet), "they stay for as long as they want");
+        rings.set(AT.producer, 9);
+        let mut at = 200 * quiet;
+        for done in 2..6 {
+            rings.done(done);
+            assert!(!back(at), "{start}: {done}");
+            at += quiet - 1;
+            assert!(!back(at), "{start}: {done}");
+        }
+        assert!(back(at + 1), "{start}");
+        // It says so after all.
+        rings.set(AT.consumer, 9);
+        assert!(!back(at + 2));
+        rings.done(9);
+        assert!(back(at + 3));
     }
 }
 
@@ -157,12 +181,12 @@ fn who_waits_for_a_queue_lets_go_of_its_rings_when_the_kernel_has_sent_its_frame
     // Another port has the memory, too.
     let _stays = umems.get("u", 1).unwrap();
     // As if the driver had been given pages, and not sent them.
-    let rings = Rings::new();
-    let taken = rings.tx.kernel_position();
+    let rings = Rings::at(0);
     let Fds { receive, send, .. } = uplink.control.sockets.first().unwrap();
     let [receive, send] = [receive, send].map(|fd| fd.try_clone().unwrap());
     let InFlight { done, .. } = Opened::anew(receive, Some(send)).unwrap().in_flight();
-    uplink.control.leases.first().unwrap().watch(InFlight { taken, done });
+    let in_flight = InFlight { done, ..rings.in_flight() };
+    uplink.control.leases.first().unwrap().watch(in_flight);
     rings.taken(3);
     drop(uplink);
     let start = Instant::now();
@@ -194,7 +218,7 @@ fn a_successor_does_not_get_what_the_kernel_still_sends() {
     let umem = old.get("u", 4).unwrap();
     let mut leases = umem.take("eth0", 4, Duration::ZERO).unwrap();
     let goes_on = [Arc::new(leases.remove(0))];
-    let rings = [Rings::new(), Rings::new()];
+    let rings = [Rings::at(0), Rings::at(0)];
     for (lease, rings) in leases.iter().zip(&rings) {
         lease.watch(rings.in_flight());
         rings.taken(3);
