@@ -71,6 +71,11 @@ pub struct AfXdpEgress {
     pending: bool,
     /// The interface was down at the last call.
     down: bool,
+    /// How far the kernel said that it was in the ring when we looked last.
+    said: u32,
+    /// So many frames from there on it has dropped since, and not said so: before Linux 6.17 it
+    /// says it with the next call.
+    unsaid: u32,
     /// What a call without an answer met, to be told by the next one.
     fault: Option<QueueFault>,
     /// What the kernel takes unfinished.
@@ -92,16 +97,18 @@ impl AfXdpEgress {
             None => OffloadSet { csum: parts.metadata, ..OffloadSet::NONE },
         };
         Ok(Self {
-            parts,
             area,
             slots,
             free,
             pending: false,
             down: false,
+            said: parts.tx.seen(),
+            unsaid: 0,
             fault: None,
             takes,
             adapter: Adapter::default(),
             coalescer: Coalescer::default(),
+            parts,
         })
     }
 
@@ -134,6 +141,7 @@ impl AfXdpEgress {
 
     /// Calls the kernel until it has taken what was put, or does not take more.
     fn kick(&mut self, calls: u32) -> Result<(), QueueFault> {
+        let _ = self.waiting();
         let mut before = u32::MAX;
         for _ in 0..calls {
             let poked = self.parts.socket.fds.poke_tx();
@@ -144,13 +152,24 @@ impl AfXdpEgress {
             if let Poked::Gone(errno) = poked {
                 return Err(self.fault(io::Error::from(errno).to_string()));
             }
-            let waiting = self.parts.tx.waiting();
+            let waiting = self.waiting();
             if waiting == 0 || waiting >= before || self.down {
                 break;
             }
             before = waiting;
         }
         Ok(())
+    }
+
+    /// Frames in the ring of which the kernel does not say that it took them.
+    #[inline(always)]
+    fn waiting(&mut self) -> u32 {
+        let waiting = self.parts.tx.waiting();
+        if self.said != self.parts.tx.seen() {
+            self.said = self.parts.tx.seen();
+            self.unsaid = 0;
+        }
+        waiting
     }
 
     /// Counts that of the frames that the kernel took, the last `frames` ones were dropped.
@@ -160,7 +179,14 @@ impl AfXdpEgress {
         if self.parts.zero_copy {
             return;
         }
-        let bytes = last_frames(self.parts.tx.taken(), frames);
+        let _ = self.parts.tx.waiting();
+        let bytes = if self.said == self.parts.tx.seen() {
+            let before = self.unsaid;
+            self.unsaid = before.saturating_add(frames);
+            frames_of(self.parts.tx.left(), before, frames).1
+        } else {
+            last_frames(self.parts.tx.taken(), frames)
+        };
         self.parts.counters.egress.lost(frames.into(), bytes);
     }
 
@@ -324,16 +350,27 @@ impl Drop for AfXdpEgress {
         if self.parts.socket.left.load(Ordering::Relaxed) {
             return;
         }
+        self.settle();
         let _ = self.kick(CALLS_FOR_BURST);
         self.settle();
-        let (mut frames, mut bytes) = (0u64, 0u64);
-        for desc in self.parts.tx.left() {
-            let last = desc.options & libc::XDP_PKT_CONTD == 0;
-            frames = frames.wrapping_add(u64::from(last));
-            bytes = bytes.wrapping_add(u64::from(desc.len));
-        }
+        let (frames, bytes) = frames_of(self.parts.tx.left(), self.unsaid, u32::MAX);
         self.parts.counters.egress.lost(frames, bytes);
     }
+}
+
+/// How many frames, and their bytes, there are behind the first `skip` ones, at most `most`.
+fn frames_of(descs: impl Iterator<Item = Desc>, skip: u32, most: u32) -> (u64, u64) {
+    let (mut ends, mut bytes) = (0u32, 0u64);
+    for desc in descs {
+        if ends >= skip.saturating_add(most) {
+            break;
+        }
+        if ends >= skip {
+            bytes = bytes.wrapping_add(u64::from(desc.len));
+        }
+        ends = ends.wrapping_add(u32::from(desc.options & libc::XDP_PKT_CONTD == 0));
+    }
+    (ends.saturating_sub(skip).into(), bytes)
 }
 
 /// Bytes of the last `frames` frames; the last descriptor comes first.
@@ -464,5 +501,48 @@ impl Egress for AfXdpEgress {
 
     fn into_any(self: Box<Self>) -> Box<dyn Any + Send> {
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use port::{DropReason, Egress, FrameBuf};
+    use virtq::mem::SegStore;
+
+    use crate::af_xdp::hostile::{Hostile, Which};
+
+    /// A kernel before 6.17 does not say that it took a frame when it drops it.
+    #[test]
+    fn frames_that_are_dropped_by_a_kernel_that_does_not_say_so_count_once() {
+        // How many are dropped, and how far the kernel says that it is then.
+        for (dropped, said, more) in [(0, 0, 0), (2, 0, 0), (2, 2, 0), (2, 2, 1), (2, 0, 8)] {
+            let Hostile { mut egress, ingress: _ingress, .. } = {
+                let mut queue = Hostile::new();
+                let mut frames = FrameBuf::default();
+                for len in 60..70 {
+                    let frame = frames.slot().unwrap();
+                    frame.fill_private(&vec![2; len]);
+                    frames.keep();
+                }
+                let picked: Vec<u16> = (0..10).collect();
+                let sent = queue.egress.send(&frames.batch(SegStore::empty(), None), &picked);
+                sent.unwrap();
+                (0..dropped).for_each(|_| queue.egress.lost(1));
+                queue.set_kernel(Which::Tx, said);
+                let _ = queue.egress.kick(1);
+                (0..more).for_each(|_| queue.egress.lost(1));
+                queue
+            };
+            let counters = Arc::clone(egress.counters());
+            let _ = egress.notify();
+            drop(egress);
+            counters.egress.sent_but_lost(DropReason::UplinkError, 100, 10_000);
+            let mut totals = counters.read_ends();
+            counters.read_rx(&mut totals);
+            let shown = (totals.dropped(), totals.tx_frames, totals.tx_bytes);
+            assert_eq!(shown, (10, 100, 10_000), "{dropped} {said} {more}");
+        }
     }
 }

@@ -185,6 +185,12 @@ impl<T: Entry> Producer<T> {
         self.ring.between(self.seen, self.next)
     }
 
+    /// Where the kernel was when we looked last.
+    #[inline(always)]
+    pub(crate) fn seen(&self) -> u32 {
+        self.seen
+    }
+
     /// Whether the kernel waits for a system call before it looks at the ring.
     #[inline(always)]
     pub(crate) fn needs_wakeup(&self) -> bool {
