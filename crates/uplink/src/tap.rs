@@ -28,6 +28,7 @@ use found::{Found, Header};
 
 pub use error::TapError;
 pub use handover::{from_parts, parts};
+pub use offloads::TapOffloads;
 pub use queue::{TapEgress, TapIngress};
 pub use raw::{RawQueue, RawTap, open_raw};
 
@@ -54,6 +55,14 @@ pub struct Tap {
     pub link: Link,
     /// Both halves of each queue pair.
     pub queues: Vec<(TapIngress, TapEgress)>,
+}
+
+impl Tap {
+    /// What the kernel leaves to us; none without a queue. To be dropped before the queues.
+    pub fn offloads(&self) -> Option<TapOffloads> {
+        let (TapIngress { queue, .. }, _) = self.queues.first()?;
+        Some(TapOffloads { fd: Arc::clone(&queue.fd), set: queue.takes })
+    }
 }
 
 /// Opens or makes the interface and brings it up. Each queue pair counts in its own `counters`.

@@ -14,7 +14,7 @@ use switch::PortHandle;
 use uplink::af_xdp::{self, AfXdpControl, AfXdpSettings, Umems};
 use uplink::interface::Link;
 use uplink::packet_mmap::{self, KernelWatch, PacketMmapSettings};
-use uplink::tap::{self, TapSettings};
+use uplink::tap::{self, TapOffloads, TapSettings};
 
 /// Both halves of a queue pair, for the switch.
 pub(super) type Pair = (Box<dyn Ingress>, Box<dyn Egress>);
@@ -30,6 +30,7 @@ pub(super) struct Device {
 #[derive(Debug)]
 enum Kind {
     Tap {
+        offloads: Option<TapOffloads>,
         /// What its queues had lost when that was counted last, and the kernel's name for it.
         dropped: (&'static str, u64),
     },
@@ -72,8 +73,9 @@ fn open_tap(
     let settings = TapSettings { ifname, queues, netns, offloads };
     let tap = tap::open(&settings, counters).map_err(|error| error.to_string())?;
     let dropped = tap.link.queue_drops().unwrap_or_default();
+    let offloads = tap.offloads();
     let queues = tap.queues.into_iter().map(boxed).collect();
-    Ok((Device { kind: Kind::Tap { dropped }, link: tap.link }, queues))
+    Ok((Device { kind: Kind::Tap { offloads, dropped }, link: tap.link }, queues))
 }
 
 fn open_af_xdp(
@@ -173,7 +175,7 @@ impl Device {
     /// Asks the kernel what it dropped since the last time, and counts it.
     pub(super) fn count_kernel_drops(&mut self, handle: &PortHandle) {
         match &mut self.kind {
-            Kind::Tap { dropped } => {
+            Kind::Tap { dropped, .. } => {
                 let Some(now) = self.link.queue_drops() else { return };
                 // The kernel counts a tap as a whole.
                 count(handle, 0, DropReason::KernelRingFull, now.1.saturating_sub(dropped.1));
@@ -206,7 +208,7 @@ impl Device {
             counts.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
         };
         match &self.kind {
-            Kind::Tap { dropped } => vec![named(&[*dropped])],
+            Kind::Tap { dropped, .. } => vec![named(&[*dropped])],
             Kind::AfXdp { control, .. } => {
                 let counts = control.kernel_counts().unwrap_or_default();
                 counts.iter().map(|queue| named(&queue.by_name())).collect()

@@ -9,9 +9,9 @@
 //! A thread speaks to the new process until that is ready, so that nobody waits for it. Then
 //! the control thread takes over, stops all queues, and waits: [`SWITCH_TIME`] at most.
 //!
-//! **Until `Leave` was sent** the new process touches nothing, so whatever goes wrong this one goes
-//! on where it stopped. **After that** it goes on only if the new process is gone: its end of the
-//! connection is closed by its end.
+//! **Until `Leave` was sent** the new process touches nothing but the offloads of taps, which are
+//! set again, so whatever goes wrong this one goes on where it stopped. **After that** it goes on
+//! only if the new process is gone: its end of the connection is closed by its end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -196,6 +196,7 @@ impl App {
                 if doubt {
                     self.each_side(VhostUserPort::doubt, |_, _, _| ());
                 }
+                self.each_side(|_| (), |uplink, _, _| uplink.take_back());
                 self.resume();
                 Err(error)
             }

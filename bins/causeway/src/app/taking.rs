@@ -7,8 +7,9 @@
 //!                             open:    what is new
 //! ```
 //!
-//! **Until `Leave` came** nothing of the old process is touched: no ring, no file, no interface. So
-//! whatever goes wrong before, this process gives up and the old one goes on.
+//! **Until `Leave` came** nothing of the old process is touched: no ring, no file, no interface,
+//! but for the offloads of taps, which it sets again. So whatever goes wrong before, this process
+//! gives up and the old one goes on.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;

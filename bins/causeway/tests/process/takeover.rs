@@ -1,16 +1,22 @@
 //! Another process takes the switch over, under load, and whatever it or somebody does wrong.
 
 use std::os::unix::net::UnixStream;
+use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use control::handover::{Channel, Kind, Nothing, TakeOver, VERSION, ask};
+use port::OffloadSet;
 use rustix::process::Signal;
 use serde_json::Value;
 use testkit::FrontEnd;
+use uplink::Parts;
+use uplink::tap::from_parts;
 
 use crate::bed::{Bed, causeway, eventually, ledger};
 use crate::driver::{Driver, PACKED, SPLIT, Stream};
 use crate::guest::Guest;
+use crate::namespace::Namespace;
 
 const PORTS: [&str; 4] =
     ["--port", "vhost-user:name=g0,socket=g0.sock", "--port", "vhost-user:name=g1,socket=g1.sock"];
@@ -131,6 +137,35 @@ fn whatever_step_a_successor_dies_at_the_old_one_goes_on() {
         let _ = stream.finish();
         settles(&bed);
     }
+}
+
+/// What a successor sets on a tap that it does not go on with.
+#[test]
+fn a_tap_is_as_it_was_when_a_successor_fails() {
+    let namespace = Namespace::new();
+    let bed = Bed::started(&["--port", &namespace.tap("t0")]);
+    let finishes_checksums = || {
+        let of = ["netns", "exec", namespace.name(), "ethtool", "-k", "t0"];
+        let shown = Command::new("ip").args(of).output().unwrap();
+        String::from_utf8_lossy(&shown.stdout).contains("tx-checksumming: off")
+    };
+    assert!(!finishes_checksums());
+    let mut channel = channel(&bed);
+    let _: (Value, _) = channel.receive(Kind::Offer).unwrap();
+    channel.send(Kind::Ready, &Nothing {}).unwrap();
+    let (state, fds): (Value, _) = channel.receive(Kind::State).unwrap();
+    let stop = &state["ports"][0]["uplink"];
+    let device: Value = serde_json::from_str(stop["state"].as_str().unwrap()).unwrap();
+    let of_tap: Vec<usize> = serde_json::from_value(stop["fds"].clone()).unwrap();
+    let parts = Parts {
+        state: device["uplink"].as_str().unwrap().to_owned(),
+        fds: of_tap.iter().map(|fd| fds[*fd].try_clone().unwrap()).collect(),
+    };
+    let tap = from_parts(parts, OffloadSet::NONE, &[Arc::default()]).unwrap();
+    tap.link.leave();
+    assert!(finishes_checksums());
+    channel.abort("the test wants it so");
+    eventually("the old one has its own", || !finishes_checksums());
 }
 
 #[test]

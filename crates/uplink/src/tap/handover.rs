@@ -45,8 +45,11 @@ pub fn parts<'a>(
     fds.finish(&State { kind: KIND.to_owned(), link, queues: count, found })
 }
 
-/// Puts together again what [`parts`] took apart, with these offloads: other ones hold at once.
-/// Each queue pair counts in its own `counters`.
+/// Puts together again what [`parts`] took apart, with these offloads: other ones hold at once, so
+/// who took it apart and goes on after all sets its own again ([`TapOffloads::set_again`]). Each
+/// queue pair counts in its own `counters`.
+///
+/// [`TapOffloads::set_again`]: super::TapOffloads::set_again
 ///
 /// # Errors
 ///

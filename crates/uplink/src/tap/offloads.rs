@@ -1,7 +1,8 @@
 //! What a tap's kernel may leave to us: `TUNSETOFFLOAD`.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use port::OffloadSet;
 
@@ -13,6 +14,25 @@ const TSO6: u32 = 1 << 2;
 const TSO_ECN: u32 = 1 << 3;
 /// USO over IPv4 and IPv6: the kernel takes both or none.
 const USO: u32 = 1 << 5 | 1 << 6;
+
+/// What the kernel of an open tap leaves to us, for who holds the link while workers have the
+/// queues. All queues have it together, in whichever process they are.
+#[derive(Debug)]
+pub struct TapOffloads {
+    pub(super) fd: Arc<OwnedFd>,
+    pub(super) set: OffloadSet,
+}
+
+impl TapOffloads {
+    /// Sets it again: another process that was to go on with the tap may have set its own.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's: `EBADFD` if the interface is gone.
+    pub fn set_again(&self) -> io::Result<()> {
+        set(self.fd.as_fd(), self.set).map(drop)
+    }
+}
 
 /// Lets the kernel leave `wanted` to us. What was set: a kernel before 6.2 knows no USO, for which
 /// it makes up itself.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use port::{FrameBuf, Ingress, OffloadSet};
-use uplink::tap::{Tap, TapSettings, open};
+use uplink::tap::{Tap, TapSettings, from_parts, open, parts};
 
 use super::handover::other_hands;
 use super::{HOST_MAC, Namespace, PEER_MAC};
@@ -48,4 +48,25 @@ fn the_kernel_finishes_what_is_not_to_be_left_to_us() {
         let _ = send();
         assert!(is_left(&mut tap), "{offloads:?}, and checksums later");
     }
+}
+
+#[test]
+fn who_goes_on_after_all_has_its_own_offloads() {
+    let host = Namespace::new();
+    host.quiet();
+    let settings = TapSettings { offloads: OffloadSet::NONE, ..host.settings("tap0", 1) };
+    let mut tap = open(&settings, &[Arc::default()]).unwrap();
+    host.address("tap0", HOST_MAC, "10.9.0.1/24", 1500);
+    host.neighbour("tap0", "10.9.0.2", PEER_MAC);
+    let socket = host.udp("10.9.0.1:0");
+    let send = || socket.send_to(&[1; 100], "10.9.0.2:7").unwrap();
+    let queues = tap.queues.iter_mut().map(|(ingress, egress)| (ingress, egress));
+    let parts = parts(&tap.link, queues).unwrap();
+    let other = from_parts(parts, OffloadSet::ALL, &[Arc::default()]).unwrap();
+    other.link.leave();
+    let _ = send();
+    assert!(is_left(&mut tap), "the other one's hold");
+    tap.offloads().unwrap().set_again().unwrap();
+    let _ = send();
+    assert!(!is_left(&mut tap));
 }

@@ -33,7 +33,7 @@ impl Device {
         let link = &self.link;
         let (mut tx_dropped, mut counted) = (0, Vec::new());
         let (parts, pairs) = match &self.kind {
-            Kind::Tap { dropped: (_, so_far) } => {
+            Kind::Tap { dropped: (_, so_far), .. } => {
                 tx_dropped = *so_far;
                 with::<TapIngress, TapEgress>(pairs, |queues| {
                     tap::parts(link, queues.iter_mut().map(|(i, e)| (&mut **i, &mut **e)))
@@ -61,6 +61,14 @@ impl Device {
         (wrapped, pairs)
     }
 
+    /// Sets what a process may have changed that was to go on with [`Self::parts`], and did not.
+    pub(in crate::app) fn take_back(&self) {
+        let Kind::Tap { offloads: Some(offloads), .. } = &self.kind else { return };
+        if let Err(error) = offloads.set_again() {
+            tracing::warn!(interface = self.link.name(), %error, "cannot set offloads again");
+        }
+    }
+
     /// Lets go of the interface without undoing anything: another process goes on with it. The
     /// queues are dropped after this.
     pub(in crate::app) fn leave(self) {
@@ -85,7 +93,7 @@ pub(in crate::app) fn from_parts(
         PortKind::Tap(spec) => {
             let tap = tap::from_parts(parts, spec.offloads, counters).map_err(text)?;
             let (name, _) = tap.link.queue_drops().unwrap_or_default();
-            let kind = Kind::Tap { dropped: (name, state.tx_dropped) };
+            let kind = Kind::Tap { offloads: tap.offloads(), dropped: (name, state.tx_dropped) };
             Ok((Device { kind, link: tap.link }, tap.queues.into_iter().map(boxed).collect()))
         }
         PortKind::AfXdp(spec) => {

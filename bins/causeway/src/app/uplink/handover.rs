@@ -84,6 +84,13 @@ impl UplinkSide {
         parts.map(Some)
     }
 
+    /// The process that was to have the parts does not go on.
+    pub(in crate::app) fn take_back(&self) {
+        if let State::Open(device) = &self.state {
+            device.take_back();
+        }
+    }
+
     /// Lets go of the interface, which is another process's: nothing is undone.
     pub(in crate::app) fn leave(self) {
         if let State::Open(device) = self.state {
