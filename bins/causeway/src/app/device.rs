@@ -27,12 +27,15 @@ pub(super) struct Device {
     link: Link,
 }
 
+/// What the queues of a tap have lost, and the kernel's name for it.
+type QueueDrops = (&'static str, u64);
+
 #[derive(Debug)]
 enum Kind {
     Tap {
         offloads: Option<TapOffloads>,
-        /// What its queues had lost when that was counted last, and the kernel's name for it.
-        dropped: (&'static str, u64),
+        /// What its queues had lost when that was counted last; none before the kernel told it.
+        dropped: Option<QueueDrops>,
     },
     AfXdp {
         control: Box<AfXdpControl>,
@@ -72,7 +75,7 @@ fn open_tap(
     let InterfaceSpec { ifname, queues, netns, offloads, .. } = spec.clone();
     let settings = TapSettings { ifname, queues, netns, offloads };
     let tap = tap::open(&settings, counters).map_err(|error| error.to_string())?;
-    let dropped = tap.link.queue_drops().unwrap_or_default();
+    let dropped = tap.link.queue_drops();
     let offloads = tap.offloads();
     let queues = tap.queues.into_iter().map(boxed).collect();
     Ok((Device { kind: Kind::Tap { offloads, dropped }, link: tap.link }, queues))
@@ -178,8 +181,7 @@ impl Device {
             Kind::Tap { dropped, .. } => {
                 let Some(now) = self.link.queue_drops() else { return };
                 // The kernel counts a tap as a whole.
-                count(handle, 0, DropReason::KernelRingFull, now.1.saturating_sub(dropped.1));
-                *dropped = now;
+                count(handle, 0, DropReason::KernelRingFull, lost_since(dropped.replace(now), now));
             }
             Kind::AfXdp { control, counted, .. } => {
                 control.nudge();
@@ -208,7 +210,7 @@ impl Device {
             counts.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
         };
         match &self.kind {
-            Kind::Tap { dropped, .. } => vec![named(&[*dropped])],
+            Kind::Tap { dropped, .. } => vec![named(dropped.as_slice())],
             Kind::AfXdp { control, .. } => {
                 let counts = control.kernel_counts().unwrap_or_default();
                 counts.iter().map(|queue| named(&queue.by_name())).collect()
@@ -252,10 +254,30 @@ impl Device {
     }
 }
 
+/// Frames that were lost since `then`. Before we were told the first time the interface lost what
+/// others sent, and another counter says nothing of this one.
+fn lost_since(then: Option<QueueDrops>, (name, now): QueueDrops) -> u64 {
+    then.filter(|(of, _)| *of == name).map_or(0, |(_, then)| now.saturating_sub(then))
+}
+
 fn count(handle: &PortHandle, pair: u16, reason: DropReason, frames: u64) {
     if let Some(counters) = handle.counters(pair)
         && frames > 0
     {
         counters.kernel.dropped(reason, frames);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::lost_since;
+
+    #[test]
+    fn what_an_interface_lost_before_is_not_ours() {
+        assert_eq!(lost_since(None, ("tx_dropped", 1000)), 0);
+        assert_eq!(lost_since(Some(("tx_dropped", 1000)), ("tx_dropped", 1003)), 3);
+        // A process before this one counted another number of a macvtap.
+        assert_eq!(lost_since(Some(("tx_dropped", 3)), ("rx_dropped", 1000)), 0);
+        assert_eq!(lost_since(Some(("tx_dropped", 3)), ("tx_dropped", 1)), 0);
     }
 }

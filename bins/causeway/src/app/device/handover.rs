@@ -11,17 +11,38 @@ use uplink::packet_mmap::{self, PacketMmapEgress, PacketMmapIngress};
 use uplink::tap::{self, TapEgress, TapIngress};
 use uplink::{Parts, PartsError};
 
-use super::{Device, Kind, Pair, boxed};
+use super::{Device, Kind, Pair, QueueDrops, boxed};
 
 /// What the uplink does not know of itself.
 #[derive(Debug, Serialize, Deserialize)]
 struct State {
     uplink: String,
-    /// What was counted of the kernel's drops.
+    /// What was counted of the kernel's drops of a tap; older builds knew one counter.
     #[serde(default)]
     tx_dropped: u64,
+    /// The kernel's name of it; empty if nothing was counted.
+    #[serde(default = "tx_dropped")]
+    drop_counter: String,
+    /// What was counted of the kernel's drops by queue.
     #[serde(default)]
     counted: Vec<KernelDrops>,
+}
+
+/// The counter of builds that do not say which one it is.
+fn tx_dropped() -> String {
+    TX_DROPPED.to_owned()
+}
+
+const TX_DROPPED: &str = "tx_dropped";
+const RX_DROPPED: &str = "rx_dropped";
+
+impl State {
+    /// What was counted of the kernel's drops of a tap.
+    fn dropped(&self) -> Option<QueueDrops> {
+        let mut known = [TX_DROPPED, RX_DROPPED].into_iter();
+        let name = known.find(|known| self.drop_counter == *known)?;
+        Some((name, self.tx_dropped))
+    }
 }
 
 type Boxes<I, E> = Vec<(Box<I>, Box<E>)>;
@@ -31,10 +52,10 @@ impl Device {
     /// come back as they were, to be used again if nobody takes the parts over.
     pub(in crate::app) fn parts(&self, pairs: Vec<Pair>) -> (Result<Parts, String>, Vec<Pair>) {
         let link = &self.link;
-        let (mut tx_dropped, mut counted) = (0, Vec::new());
+        let (mut dropped, mut counted) = (None, Vec::new());
         let (parts, pairs) = match &self.kind {
-            Kind::Tap { dropped: (_, so_far), .. } => {
-                tx_dropped = *so_far;
+            Kind::Tap { dropped: so_far, .. } => {
+                dropped = *so_far;
                 with::<TapIngress, TapEgress>(pairs, |queues| {
                     tap::parts(link, queues.iter_mut().map(|(i, e)| (&mut **i, &mut **e)))
                 })
@@ -54,7 +75,9 @@ impl Device {
             }
         };
         let wrapped = parts.and_then(|Parts { state, fds }| {
-            let state = State { uplink: state, tx_dropped, counted };
+            let (name, tx_dropped) = dropped.unwrap_or_default();
+            let drop_counter = name.to_owned();
+            let state = State { uplink: state, tx_dropped, drop_counter, counted };
             let state = serde_json::to_string(&state).map_err(|error| error.to_string())?;
             Ok(Parts { state, fds })
         });
@@ -87,13 +110,13 @@ pub(in crate::app) fn from_parts(
     counters: &[Arc<QueueCounters>],
 ) -> Result<(Device, Vec<Pair>), String> {
     let state: State = serde_json::from_str(&state).map_err(|error| error.to_string())?;
+    let dropped = state.dropped();
     let parts = Parts { state: state.uplink, fds };
     match kind {
         PortKind::VhostUser(_) => Err("a guest has no interface".to_owned()),
         PortKind::Tap(spec) => {
             let tap = tap::from_parts(parts, spec.offloads, counters).map_err(text)?;
-            let (name, _) = tap.link.queue_drops().unwrap_or_default();
-            let kind = Kind::Tap { offloads: tap.offloads(), dropped: (name, state.tx_dropped) };
+            let kind = Kind::Tap { offloads: tap.offloads(), dropped };
             Ok((Device { kind, link: tap.link }, tap.queues.into_iter().map(boxed).collect()))
         }
         PortKind::AfXdp(spec) => {
@@ -139,4 +162,21 @@ fn with<I: Ingress + 'static, E: Egress + 'static>(
     };
     let pairs = queues.into_iter().map(|(i, e)| -> Pair { (i, e) }).collect();
     (parts, pairs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::State;
+
+    #[test]
+    fn a_tap_goes_on_from_the_counter_that_was_counted() {
+        let dropped = |text: &str| serde_json::from_str::<State>(text).unwrap().dropped();
+        assert_eq!(dropped(r#"{"uplink": "", "tx_dropped": 7}"#), Some(("tx_dropped", 7)));
+        let with = |name: &str| {
+            dropped(&format!(r#"{{"uplink": "", "tx_dropped": 7, "drop_counter": "{name}"}}"#))
+        };
+        assert_eq!(with("rx_dropped"), Some(("rx_dropped", 7)));
+        assert_eq!(with("tx_dropped"), Some(("tx_dropped", 7)));
+        assert_eq!((with(""), with("rx_missed")), (None, None));
+    }
 }
