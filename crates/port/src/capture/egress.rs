@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use super::ring::{Inlet, Item, now_ns};
+use super::ring::{Inlet, Item, Stored, now_ns};
 use super::{Direction, Tap};
 use crate::{Batch, DropReason, Egress, EgressCounters, Notified, QueueCounters, QueueFault};
 
@@ -23,7 +23,8 @@ impl EgressTap {
 
     /// Puts the tap around `inner`.
     pub fn wrap(self, inner: Box<dyn Egress>) -> Box<dyn Egress> {
-        Box::new(TappedEgress { inner, inlets: self.inlets })
+        let outs = self.inlets.into_iter().map(|inlet| (inlet, Stored::Unwanted)).collect();
+        Box::new(TappedEgress { inner, outs })
     }
 
     /// Takes off what [`Self::wrap`] put around. The caller knows that it did.
@@ -44,31 +45,31 @@ impl EgressTap {
 #[derive(Debug)]
 struct TappedEgress {
     inner: Box<dyn Egress>,
-    inlets: Vec<Inlet>,
+    /// Each with what became of the frame that is sent.
+    outs: Vec<(Inlet, Stored)>,
 }
 
 impl Egress for TappedEgress {
-    /// One frame at a time: what is counted meanwhile is that frame's fate.
+    /// One frame at a time: what is counted meanwhile is that frame's fate. It is stored before it
+    /// is sent: what answers it comes later.
     fn send(&mut self, batch: &Batch<'_>, picked: &[u16]) -> Result<(), QueueFault> {
-        let Self { inner, inlets } = self;
+        let Self { inner, outs } = self;
         let counters = Arc::clone(inner.counters());
         let time_ns = now_ns();
         let mut result = Ok(());
         for (at, one) in picked.iter().enumerate() {
             let before = counters.egress.dropped_by_reason();
+            offer(outs, (batch, *one), time_ns);
             // After a fault the egress is not asked again; it has dropped what it was given.
             result = inner.send(batch, std::slice::from_ref(one));
-            let fate = fate(&before, &counters.egress);
-            let Some(frame) = batch.frames().get(usize::from(*one)) else { continue };
-            let item = Item { batch, frame, index: *one, fate, time_ns };
-            inlets.iter_mut().for_each(|inlet| offer(inlet, &item));
+            tell(outs, *one, fate(&before, &counters.egress));
             if result.is_err() {
                 let left = picked.get(at.wrapping_add(1)..).unwrap_or_default();
-                lose(batch, left, (&counters.egress, inlets));
+                lose(batch, left, (&counters.egress, outs));
                 break;
             }
         }
-        inlets.iter().for_each(Inlet::wake);
+        outs.iter().for_each(|(inlet, _)| inlet.wake());
         result
     }
 
@@ -100,29 +101,43 @@ fn fate(before: &[u64; DropReason::COUNT], counters: &EgressCounters) -> Option<
     reasons.find(|(_, (before, after))| before != after).map(|(reason, _)| *reason)
 }
 
-/// Counts a frame, and stores it if it is wanted.
-fn offer(inlet: &mut Inlet, item: &Item<'_>) {
-    if item.fate.is_some() && !inlet.wants_drops() {
-        return;
+/// Stores a frame of a batch where it is wanted.
+fn offer(outs: &mut [(Inlet, Stored)], (batch, index): (&Batch<'_>, u16), time_ns: u64) {
+    let frame = batch.frames().get(usize::from(index));
+    for (inlet, stored) in outs {
+        *stored = frame
+            .map_or(Stored::Unwanted, |frame| inlet.offer(&Item { batch, frame, index, time_ns }));
     }
-    inlet.counts.seen.add(1);
-    if inlet.accepts(item.frame) {
-        inlet.counts.accepted.add(1);
-        if !inlet.store(item) {
-            inlet.counts.skipped.add(1);
+}
+
+/// Counts the frame that was offered, and tells what became of it.
+fn tell(outs: &mut [(Inlet, Stored)], index: u16, fate: Option<DropReason>) {
+    for (inlet, stored) in outs {
+        if fate.is_none() || inlet.wants_drops() {
+            inlet.counts.seen.add(1);
+            inlet.counts.accepted.add(u64::from(*stored != Stored::Unwanted));
+            inlet.counts.skipped.add(u64::from(*stored == Stored::NoRoom));
+        }
+        if *stored == Stored::Yes {
+            if let Some(fate) = fate {
+                inlet.note(index, fate);
+            }
+            inlet.end_burst();
         }
     }
 }
 
 /// The egress broke: it drops what it was not given yet.
 #[cold]
-fn lose(batch: &Batch<'_>, left: &[u16], (counters, inlets): (&EgressCounters, &mut [Inlet])) {
+fn lose(
+    batch: &Batch<'_>,
+    left: &[u16],
+    (counters, outs): (&EgressCounters, &mut [(Inlet, Stored)]),
+) {
     counters.dropped(DropReason::PortDown, left.len() as u64);
     let time_ns = now_ns();
     for index in left {
-        let Some(frame) = batch.frames().get(usize::from(*index)) else { continue };
-        let fate = Some(DropReason::PortDown);
-        let item = Item { batch, frame, index: *index, fate, time_ns };
-        inlets.iter_mut().for_each(|inlet| offer(inlet, &item));
+        offer(outs, (batch, *index), time_ns);
+        tell(outs, *index, Some(DropReason::PortDown));
     }
 }

@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-use super::ring::{Inlet, Item, now_ns};
+use super::ring::{Inlet, Item, Stored, now_ns};
 use super::{Direction, Tap, code, reason};
 use crate::{BURST_MAX, Batch, DropReason, FrameBuf, Ingress, Notified, QueueCounters};
 
@@ -72,13 +72,6 @@ struct Out {
     inlet: Inlet,
     /// Of the frames of the burst.
     states: [Stored; BURST_MAX],
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stored {
-    Unwanted,
-    Yes,
-    NoRoom,
 }
 
 impl IngressTap {
@@ -175,14 +168,7 @@ impl Ingress for TappedIngress {
         let time_ns = now_ns();
         for Out { inlet, states } in &mut tap.outs {
             for ((index, frame), state) in (0u16..).zip(batch.frames()).zip(states) {
-                let item = Item { batch: &batch, frame, index, fate: None, time_ns };
-                *state = if !inlet.accepts(frame) {
-                    Stored::Unwanted
-                } else if inlet.store(&item) {
-                    Stored::Yes
-                } else {
-                    Stored::NoRoom
-                };
+                *state = inlet.offer(&Item { batch: &batch, frame, index, time_ns });
             }
         }
         batch

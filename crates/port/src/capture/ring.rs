@@ -4,9 +4,9 @@
 //!  frame: kind fate index captured original time_ns │ bytes …     note: kind fate index    end: …
 //! ```
 //!
-//! The way in does not know a frame's fate when it stores the frame, because its body is gone when
-//! the fate is known. So it stores a burst, then a note for each frame that was dropped, then an
-//! end; room for those is kept free.
+//! A frame is stored before its fate is known: on the way in its body is gone by then, on the way
+//! out an answer may have come. So there is a burst (of one frame on the way out), then a note for
+//! each frame of it that was dropped, then an end; room for those is kept free.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -55,8 +55,16 @@ pub(super) struct Item<'a> {
     pub(super) batch: &'a Batch<'a>,
     pub(super) frame: &'a Frame,
     pub(super) index: u16,
-    pub(super) fate: Option<DropReason>,
     pub(super) time_ns: u64,
+}
+
+/// What became of a frame that was offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stored {
+    /// The filter does not let it through.
+    Unwanted,
+    Yes,
+    NoRoom,
 }
 
 impl Inlet {
@@ -71,7 +79,7 @@ impl Inlet {
     }
 
     /// Whether the filter lets a frame through.
-    pub(super) fn accepts(&self, frame: &Frame) -> bool {
+    fn accepts(&self, frame: &Frame) -> bool {
         self.shared.settings.filter.matches(frame.head(), frame.len())
     }
 
@@ -80,7 +88,7 @@ impl Inlet {
     }
 
     /// Stores a frame. Returns whether there was room.
-    pub(super) fn store(&mut self, item: &Item<'_>) -> bool {
+    fn store(&mut self, item: &Item<'_>) -> bool {
         let original = item.frame.len();
         let captured = original.min(self.shared.settings.snaplen);
         let len = LONG.saturating_add(captured as usize);
@@ -90,7 +98,7 @@ impl Inlet {
         let Ok(mut chunk) = self.ring.write_chunk(len) else { return false };
         let (first, second) = chunk.as_mut_slices();
         let mut space = Spread { first, second };
-        space.put(&short(FRAME, item.fate, item.index));
+        space.put(&short(FRAME, None, item.index));
         space.put(&captured.to_ne_bytes());
         space.put(&original.to_ne_bytes());
         space.put(&item.time_ns.to_ne_bytes());
@@ -104,6 +112,17 @@ impl Inlet {
         }
         chunk.commit_all();
         true
+    }
+
+    /// Stores a frame if it is wanted. Its fate is open.
+    pub(super) fn offer(&mut self, item: &Item<'_>) -> Stored {
+        if !self.accepts(item.frame) {
+            Stored::Unwanted
+        } else if self.store(item) {
+            Stored::Yes
+        } else {
+            Stored::NoRoom
+        }
     }
 
     /// Tells the fate of a frame that was stored.
