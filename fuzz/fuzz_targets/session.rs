@@ -461,6 +461,10 @@ fuzz_target!(|data: &[u8]| {
             Some(message) => session.handle(message, &mut shelf).is_ok(),
             None => true,
         };
+        // More may have come with it.
+        if !went_on || !input.0.len().is_multiple_of(4) {
+            session.end_turn(&mut shelf);
+        }
         check(&mut session, &mut shelf);
         if !went_on {
             session.close(&mut shelf);

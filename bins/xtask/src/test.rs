@@ -104,11 +104,13 @@ fn workspace(steps: &mut Steps, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The proofs on the orderings, with loom's words in place of the guest's memory.
+/// The proofs on the orderings, with loom's words in place of the guest's memory and of what
+/// threads share.
 fn loom(steps: &mut Steps) -> Result<()> {
     let mut command = cargo();
     let _ = command
-        .args(["test", "--release", "-p", "virtq", "--all-features", "--lib", "loom"])
+        .args(["test", "--release", "-p", "virtq", "-p", "switch", "--all-features", "--lib"])
+        .args(["--", "loom", "proofs"])
         .env("RUSTFLAGS", "--cfg loom")
         .env("CARGO_TARGET_DIR", target_folder().join("loom"));
     steps.command("loom", &mut command)

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use virtq::ChainError;
 
@@ -158,6 +159,9 @@ pub trait Fabric: Send + Sync {
     /// Returns when nobody uses any more what was taken from a queue, its chains and frames, before
     /// this was called: every worker has ended the turn that it was in.
     fn quiesce(&self);
+
+    /// For how long workers have moved frames so far, all together.
+    fn busy(&self) -> Duration;
 
     /// Sends a frame of our own as if it had come from `from` (at most `HEAD_MAX` bytes).
     fn originate(&self, from: PortId, frame: &[u8]);

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
 use packet::MacAddr;
@@ -488,8 +489,13 @@ impl Fabric for Switch {
 
     fn quiesce(&self) {
         let admin = self.admin();
-        let (_, generation) = self.shared.tables.edit(|_| ());
-        self.wait_for_table(&admin, generation);
+        let generation = self.shared.tables.renew();
+        admin.workers.iter().for_each(WorkerHandle::see_to_mail);
+        self.shared.wait_for_turns(generation);
+    }
+
+    fn busy(&self) -> Duration {
+        self.shared.busy()
     }
 
     fn attach_egress(&self, at: QueueId, egress: Box<dyn Egress>) {

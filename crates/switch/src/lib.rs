@@ -6,6 +6,7 @@
 pub mod bench;
 mod carry;
 mod config;
+mod doze;
 mod event;
 mod fabric;
 mod fdb;

@@ -18,16 +18,19 @@ pub(crate) struct Own {
     pipeline: Pipeline,
     frames: FrameBuf,
     table: Arc<Table>,
+    generation: u64,
     pub(crate) counters: Arc<QueueCounters>,
     pub(crate) flood_copies: Counter,
 }
 
 impl Own {
     pub(crate) fn new(shared: &Shared) -> Self {
+        let (table, generation) = shared.tables.current();
         Self {
             pipeline: Pipeline::default(),
             frames: FrameBuf::default(),
-            table: shared.tables.current(),
+            table,
+            generation,
             counters: Arc::default(),
             flood_copies: Counter::default(),
         }
@@ -37,8 +40,8 @@ impl Own {
     /// that is checked. Frames that find no destination are counted as drops of our own, and so not
     /// as originated.
     pub(crate) fn originate(&mut self, shared: &Shared, from: PortId, frame: &[u8]) {
-        if shared.tables.generation() != self.table.generation {
-            self.table = shared.tables.current();
+        if shared.tables.generation() != self.generation {
+            (self.table, self.generation) = shared.tables.current();
         }
         self.pipeline.fit(&self.table);
         self.frames.clear();

@@ -3,12 +3,13 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_utils::CachePadded;
 use port::capture::IngressTap;
 use port::{BURST_MAX, CallCounters, Counter, Ingress, PortId, PortState, QueueId};
 
+use crate::doze::Doze;
 use crate::event::{EventSender, SwitchEvent, Way, signal};
 use crate::fdb::{Fdb, Key, STATIC_MAX};
 use crate::lane::Spread;
@@ -29,8 +30,8 @@ pub(crate) struct Shared {
     pub(crate) at_start: AtStart,
     /// All workers that run.
     mailboxes: Mutex<Vec<Arc<Mailbox>>>,
-    /// Notified when a worker takes over a new table, or ends.
-    acknowledged: (Mutex<()>, Condvar),
+    /// Notified when a worker acknowledges a generation, or ends. How many wait for that.
+    acknowledged: (Mutex<usize>, Condvar),
 }
 
 impl Shared {
@@ -105,26 +106,49 @@ impl Shared {
         }
     }
 
+    /// For how long the workers that run have moved frames, all together.
+    pub(crate) fn busy(&self) -> Duration {
+        let mailboxes = self.mailboxes.lock().unwrap_or_else(PoisonError::into_inner);
+        Duration::from_nanos(mailboxes.iter().map(|mailbox| mailbox.counters.busy_ns.get()).sum())
+    }
+
     /// Waits until every worker uses the table of `generation` or a later one.
     pub(crate) fn wait_for_table(&self, generation: u64) {
         self.wake_all();
-        let mailboxes = self.mailboxes.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        // ORDERING: Acquire pairs with the Release in `acknowledge`.
-        let behind = |mailbox: &Arc<Mailbox>| mailbox.seen.load(Ordering::Acquire) < generation;
-        let mut guard = self.acknowledged.0.lock().unwrap_or_else(PoisonError::into_inner);
-        while mailboxes.iter().any(behind) {
-            guard = self.acknowledged.1.wait(guard).unwrap_or_else(PoisonError::into_inner);
-        }
+        self.wait_while(|mailbox| mailbox.is_behind(generation));
     }
 
-    /// A worker's answer to a new table.
+    /// Waits until no worker is in a turn that it began before `generation`. Wakes nobody: who
+    /// sleeps is in no turn.
+    pub(crate) fn wait_for_turns(&self, generation: u64) {
+        self.wait_while(|mailbox| mailbox.is_behind(generation) && !mailbox.doze.is_asleep());
+    }
+
+    fn wait_while(&self, behind: impl Fn(&Mailbox) -> bool) {
+        let mailboxes = self.mailboxes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let any = || mailboxes.iter().any(|mailbox| behind(mailbox));
+        if !any() {
+            return;
+        }
+        let mut waiting = self.acknowledged.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *waiting = waiting.wrapping_add(1);
+        while any() {
+            waiting = self.acknowledged.1.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+        *waiting = waiting.wrapping_sub(1);
+    }
+
+    /// A worker's answer to a new generation.
     pub(crate) fn acknowledge(&self, mailbox: &Mailbox, generation: u64) {
-        let guard = self.acknowledged.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // ORDERING: Release pairs with the Acquire in `wait_for_table`: what the worker did under
-        // the old table happened before.
+        let waiting = self.acknowledged.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // ORDERING: Release pairs with the Acquire in `is_behind`: what the worker did before
+        // happened before.
         mailbox.seen.store(generation, Ordering::Release);
-        drop(guard);
-        self.acknowledged.1.notify_all();
+        let any = *waiting > 0;
+        drop(waiting);
+        if any {
+            self.acknowledged.1.notify_all();
+        }
     }
 
     /// Deals with what took a queue out of service: status, table, event.
@@ -206,7 +230,9 @@ pub(crate) struct Mailbox {
     /// Whether there may be messages.
     pending: AtomicBool,
     wake: std::os::fd::OwnedFd,
-    /// The generation of the table that the worker uses; the highest number after its end.
+    /// Whether `wake` has to be written for it to look here.
+    pub(crate) doze: Doze,
+    /// The generation that the worker acknowledged; the highest number after its end.
     seen: AtomicU64,
     pub(crate) counters: CachePadded<WorkerCounters>,
     /// The number of the worker: it is not given to another one while the switch lives.
@@ -215,15 +241,19 @@ pub(crate) struct Mailbox {
 }
 
 impl Mailbox {
+    /// Of a worker that is awake, or, without a thread, asleep for ever: it takes its turns under a
+    /// lock, which control takes to let it read its mail.
     pub(crate) fn new(
         number: usize,
         cpu: Option<usize>,
+        has_thread: bool,
     ) -> std::io::Result<(Arc<Self>, Receiver<Message>)> {
         let (sender, receiver) = std::sync::mpsc::channel();
         let mailbox = Self {
             sender,
             pending: AtomicBool::new(false),
             wake: crate::event::wake_fd()?,
+            doze: Doze::new(!has_thread),
             seen: AtomicU64::new(0),
             counters: CachePadded::default(),
             number,
@@ -246,6 +276,11 @@ impl Mailbox {
         self.pending.load(Ordering::Relaxed) && self.pending.swap(false, Ordering::Acquire)
     }
 
+    /// Whether there may be messages.
+    pub(crate) fn is_pending(&self) -> bool {
+        self.pending.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn wake_fd(&self) -> &std::os::fd::OwnedFd {
         &self.wake
     }
@@ -253,7 +288,15 @@ impl Mailbox {
     fn wake(&self) {
         // ORDERING: Release pairs with the Acquire in `take_pending`.
         self.pending.store(true, Ordering::Release);
-        signal(&self.wake);
+        if self.doze.is_asleep() {
+            signal(&self.wake);
+        }
+    }
+
+    /// Whether the worker has not acknowledged this generation yet.
+    fn is_behind(&self, generation: u64) -> bool {
+        // ORDERING: Acquire pairs with the Release in `acknowledge`.
+        self.seen.load(Ordering::Acquire) < generation
     }
 }
 

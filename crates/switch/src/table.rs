@@ -2,8 +2,11 @@
 //!
 //! ```text
 //!  control ── edit(ports) ──► new Arc<Table> ──► generation + 1 ──► wake every worker
+//!  control ── renew ─────────────────────────► generation + 1
 //!  worker  ── one load a turn: generation changed? ──► take the Arc, acknowledge the generation
 //! ```
+//!
+//! A generation without a new table says only that a turn has ended in which a worker saw it.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -215,13 +218,25 @@ pub(crate) type Records = Vec<Option<Record>>;
 #[derive(Debug)]
 pub(crate) struct Tables {
     generation: CachePadded<AtomicU64>,
-    state: Mutex<(Records, Arc<Table>)>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    records: Records,
+    table: Arc<Table>,
+    /// That of the table, or a later one.
+    generation: u64,
 }
 
 impl Default for Tables {
     fn default() -> Self {
-        let table = Arc::new(Table { generation: 1, plain: true, ..Table::default() });
-        Self { generation: CachePadded::new(AtomicU64::new(1)), state: (Vec::new(), table).into() }
+        let generation = 1;
+        let table = Arc::new(Table { generation, plain: true, ..Table::default() });
+        Self {
+            generation: CachePadded::new(AtomicU64::new(generation)),
+            state: State { records: Vec::new(), table, generation }.into(),
+        }
     }
 }
 
@@ -229,33 +244,45 @@ impl Tables {
     /// The present generation.
     #[inline(always)]
     pub(crate) fn generation(&self) -> u64 {
-        // ORDERING: Acquire pairs with the Release in `edit`.
+        // ORDERING: Acquire pairs with the Release in `publish`.
         self.generation.load(Ordering::Acquire)
     }
 
-    /// The present table.
-    pub(crate) fn current(&self) -> Arc<Table> {
-        Arc::clone(&self.lock().1)
+    /// The present table and generation.
+    pub(crate) fn current(&self) -> (Arc<Table>, u64) {
+        let state = self.lock();
+        (Arc::clone(&state.table), state.generation)
     }
 
     /// Looks at the records.
     pub(crate) fn read<T>(&self, look: impl FnOnce(&Records) -> T) -> T {
-        look(&self.lock().0)
+        look(&self.lock().records)
     }
 
     /// Changes the records and publishes the table that follows. Returns its generation; the
     /// caller wakes the workers.
     pub(crate) fn edit<T>(&self, change: impl FnOnce(&mut Records) -> T) -> (T, u64) {
         let mut state = self.lock();
-        let result = change(&mut state.0);
-        let generation = state.1.generation.wrapping_add(1);
-        state.1 = Arc::new(build(&state.0, generation));
-        // ORDERING: Release pairs with the Acquire in `generation`.
-        self.generation.store(generation, Ordering::Release);
+        let result = change(&mut state.records);
+        let generation = self.publish(&mut state);
+        state.table = Arc::new(build(&state.records, generation));
         (result, generation)
     }
 
-    fn lock(&self) -> MutexGuard<'_, (Records, Arc<Table>)> {
+    /// Begins a generation with the same table, and returns it.
+    pub(crate) fn renew(&self) -> u64 {
+        self.publish(&mut self.lock())
+    }
+
+    /// Begins a generation: who sees it waits at the lock for its table.
+    fn publish(&self, state: &mut State) -> u64 {
+        state.generation = state.generation.wrapping_add(1);
+        // ORDERING: Release pairs with the Acquire in `generation`.
+        self.generation.store(state.generation, Ordering::Release);
+        state.generation
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

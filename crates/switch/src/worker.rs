@@ -53,7 +53,7 @@ impl WorkerHandle {
         number: usize,
         cpu: Option<usize>,
     ) -> std::io::Result<Self> {
-        let (mailbox, receiver) = Mailbox::new(number, cpu)?;
+        let (mailbox, receiver) = Mailbox::new(number, cpu, true)?;
         let waiter = Waiter::new(mailbox.wake_fd())?;
         let (pinned, was_pinned) = std::sync::mpsc::sync_channel(1);
         shared.add_mailbox(Arc::clone(&mailbox));
@@ -83,7 +83,7 @@ impl WorkerHandle {
 
     /// A worker without a thread.
     pub(crate) fn start_by_hand(shared: &Arc<Shared>, number: usize) -> std::io::Result<Self> {
-        let (mailbox, receiver) = Mailbox::new(number, None)?;
+        let (mailbox, receiver) = Mailbox::new(number, None, false)?;
         let waiter = Waiter::new(mailbox.wake_fd())?;
         shared.add_mailbox(Arc::clone(&mailbox));
         let worker = Worker::new(Arc::clone(shared), Arc::clone(&mailbox), receiver, waiter);
@@ -126,6 +126,8 @@ struct Worker {
     mailbox: Arc<Mailbox>,
     receiver: Receiver<Message>,
     table: Arc<Table>,
+    /// What it acknowledged last.
+    generation: u64,
     waiter: Waiter,
     pipeline: Pipeline,
     frames: FrameBuf,
@@ -170,7 +172,7 @@ impl Worker {
         receiver: Receiver<Message>,
         waiter: Waiter,
     ) -> Self {
-        let table = shared.tables.current();
+        let (table, generation) = shared.tables.current();
         let mut pipeline = Pipeline::default();
         pipeline.fit(&table);
         Self {
@@ -178,6 +180,7 @@ impl Worker {
             mailbox,
             receiver,
             table,
+            generation,
             waiter,
             pipeline,
             frames: FrameBuf::default(),
@@ -203,7 +206,7 @@ impl Worker {
     }
 
     fn begin(&mut self) {
-        self.shared.acknowledge(&self.mailbox, self.table.generation);
+        self.shared.acknowledge(&self.mailbox, self.generation);
         self.read_clock();
     }
 
@@ -216,10 +219,21 @@ impl Worker {
         if self.stopping {
             return false;
         }
-        if self.shared.tables.generation() != self.table.generation {
-            self.take_table();
+        if self.shared.tables.generation() != self.generation {
+            self.catch_up();
         }
         true
+    }
+
+    /// Takes over the present generation, and its table if that is another one.
+    #[cold]
+    fn catch_up(&mut self) {
+        let (table, generation) = self.shared.tables.current();
+        self.generation = generation;
+        if !Arc::ptr_eq(&table, &self.table) {
+            self.take_table(table);
+        }
+        self.shared.acknowledge(&self.mailbox, generation);
     }
 
     fn read_mail(&mut self) {
@@ -245,16 +259,14 @@ impl Worker {
         }
     }
 
-    /// Goes over to the present table.
-    fn take_table(&mut self) {
-        self.table = self.shared.tables.current();
+    fn take_table(&mut self, table: Arc<Table>) {
+        self.table = table;
         self.pipeline.fit(&self.table);
         for number in 0..self.queues.len() {
             self.take_guard(number);
             self.park_or_unpark(number);
         }
         self.end_rests();
-        self.shared.acknowledge(&self.mailbox, self.table.generation);
     }
 
     /// Takes over what the table lets a queue's port send.

@@ -292,7 +292,7 @@ impl Session {
         PROTOCOL_FEATURES | if self.settings.postcopy { PAGEFAULT } else { 0 }
     }
 
-    /// Handles one message.
+    /// Handles one message. After the last one that is there comes [`Self::end_turn`].
     ///
     /// # Errors
     ///

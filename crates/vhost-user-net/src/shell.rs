@@ -362,7 +362,7 @@ impl VhostUserPort {
         self.show();
     }
 
-    /// Reads, handles and answers as much as is there, within a turn.
+    /// Reads, handles and answers as much as is there, within a turn, and asks for what it lacks.
     fn serve(&mut self, ops: &mut EventOps<'_>) {
         let Some(link) = &mut self.link else { return };
         let result = link.turn(&mut self.rings, &self.status);
@@ -374,6 +374,7 @@ impl VhostUserPort {
             self.unlink(&reason, ops);
             return;
         }
+        self.ask();
         self.arm_timer();
         self.show();
     }

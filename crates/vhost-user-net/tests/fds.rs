@@ -53,6 +53,10 @@ mod tests {
             self.egress.lock().unwrap().remove(&at)
         }
         fn resume_egress(&self, _: QueueId) {}
+        fn busy(&self) -> Duration {
+            Duration::ZERO
+        }
+
         fn quiesce(&self) {}
         fn originate(&self, _: PortId, _: &[u8]) {}
         fn snapshot(&self, _: PortId) -> PortSnapshot {

@@ -97,8 +97,8 @@ pub struct Iotlb {
 }
 
 impl Iotlb {
-    /// Knows nothing yet; `wake` is called when [`Self::take_misses`] has something, perhaps on a
-    /// worker: it must not wait.
+    /// Knows nothing yet; `wake` is called when [`Self::take_misses`] has something and had nothing
+    /// before, perhaps on a worker: it must not wait.
     pub fn new(memory: &GuestMap, wake: Box<dyn Fn() + Send + Sync>) -> Self {
         let state = State::new(memory.clone());
         Self { changes: AtomicU64::new(1), state: Mutex::new(state), wake }
@@ -116,8 +116,9 @@ impl Iotlb {
     }
 
     /// Forgets what overlaps `[iova, iova + len)`. Rings use it until they have ended their turn.
-    /// Returns whether somebody waited for an answer about it: it has to be asked for again, since
-    /// it may be somewhere else now.
+    /// What was asked about it is to be asked again, since it may be somewhere else now: `wake` is
+    /// not called for that, it is in [`Self::take_misses`]. Returns whether a ring waits no more
+    /// that had found no room for its question.
     pub fn remove(&self, iova: Iova, len: u64) -> bool {
         let mut state = self.state();
         let waited = state.remove(iova.0, len);
@@ -170,9 +171,9 @@ impl Iotlb {
     }
 
     fn ask_locked(&self, mut state: MutexGuard<'_, State>, iova: Iova, access: Access) {
-        let is_new = state.ask(iova, access);
+        let is_due = state.ask(iova, access);
         drop(state);
-        if is_new {
+        if is_due {
             (self.wake)();
         }
     }

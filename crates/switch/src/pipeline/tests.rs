@@ -97,7 +97,7 @@ impl Bench {
                 origins.push(Origin::new(PortId(id), Some(0), counters));
             }
         });
-        let table = tables.current();
+        let (table, _) = tables.current();
         let mut pipeline = Pipeline::default();
         pipeline.fit(&table);
         let limits = FdbLimits { entries: 1000, per_port: 1000, age_secs: 300 };

@@ -302,8 +302,10 @@ impl Worker {
 
     /// Makes those cold queues hot that were woken; waits for one if it may sleep.
     fn look_at_cold(&mut self, time_ns: Option<u64>) {
-        let Self { waiter, queues, hot, cold, mailbox, .. } = self;
-        waiter.wait(time_ns, |number| {
+        let Self { waiter, queues, hot, cold, mailbox, shared, generation, .. } = self;
+        let news = || mailbox.is_pending() || shared.tables.generation() != *generation;
+        let sleeps = time_ns != Some(0) && mailbox.doze.begin(news);
+        waiter.wait(if sleeps { time_ns } else { Some(0) }, |number| {
             if let Some(Some(queue)) = queues.get_mut(number)
                 && queue.state == State::Cold
             {
@@ -315,7 +317,8 @@ impl Worker {
                 hot.push(number);
             }
         });
-        if time_ns != Some(0) {
+        if sleeps {
+            self.mailbox.doze.end();
             self.mailbox.counters.sleeps.add(1);
         }
     }

@@ -150,6 +150,10 @@ impl Fabric for Wire {
         }
     }
 
+    fn busy(&self) -> Duration {
+        Duration::ZERO
+    }
+
     fn quiesce(&self) {
         // Held for a turn.
         drop(lock(&self.ingress));

@@ -30,6 +30,8 @@ pub(super) struct Translation {
     waker: Arc<OnceLock<Arc<OwnedFd>>>,
     /// [`Iotlb::losses`] of which no worker makes use any more.
     settled: u64,
+    /// Something was said that rings may wait for.
+    answered: bool,
 }
 
 impl Translation {
@@ -154,8 +156,8 @@ impl Session {
             IotlbKind::Update(access) => {
                 let entries = self.entries(&message, access)?;
                 if iotlb.insert(&entries) {
+                    self.translation.answered = true;
                     self.try_start_all(rings);
-                    self.wake_rings(&iotlb, rings);
                 }
             }
             IotlbKind::Invalidate => {
@@ -164,7 +166,7 @@ impl Session {
                         self.park_ring(index, rings);
                     }
                 }
-                let waited = iotlb.remove(message.iova, message.size);
+                self.translation.answered |= iotlb.remove(message.iova, message.size);
                 // What was lost before may still be in use, too; if nothing was, nobody waits.
                 let losses = iotlb.losses();
                 if self.translation.settled != losses {
@@ -172,9 +174,6 @@ impl Session {
                     self.translation.settled = losses;
                 }
                 self.try_start_all(rings);
-                if waited {
-                    self.wake_rings(&iotlb, rings);
-                }
             }
             IotlbKind::Miss(_) => return Err(SessionError::IotlbMiss),
         }
@@ -217,8 +216,12 @@ impl Session {
             .any(|(addr, len, _)| addr.0 < end && message.iova.0 < addr.0.saturating_add(*len))
     }
 
-    /// Looks at rings again whose next chain waited: transmitqs by workers, as after a kick.
-    fn wake_rings(&self, iotlb: &Iotlb, rings: &mut dyn Rings) {
+    /// All messages that have come are handled: looks at rings again whose next chain waited for
+    /// what they said, transmitqs by workers, as after a kick. Once for all of them, since front
+    /// ends translate page by page.
+    pub fn end_turn(&mut self, rings: &mut dyn Rings) {
+        let answered = std::mem::take(&mut self.translation.answered);
+        let Some(iotlb) = self.iotlb().filter(|_| answered) else { return };
         let ready = iotlb.take_ready().into_iter().map(RingIndex);
         let ready = ready.filter_map(|index| self.rings.get_key_value(&index));
         for (index, ring) in ready.filter(|(_, ring)| ring.running) {

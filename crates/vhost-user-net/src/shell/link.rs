@@ -60,6 +60,7 @@ impl Link {
             return Ok(());
         }
         let result = self.handle_messages(rings, status);
+        self.session.end_turn(rings);
         rings.late.go_on();
         result
     }

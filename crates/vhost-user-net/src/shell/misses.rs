@@ -1,6 +1,5 @@
 //! Questions to the front end about addresses behind its vIOMMU, on the channel of the back end.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -16,6 +15,8 @@ use crate::session::Session;
 const ASK_PAUSE: Duration = Duration::from_millis(2);
 /// The most messages that wait for room; rings ask again for what is dropped.
 const WAITING_MAX: usize = 2048;
+/// Bytes of each.
+const MESSAGE: usize = 44;
 
 /// Written by workers when there is something to ask for.
 pub(super) fn eventfd() -> io::Result<OwnedFd> {
@@ -40,7 +41,8 @@ impl VhostUserPort {
 /// What is still to be asked.
 #[derive(Debug, Default)]
 pub(super) struct Questions {
-    waiting: VecDeque<Vec<u8>>,
+    /// Messages, one after the other.
+    waiting: Vec<u8>,
     /// Bytes of the first one that the channel took already.
     sent: usize,
 }
@@ -51,10 +53,10 @@ impl Questions {
     pub(super) fn ask(&mut self, session: &Session) -> (bool, u32) {
         let misses = session.misses();
         let new = u32::try_from(misses.len()).unwrap_or(u32::MAX);
-        self.waiting.extend(misses);
-        self.waiting.truncate(WAITING_MAX);
+        self.waiting.extend(misses.into_iter().flatten());
+        self.waiting.truncate(MESSAGE.saturating_mul(WAITING_MAX));
         let Some(channel) = session.backend_channel() else {
-            self.waiting.clear();
+            (self.waiting, self.sent) = (Vec::new(), 0);
             return (false, 0);
         };
         (self.send(channel), new)
@@ -62,22 +64,18 @@ impl Questions {
 
     /// Returns whether something is left.
     fn send(&mut self, channel: &OwnedFd) -> bool {
-        while let Some(message) = self.waiting.front() {
-            let rest = message.get(self.sent..).unwrap_or_default();
+        while let Some(rest) = self.waiting.get(self.sent..).filter(|rest| !rest.is_empty()) {
             match send(channel, rest, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-                Ok(count) if count < rest.len() => self.sent = self.sent.saturating_add(count),
-                Ok(_) => self.pass(),
+                Ok(count) => self.sent = self.sent.saturating_add(count),
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return true,
+                Err(Errno::AGAIN) => break,
                 // Nobody reads there any more: who asks waits, and the session will end.
-                Err(_) => self.pass(),
+                Err(_) => self.sent = self.waiting.len(),
             }
         }
-        false
-    }
-
-    fn pass(&mut self) {
-        self.sent = 0;
-        drop(self.waiting.pop_front());
+        let whole = self.sent.saturating_sub(self.sent % MESSAGE).min(self.waiting.len());
+        drop(self.waiting.drain(..whole));
+        self.sent = self.sent.saturating_sub(whole);
+        !self.waiting.is_empty()
     }
 }

@@ -15,7 +15,7 @@ use virtq::mem::RecordPage;
 use virtq::{Inflight, QueueConfig, QueueError, Recovery, RingPosition};
 
 use super::late::{Late, Rest};
-use super::share::{TURN_MAX, Talk, cpu_time, say};
+use super::share::{TURN_MAX, Talk, say};
 use super::{CountersOf, PortLinks, PortSettings, Transfers};
 use crate::rarp;
 use crate::record::{Identity, Records};
@@ -286,10 +286,9 @@ impl FabricRings {
 
     /// Does what ends with a turn of a worker, and notes how long this thread waited for that.
     pub(super) fn ask_workers<T>(&mut self, ask: impl FnOnce(&dyn Fabric) -> T) -> T {
-        let (began, before) = (Instant::now(), cpu_time());
+        let began = Instant::now();
         let answer = ask(&*self.fabric);
-        let own = cpu_time().saturating_sub(before);
-        let waited = began.elapsed().saturating_sub(own).min(TURN_MAX);
+        let waited = began.elapsed().min(TURN_MAX);
         self.waited = self.waited.saturating_add(waited);
         answer
     }

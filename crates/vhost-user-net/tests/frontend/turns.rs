@@ -57,6 +57,10 @@ impl Fabric for Slow {
         self.wire.resume_egress(at);
     }
 
+    fn busy(&self) -> Duration {
+        self.wire.busy()
+    }
+
     fn quiesce(&self) {
         self.wire.quiesce();
     }

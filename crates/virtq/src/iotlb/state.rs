@@ -91,12 +91,16 @@ impl State {
         self.answer(entry.iova.0, end_of(&entry))
     }
 
-    /// Forgets what overlaps a range, and what was asked about it. Returns whether somebody waited
-    /// for that.
+    /// Forgets what overlaps a range; what was asked about it is to be asked once more. Returns
+    /// whether a ring may go on.
     pub(super) fn remove(&mut self, iova: u64, len: u64) -> bool {
         self.forget(iova, len);
-        let last = len.saturating_sub(1);
-        self.answer(iova, iova.saturating_add(last))
+        let last = iova.saturating_add(len.saturating_sub(1));
+        let again: Vec<_> = self.asked_in(iova, last).collect();
+        for miss in again {
+            self.put_question(miss);
+        }
+        self.free_rings()
     }
 
     /// Removes entries that overlap `[iova, iova + len)`, whole: their rest is asked for again.
@@ -117,16 +121,24 @@ impl State {
     /// Takes back the questions about `[first, last]`. Returns whether somebody waited for an
     /// answer: rings whose next chain does are ready.
     fn answer(&mut self, first: u64, last: u64) -> bool {
-        let lowest = |iova| IotlbMiss { iova: Iova(iova), access: Access::Read };
-        let mut any = false;
-        while let Some((miss, _)) = self.asked.range(lowest(page_of(first))..).next() {
-            let miss = *miss;
-            if miss.iova.0 > last {
-                break;
-            }
+        let before = self.asked.len();
+        let answered: Vec<_> = self.asked_in(first, last).collect();
+        for miss in answered {
             let _ = self.asked.remove(&miss);
-            any = true;
         }
+        let waited = self.asked.len() < before;
+        self.free_rings() || waited
+    }
+
+    /// What was asked about `[first, last]`.
+    fn asked_in(&self, first: u64, last: u64) -> impl Iterator<Item = IotlbMiss> {
+        let lowest = IotlbMiss { iova: Iova(page_of(first)), access: Access::Read };
+        let asked = self.asked.range(lowest..).map(|(miss, _)| *miss);
+        asked.take_while(move |miss| miss.iova.0 <= last)
+    }
+
+    /// Rings that wait for no answer any more are ready. Returns whether there was one.
+    fn free_rings(&mut self) -> bool {
         let Self { asked, blocked, ready, .. } = self;
         let before = blocked.len();
         blocked.retain(|ring, miss| {
@@ -135,7 +147,7 @@ impl State {
             ready.extend((!waits).then_some(*ring));
             waits
         });
-        any || blocked.len() < before
+        blocked.len() < before
     }
 
     /// The next chain of a ring waits for an address.
@@ -149,12 +161,19 @@ impl State {
     }
 
     /// Asks for the page of an address, unless that was done already. Returns whether there is
-    /// something new to ask for.
+    /// something to ask for now, and was not before.
     pub(super) fn ask(&mut self, iova: Iova, access: Access) -> bool {
         let miss = question(iova, access);
         if self.asked.len() >= ASKED_MAX || self.asked.contains_key(&miss) {
             return false;
         }
+        let first = self.misses.is_empty();
+        self.put_question(miss);
+        first
+    }
+
+    /// It is to be asked, as if it had never been.
+    fn put_question(&mut self, miss: IotlbMiss) {
         let number = self.next_number();
         let _ = self.asked.insert(miss, number);
         self.misses.push((miss, number));
@@ -162,7 +181,6 @@ impl State {
             let asked = &self.asked;
             self.misses.retain(|(miss, number)| asked.get(miss) == Some(number));
         }
-        true
     }
 
     /// What is to be asked for since this was called last.

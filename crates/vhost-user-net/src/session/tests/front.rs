@@ -190,7 +190,19 @@ impl Front {
         Self { session: Session::new(settings), rings: Recorder::default(), shared }
     }
 
+    /// One message, which is all that has come.
     pub(super) fn bytes(
+        &mut self,
+        bytes: &[u8],
+        fds: Vec<OwnedFd>,
+    ) -> Result<Outcome, SessionError> {
+        let outcome = self.part(bytes, fds);
+        self.session.end_turn(&mut self.rings);
+        outcome
+    }
+
+    /// One message, after which more have come.
+    pub(super) fn part(
         &mut self,
         bytes: &[u8],
         fds: Vec<OwnedFd>,

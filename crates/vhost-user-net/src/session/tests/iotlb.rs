@@ -1,5 +1,7 @@
 //! Rings behind a vIOMMU: their own addresses and those of buffers come, and go, by messages.
 
+use std::os::fd::OwnedFd;
+
 use virtio_net::features::ACCESS_PLATFORM;
 use virtq::mem::GuestPhysAddr;
 use virtq::{Access, ChainBuf, Iova};
@@ -299,4 +301,38 @@ fn an_answer_wakes_whoever_waits_for_it() {
     assert!(rustix::io::read(&kick, &mut [0; 8]).is_err(), "ring 1 does not wait");
     assert_eq!(front.ack(update(200 * PAGE, PAGE), Vec::new()), 0);
     assert_eq!(front.events(), [], "once");
+}
+
+#[test]
+fn whoever_waits_is_woken_once_for_all_that_was_said() {
+    let mut front = up(&[(0, 0x2_0000)]);
+    let mut desc = (FAR + 200 * PAGE).to_le_bytes().to_vec();
+    desc.extend([5, 0, 0, 0, 0, 0, 0, 0]);
+    front.poke(0x1_0000, &desc);
+    front.poke(0x1_4002, &[1, 0]);
+    let mut chains = ChainBuf::with_capacity(1);
+    let mut pop =
+        |front: &mut Front| front.rings.queues.get_mut(&1).unwrap().queue.pop(&mut chains, 1).len();
+    let kick = front.rings.queues[&1].kick.clone().unwrap();
+    let read = |kick: &OwnedFd| {
+        let mut count = [0; 8];
+        rustix::io::read(kick, &mut count).map(|_| u64::from_ne_bytes(count))
+    };
+    assert_eq!(pop(&mut front), 0);
+    let _ = asked(&front);
+    for step in 0..6 {
+        // Each answer is taken back, and the ring asks anew.
+        let (answer, taken_back) = (update(200 * PAGE, PAGE), invalidate(200 * PAGE, PAGE));
+        let message = if step % 2 == 0 { answer } else { taken_back };
+        assert!(front.part(&message.write(true), Vec::new()).unwrap().refused.is_none());
+        assert!(read(&kick).is_err(), "more may be to come");
+        if step % 2 == 1 {
+            assert_eq!(pop(&mut front), 0);
+            assert_eq!(asked(&front), [200 * PAGE]);
+        }
+    }
+    front.session.end_turn(&mut front.rings);
+    assert_eq!(read(&kick), Ok(1));
+    front.session.end_turn(&mut front.rings);
+    assert!(read(&kick).is_err());
 }
