@@ -2,7 +2,7 @@
 //! that sleeps touches nothing.
 //!
 //! ```text
-//!  worker   asleep = true,  fence, news? ─► no: wait in epoll ─► asleep = false, fence ─► next turn
+//!  worker   asleep = true, fence, news? ─► no: wait in epoll ─► asleep = false, fence ─► next turn
 //!  control  write news,     fence, asleep? ─► yes: wake it, or go on: it will see the news first
 //! ```
 //!
