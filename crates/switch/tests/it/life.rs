@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use packet::{MacAddr, VlanId};
 use port::capture::{Capture, CaptureSettings, Direction};
@@ -343,7 +343,9 @@ fn after_quiesce_no_batch_is_held_that_was_taken_before() {
     let ports = plain_ports(&switch, 3);
     let wires: Vec<_> = ports.iter().map(|(_, wire)| wire).collect();
     wires[0].behave(Behaviour::Slow);
-    for _ in 0..20 {
+    for round in 0..20 {
+        // In every other round to a worker that sleeps.
+        std::thread::sleep(Duration::from_millis(round % 2 * 5));
         let before = wires[0].released.load(Ordering::SeqCst);
         wires[0].send(&[frame(BROADCAST, mac(1), 1)]);
         wait_for("a worker to take it", || {
@@ -354,4 +356,23 @@ fn after_quiesce_no_batch_is_held_that_was_taken_before() {
         assert!(wires[0].released.load(Ordering::SeqCst) > before, "it has let go");
     }
     let _ = settle(&switch, &wires);
+}
+
+#[test]
+fn quiesce_lets_workers_sleep() {
+    let switch = Switch::start(&two_workers()).unwrap();
+    let ports = plain_ports(&switch, 3);
+    let sleeps = || switch.stats().workers.iter().map(|worker| worker.sleeps).sum::<u64>();
+    // Who falls asleep is counted when it wakes: until nobody does any more.
+    let mut last = u64::MAX;
+    wait_for("the workers to sleep", || {
+        std::thread::sleep(Duration::from_millis(20));
+        std::mem::replace(&mut last, sleeps()) == sleeps()
+    });
+    for _ in 0..100 {
+        switch.quiesce();
+    }
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(sleeps(), last);
+    drop(ports);
 }

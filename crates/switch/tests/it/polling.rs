@@ -3,10 +3,9 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use port::Fabric;
-use switch::{PollMode, Switch, SwitchConfig, Workers};
+use switch::{PollMode, PortConfig, Switch, SwitchConfig, Workers};
 
-use crate::mock::{BROADCAST, frame, mac, number, plain_ports, settle, wait_for};
+use crate::mock::{BROADCAST, add, frame, mac, number, plain_ports, settle, wait_for};
 
 /// Frames of a busy queue that may go before the next look at the cold ones: some bursts, and what
 /// is served in 20 us.
@@ -46,9 +45,9 @@ fn a_busy_worker_never_sleeps() {
     std::thread::sleep(Duration::from_millis(20));
     assert!(switch.stats().workers[0].busy_ns < 10_000_000);
     let ports = plain_ports(&switch, 2);
-    // Between the first answer and the second it has seen its queues: it is awake from then on.
-    switch.quiesce();
-    switch.quiesce();
+    // It has answered, so it has seen its queues: it is awake from then on.
+    let (another, _) = add(&switch, &PortConfig::new("another"));
+    assert!(switch.remove_port(another.id));
     let before = switch.stats().workers[0].sleeps;
     assert!(!ports[0].1.is_armed() && !ports[1].1.is_armed());
     ports[0].1.send(&[frame(BROADCAST, mac(1), 0)]);
