@@ -24,44 +24,55 @@ pub struct RingLog {
     pub call: Option<Arc<OwnedFd>>,
 }
 
-/// Where the guest has a part of a ring: pieces, each its address and bytes. Behind a vIOMMU they
-/// may be anywhere.
+/// Where the guest has a part of a ring: pieces, one behind the other. Behind a vIOMMU they may be
+/// anywhere, and very small.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Places(Vec<(GuestPhysAddr, u64)>);
+pub struct Places(Vec<Piece>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Piece {
+    /// Bytes of all pieces before it.
+    offset: u64,
+    bytes: u64,
+    addr: GuestPhysAddr,
+}
 
 impl From<GuestPhysAddr> for Places {
     /// All of it from one address on.
     fn from(addr: GuestPhysAddr) -> Self {
-        Self(vec![(addr, u64::MAX)])
+        Self(vec![Piece { offset: 0, bytes: u64::MAX, addr }])
     }
 }
 
 impl Places {
     /// These pieces, one behind the other; those that go on in the guest, too, are one.
     pub(crate) fn of(pieces: impl IntoIterator<Item = (GuestPhysAddr, u64)>) -> Self {
-        let mut all: Vec<(GuestPhysAddr, u64)> = Vec::new();
-        for (addr, len) in pieces {
+        let mut all: Vec<Piece> = Vec::new();
+        let mut offset = 0u64;
+        for (addr, bytes) in pieces {
             match all.last_mut() {
-                Some((last, bytes)) if last.0.checked_add(*bytes) == Some(addr.0) => {
-                    *bytes = bytes.saturating_add(len);
+                Some(last) if last.addr.0.checked_add(last.bytes) == Some(addr.0) => {
+                    last.bytes = last.bytes.saturating_add(bytes);
                 }
-                _ => all.push((addr, len)),
+                _ => all.push(Piece { offset, bytes, addr }),
             }
+            offset = offset.saturating_add(bytes);
         }
         Self(all)
     }
 
     /// Notes `len` bytes at `offset`.
     fn mark(&self, log: &DirtyLog, offset: u64, len: u64) {
-        let (mut skip, mut left) = (offset, len);
-        for (addr, bytes) in &self.0 {
-            let Some(here) = bytes.checked_sub(skip) else {
-                skip = skip.saturating_sub(*bytes);
-                continue;
-            };
-            let step = here.min(left);
-            log.mark(GuestPhysAddr(addr.0.wrapping_add(skip)), step);
-            (skip, left) = (0, left.saturating_sub(step));
+        let first = self.0.partition_point(|piece| piece.offset <= offset).saturating_sub(1);
+        let (mut offset, mut left) = (offset, len);
+        for piece in self.0.get(first..).unwrap_or_default() {
+            let skip = offset.saturating_sub(piece.offset);
+            let step = piece.bytes.saturating_sub(skip).min(left);
+            log.mark(GuestPhysAddr(piece.addr.0.wrapping_add(skip)), step);
+            (offset, left) = (offset.saturating_add(step), left.saturating_sub(step));
+            if left == 0 {
+                break;
+            }
         }
     }
 }

@@ -167,6 +167,15 @@ fn a_part_in_pieces_is_noted_piece_by_piece() {
     assert_eq!(bed.look().1, BTreeSet::from([9, 20]));
     log.device(4 * LOG_PAGE, 5);
     assert_eq!(bed.look().1, BTreeSet::new(), "there is no such piece");
+    // However small they are.
+    let device = Places::of((0..4096).map(|n| (GuestPhysAddr(n % 7 * 2 * LOG_PAGE), 1)));
+    let log = RingLog { device, ..log };
+    log.device(3, 2);
+    assert_eq!(bed.look().1, BTreeSet::from([6, 8]));
+    log.device(4095, 1);
+    assert_eq!(bed.look().1, BTreeSet::from([0]));
+    log.device(4094, 9);
+    assert_eq!(bed.look().1, BTreeSet::from([0, 12]));
 }
 
 #[test]
