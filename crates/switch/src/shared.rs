@@ -30,6 +30,8 @@ pub(crate) struct Shared {
     pub(crate) at_start: AtStart,
     /// All workers that run.
     mailboxes: Mutex<Vec<Arc<Mailbox>>>,
+    /// For how long those were busy that have ended, in nanoseconds.
+    ended_busy_ns: AtomicU64,
     /// Notified when a worker acknowledges a generation, or ends. How many wait for that.
     acknowledged: (Mutex<usize>, Condvar),
 }
@@ -46,6 +48,7 @@ impl Shared {
             forward_reserved: config.forward_reserved,
             at_start: config.at_start.clone(),
             mailboxes: Mutex::default(),
+            ended_busy_ns: AtomicU64::new(0),
             acknowledged: Default::default(),
         }
     }
@@ -97,6 +100,8 @@ impl Shared {
     pub(crate) fn remove_mailbox(&self, mailbox: &Arc<Mailbox>) {
         let mut all = self.mailboxes.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|one| !Arc::ptr_eq(one, mailbox));
+        let busy_ns = mailbox.counters.busy_ns.get();
+        let _ = self.ended_busy_ns.fetch_add(busy_ns, Ordering::Relaxed);
     }
 
     /// Makes every worker look at its mailbox and at the table.
@@ -106,10 +111,12 @@ impl Shared {
         }
     }
 
-    /// For how long the workers that run have moved frames, all together.
+    /// For how long workers have moved frames, all together.
     pub(crate) fn busy(&self) -> Duration {
         let mailboxes = self.mailboxes.lock().unwrap_or_else(PoisonError::into_inner);
-        Duration::from_nanos(mailboxes.iter().map(|mailbox| mailbox.counters.busy_ns.get()).sum())
+        let ended_ns = self.ended_busy_ns.load(Ordering::Relaxed);
+        let of = |mailbox: &Arc<Mailbox>| mailbox.counters.busy_ns.get();
+        Duration::from_nanos(mailboxes.iter().map(of).fold(ended_ns, u64::wrapping_add))
     }
 
     /// Waits until every worker uses the table of `generation` or a later one.

@@ -264,22 +264,25 @@ impl Tables {
     pub(crate) fn edit<T>(&self, change: impl FnOnce(&mut Records) -> T) -> (T, u64) {
         let mut state = self.lock();
         let result = change(&mut state.records);
-        let generation = self.publish(&mut state);
+        let generation = state.generation.wrapping_add(1);
         state.table = Arc::new(build(&state.records, generation));
+        self.publish(&mut state, generation);
         (result, generation)
     }
 
     /// Begins a generation with the same table, and returns it.
     pub(crate) fn renew(&self) -> u64 {
-        self.publish(&mut self.lock())
+        let mut state = self.lock();
+        let generation = state.generation.wrapping_add(1);
+        self.publish(&mut state, generation);
+        generation
     }
 
-    /// Begins a generation: who sees it waits at the lock for its table.
-    fn publish(&self, state: &mut State) -> u64 {
-        state.generation = state.generation.wrapping_add(1);
+    /// Last of all: whoever sees it takes the lock.
+    fn publish(&self, state: &mut State, generation: u64) {
+        state.generation = generation;
         // ORDERING: Release pairs with the Acquire in `generation`.
-        self.generation.store(state.generation, Ordering::Release);
-        state.generation
+        self.generation.store(generation, Ordering::Release);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

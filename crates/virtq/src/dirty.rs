@@ -37,6 +37,19 @@ struct Piece {
     addr: GuestPhysAddr,
 }
 
+impl Piece {
+    /// Bytes of it from `offset` on, which is within it.
+    fn left(&self, offset: u64) -> u64 {
+        self.bytes.saturating_sub(offset.saturating_sub(self.offset))
+    }
+
+    /// Notes `len` bytes of it, or what there is of them.
+    fn mark(&self, log: &DirtyLog, offset: u64, len: u64) {
+        let skip = offset.saturating_sub(self.offset);
+        log.mark(GuestPhysAddr(self.addr.0.wrapping_add(skip)), len.min(self.left(offset)));
+    }
+}
+
 impl From<GuestPhysAddr> for Places {
     /// All of it from one address on.
     fn from(addr: GuestPhysAddr) -> Self {
@@ -63,13 +76,15 @@ impl Places {
 
     /// Notes `len` bytes at `offset`.
     fn mark(&self, log: &DirtyLog, offset: u64, len: u64) {
+        if let [piece] = self.0.as_slice() {
+            return piece.mark(log, offset, len);
+        }
         let first = self.0.partition_point(|piece| piece.offset <= offset).saturating_sub(1);
         let (mut offset, mut left) = (offset, len);
         for piece in self.0.get(first..).unwrap_or_default() {
-            let skip = offset.saturating_sub(piece.offset);
-            let step = piece.bytes.saturating_sub(skip).min(left);
-            log.mark(GuestPhysAddr(piece.addr.0.wrapping_add(skip)), step);
-            (offset, left) = (offset.saturating_add(step), left.saturating_sub(step));
+            let here = piece.left(offset).min(left);
+            piece.mark(log, offset, here);
+            (offset, left) = (offset.saturating_add(here), left.saturating_sub(here));
             if left == 0 {
                 break;
             }

@@ -115,15 +115,32 @@ impl Iotlb {
         waited
     }
 
-    /// Forgets what overlaps `[iova, iova + len)`. Rings use it until they have ended their turn.
-    /// What was asked about it is to be asked again, since it may be somewhere else now: `wake` is
-    /// not called for that, it is in [`Self::take_misses`]. Returns whether a ring waits no more
-    /// that had found no room for its question.
+    /// Forgets what overlaps `[iova, iova + len)`, and what was asked about it. Rings use it until
+    /// they have ended their turn. What the next chain of a ring waits for is to be asked again,
+    /// since it may be somewhere else now: `wake` is not called for that, it is in
+    /// [`Self::take_misses`]. Returns whether a ring waits no more that had found no room for its
+    /// question.
     pub fn remove(&self, iova: Iova, len: u64) -> bool {
         let mut state = self.state();
         let waited = state.remove(iova.0, len);
         self.publish(state);
         waited
+    }
+
+    /// Forgets what was asked: who asks about memory that is gone meanwhile gets no answer. Returns
+    /// whether a ring waits no more: it asks anew.
+    pub fn forget_questions(&self) -> bool {
+        let mut state = self.state();
+        let waited = state.forget_questions();
+        self.publish(state);
+        waited
+    }
+
+    /// Forgets everything. No ring runs.
+    pub fn clear(&self) {
+        let mut state = self.state();
+        state.clear();
+        self.publish(state);
     }
 
     /// Uses another memory table: translations into what is not there any more mean nothing.
@@ -181,6 +198,12 @@ impl Iotlb {
     /// What is to be asked for since this was called last.
     pub fn take_misses(&self) -> Vec<IotlbMiss> {
         self.state().take_misses()
+    }
+
+    /// How often something was asked for that was not already. What is to be asked again does not
+    /// count.
+    pub fn asks(&self) -> u64 {
+        self.state().asks()
     }
 
     /// Raised by each entry that goes, for whatever reason: while it is the same, no ring can use

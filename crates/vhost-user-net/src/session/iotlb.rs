@@ -75,6 +75,22 @@ impl Session {
         iotlb.take_misses().into_iter().map(ask).collect()
     }
 
+    /// How often rings have asked for something that they had not asked for already.
+    pub fn asks(&self) -> u64 {
+        self.iotlb().map_or(0, |iotlb| iotlb.asks())
+    }
+
+    /// A ring has ended, and what it waited for may be gone with it. When none is left, the front
+    /// end does not say any more what is taken back: nothing is known then.
+    pub(super) fn forget_questions(&mut self) {
+        let Some(iotlb) = self.translation.iotlb.as_ref() else { return };
+        if self.rings.values().any(|ring| ring.started) {
+            self.translation.answered |= iotlb.forget_questions();
+        } else {
+            iotlb.clear();
+        }
+    }
+
     /// Translations that are known, if the device is behind a vIOMMU.
     pub fn translations(&self) -> Option<usize> {
         self.iotlb().map(|iotlb| iotlb.len())

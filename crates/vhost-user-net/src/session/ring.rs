@@ -170,6 +170,7 @@ impl Session {
         let state = self.ring_mut(index);
         state.end();
         let num = state.base.unwrap_or(fresh);
+        self.forget_questions();
         Ok(Answer::Reply(Reply::Vring(VringState { ring, num })))
     }
 

@@ -13,10 +13,9 @@ use crate::session::Session;
 
 /// How long the back channel is left alone when it was full.
 const ASK_PAUSE: Duration = Duration::from_millis(2);
-/// The most messages that wait for room; rings ask again for what is dropped.
-const WAITING_MAX: usize = 2048;
-/// Bytes of each.
-const MESSAGE: usize = 44;
+/// Bytes that are sent at once: whole messages, of 44 each, and so few that the channel takes all
+/// of them or none.
+const AT_ONCE: usize = 44 * 40;
 
 /// Written by workers when there is something to ask for.
 pub(super) fn eventfd() -> io::Result<OwnedFd> {
@@ -41,41 +40,47 @@ impl VhostUserPort {
 /// What is still to be asked.
 #[derive(Debug, Default)]
 pub(super) struct Questions {
-    /// Messages, one after the other.
+    /// Messages that the channel had no room for.
     waiting: Vec<u8>,
-    /// Bytes of the first one that the channel took already.
+    /// Bytes of the first one that it took already, as one with little room may.
     sent: usize,
+    /// [`Session::asks`] as it was last.
+    asks: u64,
 }
 
 impl Questions {
     /// Sends what the channel takes, and never waits. Returns whether something is left, and how
     /// many questions were new.
     pub(super) fn ask(&mut self, session: &Session) -> (bool, u32) {
-        let misses = session.misses();
-        let new = u32::try_from(misses.len()).unwrap_or(u32::MAX);
-        self.waiting.extend(misses.into_iter().flatten());
-        self.waiting.truncate(MESSAGE.saturating_mul(WAITING_MAX));
+        let asks = session.asks();
+        let new = u32::try_from(asks.saturating_sub(self.asks)).unwrap_or(u32::MAX);
+        self.asks = asks;
         let Some(channel) = session.backend_channel() else {
             (self.waiting, self.sent) = (Vec::new(), 0);
             return (false, 0);
         };
-        (self.send(channel), new)
+        // What waits is sent first: until then nothing more is taken, so that it has a bound.
+        if self.waiting.is_empty() || !self.send(channel) {
+            self.waiting = session.misses().concat();
+            let _ = self.send(channel);
+        }
+        (!self.waiting.is_empty(), new)
     }
 
     /// Returns whether something is left.
     fn send(&mut self, channel: &OwnedFd) -> bool {
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         while let Some(rest) = self.waiting.get(self.sent..).filter(|rest| !rest.is_empty()) {
-            match send(channel, rest, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+            let rest = rest.get(..AT_ONCE).unwrap_or(rest);
+            match send(channel, rest, flags) {
                 Ok(count) => self.sent = self.sent.saturating_add(count),
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => break,
+                Err(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM) => return true,
                 // Nobody reads there any more: who asks waits, and the session will end.
-                Err(_) => self.sent = self.waiting.len(),
+                Err(_) => break,
             }
         }
-        let whole = self.sent.saturating_sub(self.sent % MESSAGE).min(self.waiting.len());
-        drop(self.waiting.drain(..whole));
-        self.sent = self.sent.saturating_sub(whole);
-        !self.waiting.is_empty()
+        (self.waiting, self.sent) = (Vec::new(), 0);
+        false
     }
 }

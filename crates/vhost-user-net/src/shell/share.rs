@@ -21,7 +21,7 @@
 //! **Trust.** A front end that floods, or comes and goes without end, slows itself down. One that
 //! is honest does not come near it: to set up 128 queue pairs and to leave took 46 ms. A driver
 //! and a front end that both lie can have us ask as often as a busy guest does, and get
-//! the share of one. What workers do for that guest counts as well: it gets no more by it.
+//! the share of one; several of them, half of this thread.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -54,10 +54,12 @@ const BUSY: u32 = 16;
 /// And the part that it may take while workers have little to do: a guest whose every buffer is
 /// mapped and unmapped takes a fifth here, and is emulated.
 const QUIET: u32 = 4;
-/// Workers have little to do if they are busy for this part of one CPU, all together.
+/// Workers have little to do if they are busy for this part of one CPU, all together; and this
+/// thread for less than half of the time, whoever it works for.
 const LITTLE: u32 = 16;
-/// How often workers are looked at.
+/// How often workers are looked at, while there is something to charge.
 const LOOK: Duration = Duration::from_millis(10);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// The same for waiting for workers. To stop and start all rings of 128 pairs a few times is free.
 const OF_WAITS: Terms = Terms { at_once: Duration::from_millis(500), share: 10, ..OF_ALL };
 /// A worker's turn is shorter: one that takes longer is the host's doing.
@@ -148,8 +150,9 @@ pub(super) struct Share {
     /// Messages about translations that are still to come because we asked.
     needed: u32,
     rest_until: Option<Instant>,
-    /// For how long workers were busy when they were looked at last, and when that was.
-    busy: Duration,
+    /// For how long workers, and this thread, were busy when they were looked at last, and when
+    /// that was.
+    busy: (Duration, Duration),
     looked: Instant,
     /// Rests that the log does not know of, and when it heard of one last.
     rests: u64,
@@ -164,27 +167,30 @@ impl Share {
             waits: Credit::on(&OF_WAITS, now),
             needed: 0,
             rest_until: None,
-            busy: Duration::ZERO,
+            busy: Default::default(),
             looked: now,
             rests: 0,
             said: None,
         }
     }
 
-    /// Looks now and then at how long workers were `busy` so far: so much is left for vIOMMUs.
-    fn look(&mut self, busy: impl FnOnce() -> Duration, now: Instant) {
+    /// Looks now and then at how long workers, and this thread, were busy so far: so much is left
+    /// for vIOMMUs.
+    fn look(&mut self, busy: impl FnOnce() -> (Duration, Duration), now: Instant) {
         let passed = now.saturating_duration_since(self.looked);
         if passed < LOOK {
             return;
         }
         let busy = busy();
-        let new = busy.saturating_sub(self.busy);
+        let workers = busy.0.saturating_sub(self.busy.0);
+        let thread = busy.1.saturating_sub(self.busy.1);
         // What came back until now came back as it was.
         self.translations.spend(Duration::ZERO, now);
-        self.translations.share = match new.saturating_mul(LITTLE) < passed {
-            true => QUIET,
-            false => BUSY,
-        };
+        // What was long ago says nothing about now.
+        let quiet = passed < LOOK_AGAIN
+            && workers.saturating_mul(LITTLE) < passed
+            && thread.saturating_mul(2) < passed;
+        self.translations.share = if quiet { QUIET } else { BUSY };
         (self.busy, self.looked) = (busy, now);
     }
 
@@ -196,13 +202,13 @@ impl Share {
         now: Instant,
     ) -> bool {
         let (spent, none) = (spent.saturating_add(WAKING), Duration::ZERO);
-        let (of_all, of_translations, of_waits) = match self.is_needed(handled) {
-            true => (none, spent, none),
-            false => (spent, none, waited),
+        let (of_all, of_translations) = match self.is_needed(handled) {
+            true => (none, spent),
+            false => (spent, none),
         };
         self.all.spend(of_all, now);
         self.translations.spend(of_translations, now);
-        self.waits.spend(of_waits, now);
+        self.waits.spend(waited, now);
         if self.rest_until.is_some() {
             return false;
         }
@@ -313,7 +319,7 @@ impl VhostUserPort {
         let spent = cpu_time().saturating_sub(before).saturating_add(freed);
         let handled = self.link.as_mut().map(|link| std::mem::take(&mut link.handled));
         let waited = std::mem::take(&mut self.rings.waited);
-        self.share.look(|| self.rings.fabric.busy(), now);
+        self.share.look(|| (self.rings.fabric.busy(), cpu_time()), now);
         if !self.share.charge((spent, waited), handled.unwrap_or_default(), now) {
             return;
         }
@@ -422,7 +428,7 @@ mod tests {
         let (mut share, mut busy) = (Share::new(now), Duration::ZERO);
         let mut part = |share: &mut Share, passed: Duration, more: Duration| {
             (now, busy) = (now + passed, busy + more);
-            share.look(|| busy, now);
+            share.look(|| (busy, Duration::ZERO), now);
             share.translations.share
         };
         assert_eq!(part(&mut share, 5 * MS, Duration::ZERO), BUSY, "not known yet");
@@ -430,6 +436,7 @@ mod tests {
         assert_eq!(part(&mut share, 5 * MS, 5 * MS), QUIET, "it is looked at again later");
         assert_eq!(part(&mut share, 5 * MS, Duration::ZERO), BUSY);
         assert_eq!(part(&mut share, 16 * MS, MS), BUSY);
+        assert_eq!(part(&mut share, 100 * MS, Duration::ZERO), BUSY, "that was long ago");
         assert_eq!(part(&mut share, 17 * MS, MS), QUIET);
         // As so much more comes back.
         let used_up = |share: &mut Share, now| until_rest(share, event(3, 0, 1), now).1;
@@ -440,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn waits_have_a_share_of_their_own_unless_they_are_for_what_was_asked_for() {
+    fn waits_have_a_share_of_their_own() {
         let start = Instant::now();
         let waits = |what| {
             let mut share = Share::new(start);
@@ -450,9 +457,9 @@ mod tests {
                 (count, rest)
             })
         };
-        assert_eq!(waits(event(0, 1, 0)), Some((501, 30 * MS)));
-        assert_eq!(waits(event(1, 0, 0)), Some((501, 30 * MS)));
-        assert_eq!(waits(event(3, 0, 1)), None);
+        for what in [event(0, 1, 0), event(1, 0, 0), event(3, 0, 1)] {
+            assert_eq!(waits(what), Some((501, 30 * MS)));
+        }
     }
 
     #[test]

@@ -39,6 +39,7 @@ pub(super) struct State {
     ready: BTreeSet<u16>,
     /// Of the next entry or question.
     number: u64,
+    asks: u64,
     /// Raised by each entry that goes, for whatever reason: rings may have found it.
     losses: u64,
 }
@@ -54,6 +55,7 @@ impl State {
             blocked: BTreeMap::new(),
             ready: BTreeSet::new(),
             number: 0,
+            asks: 0,
             losses: 1,
         }
     }
@@ -91,16 +93,33 @@ impl State {
         self.answer(entry.iova.0, end_of(&entry))
     }
 
-    /// Forgets what overlaps a range; what was asked about it is to be asked once more. Returns
-    /// whether a ring may go on.
+    /// Forgets what overlaps a range, and what was asked about it; what the next chain of a ring
+    /// waits for is to be asked once more. Returns whether a ring may go on.
     pub(super) fn remove(&mut self, iova: u64, len: u64) -> bool {
         self.forget(iova, len);
         let last = iova.saturating_add(len.saturating_sub(1));
-        let again: Vec<_> = self.asked_in(iova, last).collect();
-        for miss in again {
-            self.put_question(miss);
+        let before = self.asked.len();
+        self.drop_questions(iova, last);
+        if self.asked.len() < before {
+            let waits = |miss: &&IotlbMiss| (page_of(iova)..=last).contains(&miss.iova.0);
+            let again: BTreeSet<_> = self.blocked.values().filter(waits).copied().collect();
+            again.into_iter().for_each(|miss| self.put_question(miss));
         }
         self.free_rings()
+    }
+
+    /// Forgets all that was asked: rings that still want to know it ask anew. Returns whether one
+    /// may.
+    pub(super) fn forget_questions(&mut self) -> bool {
+        self.asked.clear();
+        self.misses.clear();
+        self.free_rings()
+    }
+
+    /// Forgets everything.
+    pub(super) fn clear(&mut self) {
+        self.forget(0, u64::MAX);
+        let _ = self.forget_questions();
     }
 
     /// Removes entries that overlap `[iova, iova + len)`, whole: their rest is asked for again.
@@ -122,19 +141,21 @@ impl State {
     /// answer: rings whose next chain does are ready.
     fn answer(&mut self, first: u64, last: u64) -> bool {
         let before = self.asked.len();
-        let answered: Vec<_> = self.asked_in(first, last).collect();
-        for miss in answered {
-            let _ = self.asked.remove(&miss);
-        }
-        let waited = self.asked.len() < before;
-        self.free_rings() || waited
+        self.drop_questions(first, last);
+        let any = self.asked.len() < before;
+        self.free_rings() || any
     }
 
-    /// What was asked about `[first, last]`.
-    fn asked_in(&self, first: u64, last: u64) -> impl Iterator<Item = IotlbMiss> {
+    /// Takes back the questions about `[first, last]`.
+    fn drop_questions(&mut self, first: u64, last: u64) {
         let lowest = IotlbMiss { iova: Iova(page_of(first)), access: Access::Read };
-        let asked = self.asked.range(lowest..).map(|(miss, _)| *miss);
-        asked.take_while(move |miss| miss.iova.0 <= last)
+        while let Some((miss, _)) = self.asked.range(lowest..).next() {
+            let miss = *miss;
+            if miss.iova.0 > last {
+                break;
+            }
+            let _ = self.asked.remove(&miss);
+        }
     }
 
     /// Rings that wait for no answer any more are ready. Returns whether there was one.
@@ -168,8 +189,14 @@ impl State {
             return false;
         }
         let first = self.misses.is_empty();
+        self.asks = self.asks.wrapping_add(1);
         self.put_question(miss);
         first
+    }
+
+    /// How often something was asked that was not open.
+    pub(super) fn asks(&self) -> u64 {
+        self.asks
     }
 
     /// It is to be asked, as if it had never been.

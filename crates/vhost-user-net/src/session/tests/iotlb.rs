@@ -336,3 +336,28 @@ fn whoever_waits_is_woken_once_for_all_that_was_said() {
     front.session.end_turn(&mut front.rings);
     assert!(read(&kick).is_err());
 }
+
+/// The front end does not say any more what is taken back, and what was asked may have no answer.
+#[test]
+fn a_ring_that_has_ended_takes_its_questions_along_and_the_last_one_all_translations() {
+    let mut front = up(&[(0, 0x2_0000)]);
+    let mut desc = (FAR + 200 * PAGE).to_le_bytes().to_vec();
+    desc.extend([5, 0, 0, 0, 0, 0, 0, 0]);
+    front.poke(0x1_0000, &desc);
+    front.poke(0x1_4002, &[1, 0]);
+    let mut chains = ChainBuf::with_capacity(1);
+    let mut pop = |front: &mut Front| {
+        let queue = &mut front.rings.queues.get_mut(&1).unwrap().queue;
+        assert!(queue.pop(&mut chains, 1).is_empty());
+    };
+    pop(&mut front);
+    assert_eq!(asked(&front), [200 * PAGE]);
+    let kick = front.rings.queues[&1].kick.clone().unwrap();
+    let _ = front.base(0);
+    assert_eq!(rustix::io::read(&kick, &mut [0; 8]), Ok(8), "ring 1 is to ask again");
+    pop(&mut front);
+    assert_eq!(asked(&front), [200 * PAGE]);
+    assert_eq!(front.session.translations(), Some(1));
+    let _ = front.base(1);
+    assert_eq!(front.session.translations(), Some(0));
+}
