@@ -568,7 +568,8 @@ impl Session {
             rings.give_up(index);
         }
         for (index, ring) in &mut self.rings {
-            ring.reset();
+            let kick = ring.reset();
+            self.gone.extend(kick.map(|kick| Gone::Large(Box::new(kick))));
             rings.forget(*index);
         }
         self.features = None;

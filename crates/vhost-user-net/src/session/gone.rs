@@ -1,7 +1,9 @@
 //! What a session has done with, and may take long to be let go of.
 //!
 //! If we are the last who have a file, its pages are freed when we close it, which takes a second
-//! for ten gigabytes. So what is large is kept until the shell takes it, for a thread to free.
+//! for ten gigabytes; an eventfd that very many epolls watch is taken out of each of them then. So
+//! what is large, and each eventfd of a ring, is kept until the shell takes it, for a thread to let
+//! go of; and so is a session that has ended.
 //!
 //! Nor is the channel of the back end closed here: what waits in it is closed with it, and nobody
 //! can see all of that (a byte that was sent out of band and taken leaves its fds there).
@@ -12,6 +14,7 @@
 use std::any::Any;
 use std::mem::{replace, take};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use super::inflight::InflightFile;
 use super::log::Log;
@@ -36,12 +39,7 @@ impl Session {
     /// The same of a session that has ended.
     pub fn into_gone(mut self) -> Vec<Gone> {
         let mut gone = self.take_gone();
-        let files =
-            [self.inflight.as_ref().map(InflightFile::file_bytes), self.logging.file_bytes()];
-        let memory = self.memory.bytes_beyond(&RegionTable::default());
-        if files.into_iter().flatten().fold(memory, u64::saturating_add) >= LARGE {
-            gone.push(Gone::Large(Box::new(self)));
-        }
+        gone.push(Gone::Large(Box::new(self)));
         gone
     }
 
@@ -74,6 +72,11 @@ impl Session {
     pub(super) fn swap_channel(&mut self, channel: Option<OwnedFd>) {
         let old = replace(&mut self.backend_channel, channel);
         self.gone.extend(old.map(Gone::Channel));
+    }
+
+    /// Lets go of an eventfd that a ring had.
+    pub(super) fn let_go_of_event(&mut self, event: Option<Arc<OwnedFd>>) {
+        self.gone.extend(event.map(|event| Gone::Large(Box::new(event))));
     }
 
     /// Lets go of something whose files have so many bytes.

@@ -8,6 +8,7 @@
 
 use std::fs::File;
 use std::io;
+use std::mem::replace;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -100,7 +101,10 @@ impl Session {
         if fd.as_ref().is_some_and(is_no_eventfd) {
             return Err(SessionError::LogCall);
         }
-        self.restart_all(rings, |session| session.logging.call = fd.map(Arc::new));
+        self.restart_all(rings, |session| {
+            let old = replace(&mut session.logging.call, fd.map(Arc::new));
+            session.let_go_of_event(old);
+        });
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! One ring's state, and when it runs.
 
+use std::mem::replace;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -54,15 +55,16 @@ impl Ring {
         self.enabled.unwrap_or(from_the_beginning)
     }
 
-    /// As it was at first, but for call and err, which front ends set once.
-    pub(super) fn reset(&mut self) {
-        let (call, err) = (self.call.take(), self.err.take());
+    /// As it was at first, but for call and err, which front ends set once. Returns its kick.
+    pub(super) fn reset(&mut self) -> Option<Arc<OwnedFd>> {
+        let (call, err, kick) = (self.call.take(), self.err.take(), self.kick.take());
         *self = Self { call, err, enabled: Some(false), known: true, ..Self::default() };
+        kick
     }
 
-    fn end(&mut self) {
+    /// Returns its kick.
+    fn end(&mut self) -> Option<Arc<OwnedFd>> {
         self.wrong = None;
-        self.kick = None;
         // A front end may ask on a new connection, before the ring is started: that says nothing.
         self.known |= self.started;
         self.started = false;
@@ -70,6 +72,7 @@ impl Ring {
         self.resumed = false;
         self.impatient = false;
         self.held_until = None;
+        self.kick.take()
     }
 
     /// Whether the ring is disabled only because the front end has not come to say more yet.
@@ -86,10 +89,13 @@ impl Session {
         rings: &mut dyn Rings,
     ) -> Result<(), SessionError> {
         let (index, fd) = self.ring_fd(v, fds, FrontendReq::SET_VRING_KICK)?;
-        self.change(index, rings, |ring| {
-            ring.kick = fd;
+        let mut old = None;
+        let changed = self.change(index, rings, |ring| {
+            old = replace(&mut ring.kick, fd);
             ring.started = true;
-        })
+        });
+        self.let_go_of_event(old);
+        changed
     }
 
     pub(super) fn set_call(
@@ -99,12 +105,16 @@ impl Session {
         rings: &mut dyn Rings,
     ) -> Result<(), SessionError> {
         let (index, fd) = self.ring_fd(v, fds, FrontendReq::SET_VRING_CALL)?;
-        self.change(index, rings, |ring| ring.call = fd)
+        let mut old = None;
+        let changed = self.change(index, rings, |ring| old = replace(&mut ring.call, fd));
+        self.let_go_of_event(old);
+        changed
     }
 
     pub(super) fn set_err(&mut self, v: VringFd, fds: Vec<OwnedFd>) -> Result<(), SessionError> {
         let (index, fd) = self.ring_fd(v, fds, FrontendReq::SET_VRING_ERR)?;
-        self.ring_mut(index).err = fd;
+        let old = replace(&mut self.ring_mut(index).err, fd);
+        self.let_go_of_event(old);
         Ok(())
     }
 
@@ -168,8 +178,9 @@ impl Session {
         rings.give_up(index);
         let fresh = self.features.map_or(0, |f| RingPosition::start(layout(f)).to_vhost_base());
         let state = self.ring_mut(index);
-        state.end();
+        let kick = state.end();
         let num = state.base.unwrap_or(fresh);
+        self.let_go_of_event(kick);
         self.forget_questions();
         Ok(Answer::Reply(Reply::Vring(VringState { ring, num })))
     }

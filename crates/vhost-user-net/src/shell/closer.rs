@@ -8,9 +8,11 @@
 //! empty goes on, with a second fd of it: whoever closes it last closes what waits in it, and that
 //! is a thread here.
 //!
-//! Large files that a front end sent or takes back, and those of one that has left, are let go of
-//! there, too: if we are the last who have one, its pages are freed then, which takes seconds for a
-//! large guest.
+//! Whoever closes the last fd of something frees it: seconds for the pages of a large guest, or for
+//! an eventfd that very many epolls watch, and nobody can tell the last fd, nor how large a file is
+//! by then. So of each fd that comes, whatever becomes of it, a second one is let go of by a thread
+//! here, after the messages of a turn were handled; and so are large files that a front end takes
+//! back, the eventfds of its rings, and all that one had that has left.
 //!
 //! **Limits.** [`STUCK`] threads a port for fds, and what waits for them: if none of it gets
 //! anywhere for [`PATIENCE`], the port is put into quarantine. As many for what is freed, so that
@@ -252,16 +254,16 @@ impl Closer {
     }
 }
 
-/// Second fds of files that are large, or together with `bytes` of others: while there is one,
-/// closing the first does not free a file. Adds their bytes.
+/// Second fds: while there is one, closing the first frees nothing. Those of channels are not among
+/// them, see [`channels`]. Adds the bytes of files.
 pub(super) fn hold(fds: &[OwnedFd], bytes: &mut u64) -> Vec<OwnedFd> {
-    let files: Vec<_> =
-        fds.iter().map(|fd| (fd, file_bytes(fd))).filter(|(_, of_file)| *of_file > 0).collect();
-    *bytes = files.iter().fold(*bytes, |sum, (_, of_file)| sum.saturating_add(*of_file));
-    if *bytes < LARGE {
-        return Vec::new();
-    }
-    files.into_iter().filter_map(|(fd, _)| fd.try_clone().ok()).collect()
+    *bytes = fds.iter().map(file_bytes).fold(*bytes, u64::saturating_add);
+    fds.iter().filter(|fd| is_quick(fd)).filter_map(|fd| fd.try_clone().ok()).collect()
+}
+
+/// Whether so many bytes of files should not wait for the end of a turn.
+pub(super) fn is_large(bytes: u64) -> bool {
+    bytes >= LARGE
 }
 
 /// A second fd of a socket that may be a channel. None of what is something else, or would wait
@@ -393,18 +395,18 @@ mod tests {
     }
 
     #[test]
-    fn large_files_are_held() {
+    fn all_is_held_and_bytes_are_counted() {
         let file = File::from(memfd_create("m", MemfdFlags::CLOEXEC).unwrap());
         file.set_len(LARGE).unwrap();
-        let fds = [file.try_clone().unwrap().into()];
+        let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        let (socket, _end) = UnixStream::pair().unwrap();
+        let fds = [file.try_clone().unwrap().into(), event, socket.into()];
         let mut bytes = 0;
-        assert_eq!(hold(&fds, &mut bytes).len(), 0, "it has no pages");
+        assert_eq!((hold(&fds, &mut bytes).len(), bytes), (2, 0), "it has no pages");
         let flags = rustix::fs::FallocateFlags::empty();
         rustix::fs::fallocate(&file, flags, 0, LARGE / 2).unwrap();
-        assert_eq!(hold(&fds, &mut bytes).len(), 0);
-        assert_eq!(hold(&fds, &mut bytes).len(), 1, "twice as much");
-        rustix::fs::fallocate(&file, flags, 0, LARGE).unwrap();
-        assert_eq!(hold(&fds, &mut 0).len(), 1);
+        assert!(hold(&fds, &mut bytes).len() == 2 && !is_large(bytes));
+        assert!(hold(&fds, &mut bytes).len() == 2 && is_large(bytes), "twice as much");
     }
 
     fn wait_for(what: &str, done: impl Fn() -> bool) {

@@ -13,7 +13,7 @@ use rustix::net::{
 };
 
 use super::channel::is_other_end;
-use super::closer::{Closer, channels, hold};
+use super::closer::{Closer, channels, hold, is_large};
 use crate::codec::{CodecError, Decoder, Message};
 use crate::session::{Gone, Lost, SessionError};
 
@@ -78,11 +78,11 @@ pub(super) struct Connection {
     /// Since when it waits for the front end in the middle of something.
     stalled: Option<Instant>,
     closer: Closer,
-    /// Large files that the message in work brought: whoever closes them last frees them.
+    /// Second fds of all that came with messages since some were let go of.
     held: Vec<OwnedFd>,
-    /// The same of channels.
-    channels: Vec<Gone>,
-    /// Bytes of all files that it brought.
+    /// The same of channels, and what else is to be let go of with them.
+    gone: Vec<Gone>,
+    /// Bytes of all files among them.
     held_bytes: u64,
 }
 
@@ -97,7 +97,7 @@ impl Connection {
             stalled: None,
             closer,
             held: Vec::new(),
-            channels: Vec::new(),
+            gone: Vec::new(),
             held_bytes: 0,
         }
     }
@@ -105,26 +105,37 @@ impl Connection {
     /// Ends it, without waiting for what is in it.
     pub(super) fn close(mut self) {
         drop(std::mem::take(&mut self.decoder));
-        self.settle(Vec::new());
+        self.end_turn();
         self.closer.close_stream(self.stream);
     }
 
     /// Lets go of it: it may be another process's now, so it is not shut down.
     pub(super) fn leave(mut self) {
         drop(std::mem::take(&mut self.decoder));
-        self.settle(Vec::new());
+        self.end_turn();
         self.closer.close_unread(self.stream);
     }
 
-    /// A message was handled. What is gone with it, and what it brought for nothing, is freed
-    /// elsewhere.
-    pub(super) fn settle(&mut self, mut gone: Vec<Gone>) {
-        self.held_bytes = 0;
-        if !self.held.is_empty() {
-            gone.push(Gone::Large(Box::new(std::mem::take(&mut self.held))));
+    /// A message was handled. What is gone with it, and what it brought, is let go of elsewhere:
+    /// now, if that may be much, or at the end of the turn.
+    pub(super) fn settle(&mut self, gone: Vec<Gone>) {
+        let much = is_large(self.held_bytes) || !gone.is_empty();
+        self.gone.extend(gone);
+        if much {
+            self.end_turn();
         }
-        gone.append(&mut self.channels);
-        self.closer.release(gone);
+    }
+
+    /// What was handled is let go of.
+    pub(super) fn end_turn(&mut self) {
+        // The fds of a message that is not complete are still needed.
+        if !self.decoder.has_fds() {
+            self.held_bytes = 0;
+            if !self.held.is_empty() {
+                self.gone.push(Gone::Large(Box::new(std::mem::take(&mut self.held))));
+            }
+            self.closer.release(std::mem::take(&mut self.gone));
+        }
     }
 
     /// Whether so much is to be freed that it is not listened to.
@@ -145,8 +156,8 @@ impl Connection {
         inline(&stream);
         let mut held_bytes = 0;
         let held = hold(decoder.unfinished().1, &mut held_bytes);
-        let channels = channels(decoder.unfinished().1);
-        Some(Self { stream, decoder, output, stalled: None, closer, held, channels, held_bytes })
+        let gone = channels(decoder.unfinished().1);
+        Some(Self { stream, decoder, output, stalled: None, closer, held, gone, held_bytes })
     }
 
     /// What was read of a message that is not complete, and the fds that came with it.
@@ -182,7 +193,7 @@ impl Connection {
                 .flatten()
                 .collect();
             let (fds, channels) = self.closer.sort(fds);
-            self.channels.extend(channels);
+            self.gone.extend(channels);
             self.held.extend(hold(&fds, &mut self.held_bytes));
             if fds.iter().any(|fd| is_other_end(fd.as_fd(), self.stream.as_fd())) {
                 return Err(Disconnect::Snare);
@@ -341,26 +352,46 @@ mod tests {
         let message = connection.receive().unwrap().unwrap();
         assert_eq!(message.fds.len(), 1);
         drop(message);
+        connection.end_turn();
         assert_eq!(rustix::io::read(&reader, &mut [0; 1]).unwrap(), 0);
     }
 
-    /// Of a message that has no use for it, too.
+    /// Of a message that has no use for it, too. A small one may have grown when it is closed.
     #[test]
-    fn a_large_file_is_held_until_its_message_was_handled() {
+    fn what_came_is_let_go_of_after_its_message_or_turn() {
         let (stream, front) = UnixStream::pair().unwrap();
         let mut connection = Connection::new(stream.into(), Closer::default());
         let file = memfd_create("m", MemfdFlags::CLOEXEC).unwrap();
-        fallocate(&file, FallocateFlags::empty(), 0, LARGE).unwrap();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        let fds = [file.as_fd()];
-        assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+        let send = |bytes: &[u8]| {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            let fds = [file.as_fd()];
+            assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+            let bytes = [IoSlice::new(bytes)];
+            let _ = sendmsg(&front, &bytes, &mut control, SendFlags::NOSIGNAL).unwrap();
+        };
         let owner = [3u32, 1, 0].map(u32::to_ne_bytes).concat();
-        let bytes = [IoSlice::new(&owner)];
-        let _ = sendmsg(&front, &bytes, &mut control, SendFlags::NOSIGNAL).unwrap();
-        drop(connection.receive().unwrap().unwrap());
-        assert_eq!(connection.held.len(), 1);
-        connection.settle(Vec::new());
+        for _ in 0..2 {
+            send(&owner);
+            drop(connection.receive().unwrap().unwrap());
+            connection.settle(Vec::new());
+        }
+        assert_eq!(connection.held.len(), 2, "they may be closed together");
+        connection.end_turn();
         assert!(connection.held.is_empty());
+        // Not before the message is complete whose fd is the last one then.
+        send(&owner[..5]);
+        assert!(connection.receive().unwrap().is_none());
+        connection.end_turn();
+        assert_eq!(connection.held.len(), 1);
+        let _ = rustix::io::write(&front, &owner[5..]).unwrap();
+        drop(connection.receive().unwrap().unwrap());
+        connection.end_turn();
+        assert!(connection.held.is_empty());
+        fallocate(&file, FallocateFlags::empty(), 0, LARGE).unwrap();
+        send(&owner);
+        drop(connection.receive().unwrap().unwrap());
+        connection.settle(Vec::new());
+        assert!(connection.held.is_empty(), "so much does not wait");
     }
 }

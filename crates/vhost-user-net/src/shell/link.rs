@@ -61,6 +61,7 @@ impl Link {
         }
         let result = self.handle_messages(rings, status);
         self.session.end_turn(rings);
+        self.connection.end_turn();
         rings.late.go_on();
         result
     }

@@ -5,8 +5,8 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{FallocateFlags, fallocate, fstat};
 use virtio_net::features::ACCESS_PLATFORM;
 
-use super::front::{Front, PLAIN, memory, region};
-use crate::codec::{InflightSpec, LogArea, Request};
+use super::front::{Front, PLAIN, event, memory, region};
+use crate::codec::{InflightSpec, LogArea, Request, VringFd};
 use crate::memory::{LARGE, RegionSpec};
 
 /// A file whose pages are all there.
@@ -36,7 +36,7 @@ fn memory_that_is_taken_back_or_replaced() {
         let remove = (Request::RemMemReg(spec), None);
         let counts = gone(&mut front, vec![add, remove, table(), table()]);
         assert_eq!(counts, [0, count, 0, count]);
-        assert_eq!(front.session.into_gone().len(), count);
+        assert_eq!(front.session.into_gone().len(), 1, "the session");
     }
 }
 
@@ -110,5 +110,22 @@ fn the_channel_of_the_back_end() {
     };
     assert_eq!(gone(&mut front, vec![channel(), channel()]), [0, 1]);
     front.session.close(&mut front.rings);
-    assert_eq!(front.session.into_gone().len(), 1);
+    assert_eq!(front.session.into_gone().len(), 2, "and the session");
+}
+
+/// Very many epolls may watch them, and each of those is to be told.
+#[test]
+fn eventfds_of_rings() {
+    let mut front = Front::new();
+    front.negotiate(PLAIN);
+    let v = VringFd { ring: 1, has_fd: true };
+    for request in [Request::SetVringKick(v), Request::SetVringCall(v), Request::SetVringErr(v)] {
+        let with = |_| (request.clone(), Some(event()));
+        assert_eq!(gone(&mut front, (0..3).map(with).collect()), [0, 1, 1], "{request:?}");
+    }
+    let _ = front.base(1);
+    assert_eq!(front.session.take_gone().len(), 1, "its kick");
+    let _ = gone(&mut front, vec![(Request::SetVringKick(v), Some(event()))]);
+    assert_eq!(front.ack(Request::ResetDevice, Vec::new()), 0);
+    assert_eq!(front.session.take_gone().len(), 1, "its kick");
 }
