@@ -21,6 +21,7 @@
 //! **Limits.** 128 sends or bursts wait, of 64 frames or 128 KiB each: to the guest more
 //! are dropped (`deferral_full`), from the guest they stay in its ring.
 
+mod edges;
 mod egress;
 mod ingress;
 mod pacer;

@@ -62,14 +62,15 @@ pub trait Ingress: Send {
     /// decided. The worker has executed a full fence since.
     fn notify(&mut self) -> Notified;
 
-    /// Arms the wake-up: from now on [`Self::wake_fd`] becomes readable when frames arrive.
-    /// Returns true if there are frames already: the caller must not sleep.
+    /// Arms the wake-up: from now on [`Self::wake_fd`] becomes readable, or does so once more, when
+    /// frames arrive. Returns true if there are frames already: the caller must not sleep.
     fn arm(&mut self) -> bool;
 
-    /// Ends [`Self::arm`] and clears a wake-up that has happened.
+    /// Ends [`Self::arm`].
     fn disarm(&mut self);
 
-    /// What becomes readable; none if this side can only be polled.
+    /// What becomes readable; none if this side can only be polled. It may stay readable: wait for
+    /// edges (`EPOLLET`), or read it if it is an eventfd of your own.
     fn wake_fd(&self) -> Option<BorrowedFd<'_>>;
 
     /// Where drops on this way are counted.

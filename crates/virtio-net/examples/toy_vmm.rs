@@ -71,8 +71,10 @@ impl Guest {
     }
 }
 
+/// Waits for an eventfd of our own, and takes what is in it: it is readable until then.
 fn wait(fd: impl AsFd) -> Result<(), Box<dyn Error>> {
     let _ = poll(&mut [PollFd::new(&fd, PollFlags::IN)], None)?;
+    let _ = rustix::io::read(&fd, &mut [0; 8])?;
     Ok(())
 }
 

@@ -166,7 +166,8 @@ pub(crate) fn call(
     notified
 }
 
-/// Takes what is in the counter.
+/// Takes what is in the counter of an eventfd whose owner we trust: all that wait until it can be
+/// written are woken by that, however many they are.
 pub(crate) fn drain(fd: Option<&Arc<OwnedFd>>) {
     if let Some(fd) = fd {
         let mut counter = [0u8; 8];

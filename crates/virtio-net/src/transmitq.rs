@@ -11,6 +11,8 @@
 //! is to be cut may be of 64 KiB, if its segments are not larger than that. Every chain is a frame
 //! and is counted, even one that is shorter than its header (`runt`).
 //! A writable part, which no driver should add, is left alone.
+//! **Kicks** are not read: who waits for them waits for edges ([`Ingress::wake_fd`]). A read of an
+//! eventfd wakes all that wait until it can be written, and its other owner can hang up a million.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -213,7 +215,6 @@ impl Ingress for Transmitq {
 
     fn disarm(&mut self) {
         self.parts.queue.disable_kicks();
-        notify::drain(self.parts.kick.as_ref());
     }
 
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use virtq::mem::SegStore;
 
 use super::PARCELS;
+use super::edges::Edges;
 use super::pacer::{Ended, Helper, Pacer, Plan, Work, wait_for};
 use crate::lane::{Giver, Lane, lane};
 use crate::{
@@ -82,7 +83,8 @@ impl<I: Ingress + 'static> DeferredIngress<I> {
         rest: IngressRest,
     ) -> io::Result<Self> {
         let IngressRest { giver, lane } = rest;
-        let taking = Taking { ingress, giver, frames: FrameBuf::default(), fresh: true };
+        let kicks = ingress.wake_fd().map(Edges::of).transpose()?;
+        let taking = Taking { ingress, kicks, giver, frames: FrameBuf::default(), fresh: true };
         let helper = Helper::start(plan, taking)?;
         let seen = WayRecord::default();
         Ok(Self { lane, source: Source::Thread(helper), counted, seen })
@@ -214,6 +216,8 @@ impl<I: Ingress + 'static> Ingress for DeferredIngress<I> {
 #[derive(Debug)]
 struct Taking<I> {
     ingress: I,
+    /// None if it can only be polled.
+    kicks: Option<Edges>,
     giver: Giver,
     frames: FrameBuf,
     /// It has not touched the ring yet.
@@ -251,8 +255,11 @@ impl<I: Ingress + 'static> Work for Taking<I> {
 
     fn wait(&mut self, wake: BorrowedFd<'_>) {
         if !self.ingress.arm() {
-            match self.ingress.wake_fd() {
-                Some(kick) => wait_for(&[kick, wake]),
+            match &self.kicks {
+                Some(kicks) => {
+                    wait_for(&[kicks.as_fd(), wake]);
+                    kicks.take();
+                }
                 None => std::thread::sleep(FULL_PAUSE),
             }
         }

@@ -194,7 +194,23 @@ struct Source {
     next: u16,
     end: Arc<AtomicUsize>,
     wake: OwnedFd,
+    /// How often it was disarmed.
+    woken: Arc<AtomicUsize>,
     counters: Arc<QueueCounters>,
+}
+
+impl Source {
+    /// Its frames and its kick are the caller's.
+    fn new(end: &Arc<AtomicUsize>, wake: &OwnedFd, counters: &Arc<QueueCounters>) -> Self {
+        Self {
+            frames: FrameBuf::default(),
+            next: 0,
+            end: Arc::clone(end),
+            wake: wake.try_clone().unwrap(),
+            woken: Arc::default(),
+            counters: Arc::clone(counters),
+        }
+    }
 }
 
 impl Ingress for Source {
@@ -224,8 +240,10 @@ impl Ingress for Source {
         self.end.load(Ordering::Relaxed) > usize::from(self.next)
     }
 
+    /// As of a guest: nobody reads the kick.
     fn disarm(&mut self) {
-        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+        // ORDERING: Relaxed: a count.
+        let _ = self.woken.fetch_add(1, Ordering::Relaxed);
     }
 
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -246,13 +264,7 @@ fn frames_of_a_late_ring_come_in_order_and_stay_in_order_without_the_thread() {
     let (counted, shown): (Arc<QueueCounters>, Arc<QueueCounters>) = Default::default();
     let (end, told): (Arc<AtomicUsize>, Arc<AtomicUsize>) = Default::default();
     let wake = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
-    let source = Source {
-        frames: FrameBuf::default(),
-        next: 0,
-        end: Arc::clone(&end),
-        wake: wake.try_clone().unwrap(),
-        counters: Arc::clone(&counted),
-    };
+    let source = Source::new(&end, &wake, &counted);
     let rest = IngressRest::empty(Arc::clone(&shown)).unwrap();
     let mut late = DeferredIngress::start(plan(&told), source, counted, rest).unwrap();
     // More than the lane holds: the rest stays where it is.
@@ -281,6 +293,35 @@ fn frames_of_a_late_ring_come_in_order_and_stay_in_order_without_the_thread() {
     shown.read_rx(&mut totals);
     assert_eq!(totals.drops[DropReason::Runt as usize], 250, "one for each burst of 8");
     assert_eq!(totals.rx_frames, 2250);
+}
+
+/// A kick that nobody reads wakes the thread each time, and only then.
+#[test]
+fn kicks_of_a_late_ring_are_edges() {
+    let (end, told): (Arc<AtomicUsize>, Arc<AtomicUsize>) = Default::default();
+    let (counted, shown): (Arc<QueueCounters>, Arc<QueueCounters>) = Default::default();
+    let wake = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+    let source = Source::new(&end, &wake, &counted);
+    let woken = Arc::clone(&source.woken);
+    let rest = IngressRest::empty(shown).unwrap();
+    let mut late = DeferredIngress::start(plan(&told), source, counted, rest).unwrap();
+    let mut frames = FrameBuf::default();
+    for number in 1..=1000 {
+        // ORDERING: Relaxed: the kick comes after it.
+        end.store(number, Ordering::Relaxed);
+        let _ = rustix::io::write(&wake, &1u64.to_ne_bytes()).unwrap();
+        wait_for("the frame", || {
+            let came = !late.receive(&mut frames).is_empty();
+            late.release();
+            came
+        });
+    }
+    // ORDERING: Relaxed: counts, here and below.
+    wait_for("the thread to wait", || woken.load(Ordering::Relaxed) >= 1000);
+    std::thread::sleep(Duration::from_millis(10));
+    let before = woken.load(Ordering::Relaxed);
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(woken.load(Ordering::Relaxed), before, "it sleeps while the kick is readable");
 }
 
 /// Holds all frames until it was let go on.

@@ -1,6 +1,8 @@
 //! The wait for cold queues and for messages: one edge-triggered epoll.
 //!
-//! Every fd stays registered for as long as its queue is attached. An edge that arrives while the
+//! Every fd stays registered for as long as its queue is attached. Guests' kicks are not read: each
+//! write of an eventfd is an edge, whatever its count, and a read would wake all that wait until it
+//! can be written, of whom its other owner may hang up very many. An edge that arrives while the
 //! queue is hot costs one spurious look later; no edge is lost, because a queue is armed and
 //! looked at once more before it becomes cold.
 

@@ -15,7 +15,9 @@ use crate::{QueueOptions, Receiveq, ReceiveqParts, Transmitq, TransmitqParts, fe
 /// The notifications of one queue.
 #[derive(Debug, Clone, Default)]
 pub struct QueueEvents {
-    /// Becomes readable when the driver kicks.
+    /// Becomes readable when the driver kicks. Only that of the control queue is read here, so it
+    /// must be the VMM's own; wait for edges of the others, or read them: see
+    /// [`port::Ingress::wake_fd`].
     pub kick: Option<Arc<OwnedFd>>,
     /// Written to call the driver.
     pub call: Option<Arc<OwnedFd>>,
