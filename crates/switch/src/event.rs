@@ -10,7 +10,8 @@ use rustix::event::{EventfdFlags, eventfd};
 /// Something happened to a queue that its owner must know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SwitchEvent {
-    /// An ingress or egress faulted and is served no more, until it is detached and attached.
+    /// An ingress or egress faulted and is served no more, until it is detached and attached. The
+    /// switch does not log it: its owner does, as often as is good.
     Faulted {
         /// The pair.
         queue: QueueId,

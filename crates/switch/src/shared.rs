@@ -158,12 +158,15 @@ impl Shared {
         }
     }
 
-    /// Deals with what took a queue out of service: status, table, event.
+    /// Deals with what took a queue out of service: status, table, event. A fault is its owner's to
+    /// say in the log: a driver can cause one after the other, and who owns the port knows how much
+    /// may be said of it. A bug is said here, once: its port is in quarantine then.
     #[cold]
     pub(crate) fn report(&self, queue: QueueId, way: Way, what: Trouble) {
         match what {
             Trouble::Fault(fault) => {
-                tracing::warn!(port = queue.port.0, pair = queue.pair, ?way, %fault, "queue fault");
+                let QueueId { port, pair } = queue;
+                tracing::debug!(port = port.0, pair, ?way, %fault, "queue fault");
                 self.set_status(queue.port, PortState::Broken, &fault.to_string());
                 if way == Way::Egress {
                     self.close_egress(queue);

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::time::Instant;
 
 use rustix::event::{EventfdFlags, eventfd};
 use testkit::{FrontEnd, SharedMemory};
@@ -71,4 +72,23 @@ fn a_broken_ring_shows_and_a_reset_mends_the_port() {
     assert_eq!(port["queues"], 1);
     assert_eq!(port["placement"][0]["index"], 0);
     assert!(port["placement"][0]["cpu"].is_u64(), "{port}");
+}
+
+#[test]
+fn a_driver_that_breaks_one_ring_after_the_other_does_not_fill_the_log() {
+    let start = Instant::now();
+    let bed = Bed::started(&["--port", "vhost-user:name=g0,socket=g0.sock"]);
+    let before = bed.log().lines().count();
+    for _ in 0..40 {
+        let hostile = front_end(&bed, 100);
+        let _ = bed.wait_state("g0", "broken");
+        drop(hostile);
+        let _ = bed.wait_state("g0", "waiting");
+    }
+    let log = bed.log();
+    let lines = log.lines().count() - before;
+    // 30 at once, then one a second, and before each how many were left out.
+    let most = 30 + 2 * usize::try_from(start.elapsed().as_secs() + 1).unwrap();
+    assert!(lines <= most, "{lines} lines:\n{log}");
+    assert!(log.contains("the driver broke the ring"), "{log}");
 }
