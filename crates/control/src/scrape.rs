@@ -8,7 +8,8 @@
 //! the names of ports, and change nothing.
 //! **Limits.** [`CLIENTS_MAX`] clients: one more, and the oldest goes. A request has
 //! [`REQUEST_MAX`] bytes at most, a client is read for [`RECEIVED_MAX`] bytes and served for
-//! [`PATIENCE`] at most. One request per connection.
+//! [`PATIENCE`] at most. One request per connection. While clients have taken more CPU time than
+//! [`CPU_A_SECOND`], none is accepted: they wait in the kernel.
 //! **Not supported**: TLS, compression, anything but `GET /metrics`.
 
 mod http;
@@ -29,6 +30,9 @@ pub const CLIENTS_MAX: usize = 16;
 pub const RECEIVED_MAX: usize = 64 * 1024;
 /// How long a client may take from its first byte to its last.
 pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// CPU time that clients may take in a second, all together.
+pub const CPU_A_SECOND: Duration = Duration::from_millis(50);
 
 /// A client, as long as it is connected.
 pub type ClientId = RawFd;
@@ -51,6 +55,8 @@ pub struct Scrape {
     clients: BTreeMap<ClientId, Client>,
     /// How many have come: tells the oldest.
     came: u64,
+    /// CPU time that they took and were not allowed yet.
+    spent: Duration,
 }
 
 /// How far a client is.
@@ -87,7 +93,11 @@ impl Scrape {
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
-        Ok(Self { listener, clients: BTreeMap::new(), came: 0 })
+        Ok(Self::of(listener))
+    }
+
+    fn of(listener: TcpListener) -> Self {
+        Self { listener, clients: BTreeMap::new(), came: 0, spent: Duration::ZERO }
     }
 
     /// Goes on with the listening socket of another process.
@@ -99,7 +109,7 @@ impl Scrape {
         let listener = TcpListener::from(listener);
         let _ = listener.local_addr()?;
         listener.set_nonblocking(true)?;
-        Ok(Self { listener, clients: BTreeMap::new(), came: 0 })
+        Ok(Self::of(listener))
     }
 
     /// Where it listens: with the port that the kernel chose, if it was asked to.
@@ -112,9 +122,23 @@ impl Scrape {
         self.listener.as_fd()
     }
 
+    /// Notes CPU time that was spent on clients.
+    pub fn charge(&mut self, took: Duration) {
+        self.spent = self.spent.saturating_add(took);
+    }
+
+    /// A second has passed: clients may take more CPU time.
+    pub fn second(&mut self) {
+        self.spent = self.spent.saturating_sub(CPU_A_SECOND);
+    }
+
     /// Takes the next client: its socket is to be watched for both directions, by edges. None if
-    /// there is none, or no fd left for it: then it is to be tried again later.
+    /// there is none, no fd left for it, or all took too much CPU time: then it is to be tried
+    /// again later.
     pub fn accept(&mut self) -> Option<ClientId> {
+        if self.spent >= CPU_A_SECOND {
+            return None;
+        }
         let stream = loop {
             let accepted = self.listener.accept().and_then(|(stream, _)| {
                 stream.set_nonblocking(true)?;

@@ -2,16 +2,20 @@
 
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
 
 use control::metrics;
 use control::protocol::MetricsView;
 use control::scrape::{ClientId, Ready, Scrape};
 use event_manager::{EventSet, Events, SubscriberOps};
+use rustix::time::{ClockId, clock_gettime};
 
 use super::App;
 
 /// Scrapers that are taken at a time.
 const ACCEPTED_MAX: usize = 64;
+/// CPU time that it takes to be woken, about.
+const WAKE: Duration = Duration::from_micros(3);
 
 impl App {
     pub(super) fn metrics_view(&self) -> MetricsView {
@@ -39,31 +43,49 @@ impl App {
         if fd == scrape.listener().as_raw_fd() {
             self.accept_scrapers();
         } else if scrape.client(fd).is_some() {
-            self.scraper(fd);
+            self.at_their_cost(|app| app.scraper(fd));
         } else {
             return false;
         }
         true
     }
 
+    /// Does something for scrapers, and charges them for it.
+    fn at_their_cost<T>(&mut self, job: impl FnOnce(&mut Self) -> T) -> T {
+        let before = cpu_time();
+        let done = job(self);
+        let took = cpu_time().saturating_sub(before).saturating_add(WAKE);
+        if let Some(scrape) = &mut self.scrape {
+            scrape.charge(took);
+        }
+        done
+    }
+
     /// Takes those that wait, at most so many at a time: the rest, and those for whom there is no
-    /// fd left, wait for the next one that comes or for the next tick.
+    /// fd or time left, wait for the next one that comes or for the next tick.
     fn accept_scrapers(&mut self) {
         for _ in 0..ACCEPTED_MAX {
-            let Some(id) = self.scrape.as_mut().and_then(Scrape::accept) else { return };
-            let set = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
-            let client = self.scrape.as_ref().and_then(|scrape| scrape.client(id));
-            let added = match (self.manager.event_ops(self.hub), client) {
-                (Ok(mut ops), Some(fd)) => ops.add(Events::new(&fd, set)).is_ok(),
-                _ => false,
-            };
-            if added {
-                self.scraper(id)
-            } else {
-                self.close_scraper(id)
+            if !self.at_their_cost(Self::accept_scraper) {
+                return;
             }
-            self.close_unwelcome_scrapers();
         }
+    }
+
+    fn accept_scraper(&mut self) -> bool {
+        let Some(id) = self.scrape.as_mut().and_then(Scrape::accept) else { return false };
+        let set = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
+        let client = self.scrape.as_ref().and_then(|scrape| scrape.client(id));
+        let added = match (self.manager.event_ops(self.hub), client) {
+            (Ok(mut ops), Some(fd)) => ops.add(Events::new(&fd, set)).is_ok(),
+            _ => false,
+        };
+        if added {
+            self.scraper(id)
+        } else {
+            self.close_scraper(id)
+        }
+        self.close_unwelcome_scrapers();
+        true
     }
 
     fn scraper(&mut self, id: ClientId) {
@@ -81,8 +103,9 @@ impl App {
         }
     }
 
-    /// A tick: closes those that took too long.
+    /// A second has passed: closes those that took too long, and takes those that had to wait.
     pub(super) fn look_after_scrapers(&mut self) {
+        self.scrape.iter_mut().for_each(Scrape::second);
         self.close_unwelcome_scrapers();
         self.accept_scrapers();
     }
@@ -103,4 +126,9 @@ impl App {
         }
         scrape.forget(id);
     }
+}
+
+/// CPU time of this thread so far.
+fn cpu_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -302,6 +302,33 @@ fn scrape(bed: &Bed, request: &[u8]) -> String {
     let mut text = String::new();
     let _ = stream.read_to_string(&mut text).unwrap();
     text
+}
+
+/// CPU time that the control thread has taken.
+fn control_time(bed: &Bed) -> Duration {
+    let path = format!("/proc/{0}/task/{0}/schedstat", bed.id());
+    let text = std::fs::read_to_string(path).unwrap();
+    Duration::from_nanos(text.split_whitespace().next().unwrap().parse().unwrap())
+}
+
+#[test]
+fn scrapers_without_end_take_a_small_share_of_the_control_thread() {
+    const GET: &[u8] = b"GET /metrics HTTP/1.1\r\n\r\n";
+    let bed = Bed::started(&[&GUESTS[..], &["--metrics", "127.0.0.1:0"]].concat());
+    let (before, start) = (control_time(&bed), Instant::now());
+    let greedy = || {
+        let mut served = 0;
+        while start.elapsed() < Duration::from_secs(3) {
+            served += u32::from(scrape(&bed, GET).starts_with("HTTP/1.1 200 OK\r\n"));
+        }
+        served
+    };
+    let served: u32 = std::thread::scope(|scope| {
+        let both = [scope.spawn(greedy), scope.spawn(greedy)];
+        both.into_iter().map(|one| one.join().unwrap()).sum()
+    });
+    let (took, wall) = (control_time(&bed) - before, start.elapsed());
+    assert!(served > 0 && took < wall / 6, "{served} answers in {took:?} of {wall:?}");
 }
 
 #[test]

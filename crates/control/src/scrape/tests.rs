@@ -2,7 +2,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use super::{CLIENTS_MAX, ClientId, RECEIVED_MAX, Ready, Scrape};
+use super::{CLIENTS_MAX, CPU_A_SECOND, ClientId, RECEIVED_MAX, Ready, Scrape};
 
 const GET: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
 
@@ -145,4 +145,21 @@ fn one_client_too_many_takes_the_place_of_the_oldest() {
     assert_eq!(bed.scrape.unwelcome(), Some(all[0].1));
     bed.scrape.forget(all[0].1);
     assert_eq!((bed.scrape.unwelcome(), bed.scrape.client_count()), (None, CLIENTS_MAX));
+}
+
+#[test]
+fn who_comes_when_all_took_too_much_time_waits_until_it_is_paid() {
+    let mut bed = Bed::new();
+    let _ = bed.connect();
+    bed.scrape.charge(CPU_A_SECOND - Duration::from_nanos(1));
+    let _ = bed.connect();
+    bed.scrape.charge(CPU_A_SECOND * 2);
+    let waits = TcpStream::connect(bed.scrape.address().unwrap()).unwrap();
+    for _ in 0..2 {
+        std::thread::sleep(Duration::from_millis(10));
+        assert_eq!(bed.scrape.accept(), None);
+        bed.scrape.second();
+    }
+    within(|| bed.scrape.accept().is_some());
+    drop(waits);
 }
