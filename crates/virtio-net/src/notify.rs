@@ -247,6 +247,27 @@ mod tests {
         assert_eq!(count(&fd), 1, "one that was emptied is called again");
     }
 
+    /// As KVM signals a kick: who waits for edges needs no room in the counter.
+    #[test]
+    fn the_kernels_signal_is_an_edge_though_the_counter_is_full() {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
+        let set = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&set, &fd, epoll::EventData::new_u64(0), flags).unwrap();
+        let edges = || {
+            let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+            let mut events = Vec::with_capacity(2);
+            let space = rustix::buffer::spare_capacity(&mut events);
+            epoll::wait(&set, space, Some(&now)).unwrap()
+        };
+        let _ = write(&fd, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        assert_eq!((edges(), edges()), (1, 0));
+        for _ in 0..3 {
+            signal(&fd);
+            assert_eq!((edges(), edges()), (1, 0));
+        }
+    }
+
     #[test]
     fn every_call_counts_and_wakes() {
         let fd = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
