@@ -98,9 +98,7 @@ impl State {
     pub(super) fn remove(&mut self, iova: u64, len: u64) -> bool {
         self.forget(iova, len);
         let last = iova.saturating_add(len.saturating_sub(1));
-        let before = self.asked.len();
-        self.drop_questions(iova, last);
-        if self.asked.len() < before {
+        if self.drop_questions(iova, last) {
             let waits = |miss: &&IotlbMiss| (page_of(iova)..=last).contains(&miss.iova.0);
             let again: BTreeSet<_> = self.blocked.values().filter(waits).copied().collect();
             again.into_iter().for_each(|miss| self.put_question(miss));
@@ -140,27 +138,31 @@ impl State {
     /// Takes back the questions about `[first, last]`. Returns whether somebody waited for an
     /// answer: rings whose next chain does are ready.
     fn answer(&mut self, first: u64, last: u64) -> bool {
-        let before = self.asked.len();
-        self.drop_questions(first, last);
-        let any = self.asked.len() < before;
+        let any = self.drop_questions(first, last);
         self.free_rings() || any
     }
 
-    /// Takes back the questions about `[first, last]`.
-    fn drop_questions(&mut self, first: u64, last: u64) {
+    /// Takes back the questions about `[first, last]`. Returns whether there were any.
+    fn drop_questions(&mut self, first: u64, last: u64) -> bool {
         let lowest = IotlbMiss { iova: Iova(page_of(first)), access: Access::Read };
+        let mut any = false;
         while let Some((miss, _)) = self.asked.range(lowest..).next() {
             let miss = *miss;
             if miss.iova.0 > last {
                 break;
             }
             let _ = self.asked.remove(&miss);
+            any = true;
         }
+        any
     }
 
     /// Rings that wait for no answer any more are ready. Returns whether there was one.
     fn free_rings(&mut self) -> bool {
         let Self { asked, blocked, ready, .. } = self;
+        if blocked.is_empty() {
+            return false;
+        }
         let before = blocked.len();
         blocked.retain(|ring, miss| {
             // One that was never asked, for want of room, is asked now.
