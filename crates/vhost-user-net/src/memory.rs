@@ -8,7 +8,10 @@
 //! **Trust.** Region descriptions and files come from the front end. A region is refused if its
 //! file is shorter than it claims. A file that shrinks later is met by `virtq::mem::guard`, if the
 //! program installed it: see [`RegionTable::lost`].
-//! **Limits.** [`SLOTS_MAX`] regions, [`BYTES_MAX`] bytes in total.
+//! **Limits.** [`SLOTS_MAX`] regions, [`BYTES_MAX`] bytes in total, and each byte of a file in
+//! [`ALIASES_MAX`] regions. Every region has page tables of its own: a page of them for 2 MiB in
+//! which anything was touched. So they take no more than that many times what the front end's files
+//! do, and a few pages for each region.
 
 use std::fs::File;
 use std::io;
@@ -30,6 +33,8 @@ use crate::handover::{AdoptError, Incoming, Outgoing, RegionHandover};
 pub const SLOTS_MAX: usize = 509;
 /// The most bytes of all regions of a front end.
 pub const BYTES_MAX: u64 = 1 << 44;
+/// The most regions that may show the same bytes of a file; no VMM is known that needs a second.
+pub const ALIASES_MAX: usize = 2;
 
 /// A file of so many bytes is not freed in passing: it takes a tenth of a second.
 pub(crate) const LARGE: u64 = if cfg!(test) { 4 << 20 } else { 1 << 30 };
@@ -74,6 +79,11 @@ impl RegionSpec {
         Ok(())
     }
 
+    /// Where it is in its file: from, and up to.
+    fn span(&self) -> (u64, u64) {
+        (self.mmap_offset, self.mmap_offset.saturating_add(self.size))
+    }
+
     fn overlaps(&self, other: &Self) -> bool {
         let meet =
             |a: u64, b: u64| a < b.saturating_add(other.size) && b < a.saturating_add(self.size);
@@ -109,6 +119,7 @@ impl RegionTable {
         let mut table = Self::default();
         for (spec, fd) in specs.iter().zip(fds) {
             table.insert(*spec, fd)?;
+            table.check_aliases()?;
         }
         table.publish()
     }
@@ -122,6 +133,7 @@ impl RegionTable {
         let mut table = self.clone();
         if !table.use_again(&spec, &fd)? {
             table.insert(spec, fd)?;
+            table.check_aliases()?;
         }
         table.publish()
     }
@@ -163,7 +175,8 @@ impl RegionTable {
         regions.collect()
     }
 
-    /// Maps the regions that another process had.
+    /// Maps the regions that another process had. What that one let in stays, although this one
+    /// may allow less.
     ///
     /// # Errors
     ///
@@ -308,6 +321,19 @@ impl RegionTable {
         Ok(())
     }
 
+    /// Whether the region that came last shows bytes of its file that enough others show.
+    fn check_aliases(&self) -> Result<(), MemoryError> {
+        let Some((new, others)) = self.slots.split_last() else { return Ok(()) };
+        let same_file = others.iter().filter(|slot| slot.region.file == new.region.file);
+        let spans = same_file.map(|slot| slot.region.spec.span());
+        match deepest(new.region.spec.span(), spans) {
+            (at, regions) if regions >= ALIASES_MAX => {
+                Err(MemoryError::Aliases { guest: new.region.spec.guest, at, regions })
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn publish(mut self) -> Result<Self, MemoryError> {
         self.map = None;
         if !self.slots.is_empty() {
@@ -319,6 +345,25 @@ impl RegionTable {
         }
         Ok(self)
     }
+}
+
+/// The place within a span of a file that most of `others` have, and how many.
+fn deepest((from, to): (u64, u64), others: impl Iterator<Item = (u64, u64)>) -> (u64, usize) {
+    let inside = others.map(|(start, end)| (start.max(from), end.min(to)));
+    // Ends come before beginnings at the same place.
+    let mut edges: Vec<(u64, bool)> = inside
+        .filter(|(start, end)| start < end)
+        .flat_map(|(start, end)| [(start, true), (end, false)])
+        .collect();
+    edges.sort_unstable();
+    let (mut now, mut most) = (0usize, (from, 0));
+    for (at, begins) in edges {
+        now = if begins { now.saturating_add(1) } else { now.saturating_sub(1) };
+        if now > most.1 {
+            most = (at, now);
+        }
+    }
+    most
 }
 
 /// A byte of a memory file.
@@ -452,6 +497,19 @@ pub enum MemoryError {
         has: u64,
         /// Where the region ends.
         needs: u64,
+    },
+    /// Page tables for it would be out of proportion to the file.
+    #[error(
+        "the memory region at {guest} shows its file from {at:#x} on as {regions} others do: at \
+         most {ALIASES_MAX} regions may show the same bytes of a file"
+    )]
+    Aliases {
+        /// The region.
+        guest: GuestPhysAddr,
+        /// A place in the file.
+        at: u64,
+        /// Regions that have it already.
+        regions: usize,
     },
     /// None to remove.
     #[error("there is no memory region at {0} with {1:#x} bytes")]

@@ -190,6 +190,8 @@ fn slots() -> Vec<Case> {
         case("more slots than there are", |stage| {
             let mut evil = Evil::negotiated(stage);
             let memory = evil.memory.as_fd().try_clone_to_owned().unwrap();
+            // Each slot shows bytes of its own.
+            const { assert!(MEMORY >= 510 * 4096) };
             for slot in 0..509u64 {
                 let at = slot << 20;
                 let body = single([at, 4096, at, slot * 4096]);
@@ -224,15 +226,35 @@ fn slots() -> Vec<Case> {
         case("one file in many slots", |stage| {
             let mut evil = Evil::up(stage);
             let memory = evil.memory.as_fd().try_clone_to_owned().unwrap();
+            // Of the same bytes two; the others are of parts of their own, in the file's holes.
+            ftruncate(&evil.file, 64 * MEMORY).unwrap();
             for slot in 1..64u64 {
-                let at = slot << 30;
-                assert!(evil.ack(ADD_MEM_REG, &single([at, MEMORY, at, 0]), &[memory.as_fd()]));
+                let (at, offset) = (slot << 30, (slot - 1) * MEMORY);
+                let body = single([at, MEMORY, at, offset]);
+                assert!(evil.ack(ADD_MEM_REG, &body, &[memory.as_fd()]), "slot {slot}");
             }
-            // A frame in one of them: the same bytes as in all others.
+            // A frame in the second that shows the first bytes: the same as in slot 0.
             evil.write(BUFFERS, &[[0; 12].to_vec(), vec![0xff; 60]].concat());
-            let far = crate::evil::Desc { addr: (9 << 30) + BUFFERS, ..desc(72, 0) };
+            let far = crate::evil::Desc { addr: (1 << 30) + BUFFERS, ..desc(72, 0) };
             evil.offer(1, &[far]);
             evil.wait_used(1, 1);
+            stage.is_up(&mut evil);
+        }),
+        case("the same bytes in more and more slots", |stage| {
+            let mut evil = Evil::up(stage);
+            let memory = evil.memory.as_fd().try_clone_to_owned().unwrap();
+            // A larger file does not make room for it.
+            ftruncate(&evil.file, 1 << 40).unwrap();
+            let twice = single([1 << 40, MEMORY, 1 << 40, 0]);
+            assert!(evil.ack(ADD_MEM_REG, &twice, &[memory.as_fd()]));
+            let fds: &[BorrowedFd<'_>] = &[memory.as_fd()];
+            for slot in 2..8u64 {
+                let body = single([slot << 40, MEMORY, slot << 40, 0]);
+                stage.refuses_fds(&mut evil, (ADD_MEM_REG, &body), fds, "from 0x0 on as 2 others");
+            }
+            let body = table(&[1, 2, 3].map(|slot| [slot << 40, P, slot << 40, MEMORY - P]));
+            let fds: &[BorrowedFd<'_>] = &[memory.as_fd(); 3];
+            stage.refuses_fds(&mut evil, (SET_MEM_TABLE, &body), fds, "from 0x3ff000 on as 2 oth");
             stage.is_up(&mut evil);
         }),
     ]

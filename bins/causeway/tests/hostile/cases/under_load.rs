@@ -136,7 +136,7 @@ fn slots() -> Vec<Case> {
             let memory = its_memory(&evil);
             for add in [true, false, true] {
                 for slot in 1..300u64 {
-                    let body = single([slot << 32, 4096, slot << 32, 0]);
+                    let body = single([slot << 32, 4096, slot << 32, slot * 4096]);
                     match add {
                         true => assert!(evil.ack(ADD_MEM_REG, &body, &[memory.as_fd()])),
                         false => assert!(evil.ack(REM_MEM_REG, &body, &[])),

@@ -4,6 +4,7 @@ use super::front::{
     Event, Front, GUEST, PLAIN, REGION_BYTES, USER, event, memory, region, ring_addr,
 };
 use crate::codec::{Request, VringState};
+use crate::handover::{Incoming, RegionHandover};
 use crate::memory::{FrontendAddr, MemoryError, RegionSpec, RegionTable, SLOTS_MAX};
 use crate::session::{RingIndex, Unready};
 use virtq::mem::GuestPhysAddr;
@@ -148,11 +149,11 @@ fn the_last_slot_is_the_509th() {
         guest: GuestPhysAddr(n * 8192),
         size: 4096,
         user: FrontendAddr(USER + n * 8192),
-        mmap_offset: 0,
+        mmap_offset: n * 4096,
     };
     let mut table = RegionTable::default();
-    let file = memory(4096);
     let slots = u64::try_from(SLOTS_MAX).unwrap();
+    let file = memory((slots + 1) * 4096);
     for n in 0..slots {
         table = table.with(page(n), rustix::io::dup(&file).unwrap()).unwrap();
     }
@@ -160,4 +161,74 @@ fn the_last_slot_is_the_509th() {
     assert_eq!(error.to_string(), "more than 509 memory regions");
     assert_eq!(table.len(), SLOTS_MAX);
     assert_eq!(table.without(&page(7)).unwrap().len(), SLOTS_MAX - 1);
+}
+
+/// A region of pages `from` to `to` of a file, beside all others.
+fn shows(n: u64, from: u64, to: u64) -> RegionSpec {
+    RegionSpec {
+        guest: GuestPhysAddr(n << 40),
+        size: (to - from) * 4096,
+        user: FrontendAddr(USER + (n << 40)),
+        mmap_offset: from * 4096,
+    }
+}
+
+#[test]
+fn bytes_of_a_file_are_in_two_regions_at_most() {
+    // However large the file is: what counts is what is shown.
+    let file = memory(1 << 40);
+    let again = || rustix::io::dup(&file).unwrap();
+    let of = |specs: &[RegionSpec]| {
+        let fds = specs.iter().map(|_| again()).collect();
+        RegionTable::new(specs, fds)
+    };
+    let two = of(&[shows(0, 0, 8), shows(1, 0, 8)]).unwrap();
+    let error = two.with(shows(2, 7, 9), again()).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "the memory region at 0x20000000000 shows its file from 0x7000 on as 2 others do: at most \
+         2 regions may show the same bytes of a file"
+    );
+    let three = [shows(0, 0, 8), shows(1, 0, 8), shows(2, 0, 1)];
+    assert!(matches!(of(&three), Err(MemoryError::Aliases { at: 0, regions: 2, .. })));
+    // Beside them, of another file, and as often as before.
+    assert!(two.with(shows(2, 8, 16), again()).is_ok());
+    assert!(two.with(shows(2, 0, 8), memory(1 << 20)).is_ok());
+    assert!(two.with(shows(1, 0, 8), again()).is_ok());
+    let one = two.without(&shows(0, 0, 8)).unwrap();
+    let two = one.with(shows(2, 7, 9), again()).unwrap();
+    // Many small ones that one large one has all of.
+    let small: Vec<_> = (0..300).map(|n| shows(n, n, n + 1)).collect();
+    let small = of(&small).unwrap().with(shows(300, 0, 300), again()).unwrap();
+    let error = small.with(shows(301, 299, 400), again()).unwrap_err();
+    assert!(matches!(error, MemoryError::Aliases { at: 0x12b000, .. }), "{error}");
+    assert!(small.with(shows(301, 300, 400), again()).is_ok());
+    // Page 7 is in both already.
+    assert!(
+        two.with(shows(3, 6, 8), again()).is_err() && two.with(shows(3, 0, 7), again()).is_ok()
+    );
+}
+
+#[test]
+fn what_another_process_let_in_is_adopted_however_often_it_shows_a_file() {
+    let file = memory(1 << 20);
+    let mut fds = Vec::new();
+    let mut regions = Vec::new();
+    for n in 0..4u64 {
+        let spec = shows(n, 0, 8);
+        regions.push(RegionHandover {
+            fd: u32::try_from(n).unwrap(),
+            guest: spec.guest.0,
+            size: spec.size,
+            user: spec.user.0,
+            mmap_offset: spec.mmap_offset,
+            uses: 1,
+        });
+        fds.push(rustix::io::dup(&file).unwrap());
+    }
+    let table = RegionTable::adopt(&regions, &mut Incoming::from(fds)).unwrap();
+    assert_eq!(table.len(), 4);
+    // Nothing more of that.
+    assert!(table.with(shows(4, 7, 9), rustix::io::dup(&file).unwrap()).is_err());
+    assert!(table.with(shows(4, 8, 9), rustix::io::dup(&file).unwrap()).is_ok());
 }
