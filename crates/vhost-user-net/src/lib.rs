@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod codec;
+pub mod fds;
 pub mod handover;
 pub mod memory;
 mod rarp;

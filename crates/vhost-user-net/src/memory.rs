@@ -210,6 +210,11 @@ impl RegionTable {
         self.regions_beyond(other).map(|region| &region.watch)
     }
 
+    /// Files of regions that are not in `other`, too.
+    pub(crate) fn fds_beyond(&self, other: &Self) -> usize {
+        self.regions_beyond(other).count()
+    }
+
     fn regions_beyond<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'a Region> {
         let is_new = |slot: &&Slot| {
             !other.slots.iter().any(|known| Arc::ptr_eq(&known.region, &slot.region))

@@ -17,15 +17,17 @@
 //!
 //! **Trust.** The front end is hostile. A refused message changes nothing; only a ring that its
 //! last parameter makes impossible is left as it is then, and stopped.
-//! **Limits.** See [`SessionSettings`] and [`crate::memory`].
+//! **Limits.** See [`SessionSettings`], [`crate::memory`] and [`crate::fds`].
 //! **Not supported.** Configuration space, in-band notifications: not offered, and refused.
 
 mod error;
+mod fds;
 mod gone;
 mod handover;
 mod inflight;
 mod iotlb;
 mod log;
+mod offer;
 mod postcopy;
 mod ring;
 mod state;
@@ -35,16 +37,15 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::fs::{FileType, fstat};
-use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 use virtio_net::OffloadSet;
-use virtio_net::features::{
-    ACCESS_PLATFORM, DEVICE_FEATURES, OFFLOADS, RING_RESET, offload_features,
-};
+use virtio_net::features::offload_features;
 use virtq::mem::{GuestMap, InflightArea};
 use virtq::{ChainError, QueueConfig, RingIotlb, RingLog, RingPosition, Virtq};
 
 use crate::codec::{CodecError, Message, Reply, Request, VringFd, VringState};
+use crate::fds::Kept;
 use crate::memory::{RegionTable, SLOTS_MAX};
 use crate::record::Identity;
 pub use error::{Lost, SessionError, SetUpError, Unready};
@@ -52,33 +53,12 @@ pub use gone::Gone;
 use inflight::InflightFile;
 use iotlb::Translation;
 use log::Logging;
+use offer::F_PROTOCOL_FEATURES;
+pub use offer::{FEATURES, LOG_ALL, PAGEFAULT, PROTOCOL_FEATURES};
 use postcopy::Postcopy;
 use ring::Ring;
 pub use state::StateAsk;
 
-/// The protocol features that a session offers.
-pub const PROTOCOL_FEATURES: u64 = VhostUserProtocolFeatures::MQ.bits()
-    | VhostUserProtocolFeatures::LOG_SHMFD.bits()
-    | VhostUserProtocolFeatures::RARP.bits()
-    | VhostUserProtocolFeatures::REPLY_ACK.bits()
-    | VhostUserProtocolFeatures::MTU.bits()
-    | VhostUserProtocolFeatures::BACKEND_REQ.bits()
-    | VhostUserProtocolFeatures::INFLIGHT_SHMFD.bits()
-    | VhostUserProtocolFeatures::RESET_DEVICE.bits()
-    | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS.bits()
-    | VhostUserProtocolFeatures::STATUS.bits()
-    | VhostUserProtocolFeatures::DEVICE_STATE.bits();
-
-/// What is offered besides with [`SessionSettings::postcopy`].
-pub const PAGEFAULT: u64 = VhostUserProtocolFeatures::PAGEFAULT.bits();
-
-/// The feature bit that vhost-user adds to those of virtio.
-const F_PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-/// The device features that every session offers; `RING_RESET` needs a front end that forwards it.
-pub const FEATURES: u64 =
-    DEVICE_FEATURES & !RING_RESET | F_PROTOCOL_FEATURES | LOG_ALL | ACCESS_PLATFORM;
-/// The feature bit by which writes are logged; it changes while rings run.
-pub const LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
 /// The smallest MTU that IPv4 allows a link to have.
 const MTU_MIN: u64 = 68;
 
@@ -255,6 +235,8 @@ pub struct Session {
     /// The front end's in-flight file.
     inflight: Option<InflightFile>,
     postcopy: Postcopy,
+    /// How many fds of the front end it keeps.
+    kept: Kept,
     /// What is large and not used any more.
     gone: Vec<Gone>,
 }
@@ -277,19 +259,9 @@ impl Session {
             backend_channel: None,
             inflight: None,
             postcopy: Postcopy::Off,
+            kept: Kept::default(),
             gone: Vec::new(),
         }
-    }
-
-    /// The device features that the session offers.
-    pub fn offered(&self) -> u64 {
-        let ring_reset = if self.settings.ring_reset { RING_RESET } else { 0 };
-        FEATURES & !OFFLOADS | self.offloads | ring_reset
-    }
-
-    /// The protocol features that the session offers.
-    pub fn protocol_offered(&self) -> u64 {
-        PROTOCOL_FEATURES | if self.settings.postcopy { PAGEFAULT } else { 0 }
     }
 
     /// Handles one message. After the last one that is there comes [`Self::end_turn`].
@@ -306,9 +278,12 @@ impl Session {
         let header = message.header;
         let parsed = Request::parse(&message);
         let result = match parsed {
-            Ok(request) => self.apply(request, std::mem::take(&mut message.fds), rings),
+            Ok(request) => self
+                .admit(&request)
+                .and_then(|()| self.apply(request, std::mem::take(&mut message.fds), rings)),
             Err(error) => Err(error.into()),
         };
+        self.count_fds();
         // The features as they are now: SET_PROTOCOL_FEATURES itself may want to be acknowledged.
         let ack = header.need_reply && self.has_protocol(VhostUserProtocolFeatures::REPLY_ACK);
         let write = |reply: Reply| Some(reply.write(header.request));
@@ -581,19 +556,6 @@ impl Session {
     fn device_status(&self) -> u64 {
         let broken = self.rings.values().any(|ring| ring.broken);
         u64::from(self.status) | if broken { u64::from(VIRTIO_CONFIG_S_NEEDS_RESET) } else { 0 }
-    }
-
-    fn has_protocol(&self, feature: VhostUserProtocolFeatures) -> bool {
-        self.protocol_features.unwrap_or(0) & feature.bits() != 0
-    }
-
-    fn needs(
-        &self,
-        feature: VhostUserProtocolFeatures,
-        request: FrontendReq,
-    ) -> Result<(), SessionError> {
-        let negotiated = self.has_protocol(feature);
-        if negotiated { Ok(()) } else { Err(SessionError::NotNegotiated(request)) }
     }
 }
 

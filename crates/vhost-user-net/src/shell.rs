@@ -24,6 +24,7 @@ mod misses;
 mod parked;
 mod reconnect;
 mod rings;
+mod settings;
 mod share;
 mod timer;
 mod transfer;
@@ -34,15 +35,14 @@ mod wire;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use port::{Fabric, OffloadSet, PortId, PortState, QueueCounters, QueueFault, StatusCell};
+use port::{Fabric, PortId, PortState, QueueCounters, QueueFault, StatusCell};
 use virtq::mem::guard;
 
-use crate::session::{RingIndex, Session, SessionSettings, Unready};
+use crate::session::{RingIndex, Session, Unready};
 use closer::Closer;
 use connection::{Connection, Disconnect};
 use link::Link;
@@ -50,6 +50,7 @@ use listener::Listener;
 pub use listener::OpenError;
 use reconnect::Reconnect;
 use rings::FabricRings;
+pub use settings::{PortSettings, SocketMode};
 use share::{Share, say};
 use timer::Timer;
 use transfer::Transfers;
@@ -65,84 +66,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 /// How long a front end may take from starting a transmitq to enabling it before what the guest
 /// sends there is dropped.
 const HOLD: Duration = Duration::from_millis(200);
-
-/// Who makes the connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum SocketMode {
-    /// We listen, front ends come.
-    #[default]
-    Server,
-    /// The front end listens; we connect, for ever.
-    Client,
-}
-
-/// What a port is made from.
-#[derive(Debug, Clone)]
-pub struct PortSettings {
-    /// Name in the log.
-    pub name: String,
-    /// The socket's path.
-    pub socket: PathBuf,
-    /// Who listens.
-    pub mode: SocketMode,
-    /// Permissions of the socket that we make.
-    pub socket_mode: u32,
-    /// Group of the socket that we make: a name from /etc/group or a number.
-    pub socket_group: Option<String>,
-    /// The most queue pairs.
-    pub queues: u16,
-    /// The largest ring.
-    pub queue_size: u16,
-    /// The largest MTU, without Ethernet header.
-    pub mtu: u16,
-    /// How often a delivery looks again at a receiveq without room.
-    pub retries: u32,
-    /// Offer `VIRTIO_F_RING_RESET`: see [`SessionSettings::ring_reset`].
-    pub ring_reset: bool,
-    /// The offloads to offer, in both directions.
-    pub offloads: OffloadSet,
-    /// Make segments of one flow into large frames for guests that take these.
-    pub coalesce: bool,
-    /// Offer postcopy migration to here: see [`SessionSettings::postcopy`].
-    pub postcopy: bool,
-    /// Where ring positions are kept for a successor of this process: see
-    /// [`crate::record::prepare_state_dir`]. Without it they are kept for later connections only.
-    pub state_dir: Option<PathBuf>,
-}
-
-impl PortSettings {
-    /// A server on `socket` with the defaults of the command line.
-    pub fn server(name: impl Into<String>, socket: impl Into<PathBuf>) -> Self {
-        Self {
-            name: name.into(),
-            socket: socket.into(),
-            mode: SocketMode::Server,
-            socket_mode: 0o660,
-            socket_group: None,
-            queues: 128,
-            queue_size: 32768,
-            mtu: u16::MAX,
-            retries: virtio_net::DEFAULT_RETRIES,
-            ring_reset: false,
-            offloads: OffloadSet::ALL,
-            coalesce: true,
-            postcopy: false,
-            state_dir: None,
-        }
-    }
-
-    /// What bounds a session of this port.
-    fn session(&self) -> SessionSettings {
-        SessionSettings {
-            queues: self.queues,
-            queue_size: self.queue_size,
-            mtu: self.mtu,
-            ring_reset: self.ring_reset,
-            offloads: self.offloads,
-            postcopy: self.postcopy && late::is_possible(&self.name),
-        }
-    }
-}
 
 /// Gives the counters of a queue pair.
 pub type CountersOf = Box<dyn Fn(u16) -> Arc<QueueCounters> + Send>;
@@ -356,6 +279,7 @@ impl VhostUserPort {
         }
         let mut session = Session::new(self.settings.session());
         session.set_waker(Arc::clone(&self.missed));
+        session.set_fd_pool(&self.settings.fds);
         let connection = Connection::new(stream, self.closer.clone());
         self.link = Some(Link::new(connection, session, interest));
         say!(self.rings, info, "front end connected");

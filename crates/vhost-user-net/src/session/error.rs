@@ -6,6 +6,7 @@ use virtq::mem::GuestPhysAddr;
 
 use super::RingIndex;
 use crate::codec::CodecError;
+use crate::fds::FdLimit;
 use crate::memory::MemoryError;
 
 /// Memory of the front end that is gone: its file was cut short while we had it mapped.
@@ -49,6 +50,9 @@ pub enum SessionError {
     /// The message is wrong by itself.
     #[error(transparent)]
     Codec(#[from] CodecError),
+    /// There is no room for what it brings.
+    #[error("{0}")]
+    Fds(FdLimit),
     /// A memory region is refused.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -153,6 +157,12 @@ pub enum SessionError {
         /// The port's limit.
         limit: u16,
     },
+}
+
+impl From<FdLimit> for SessionError {
+    fn from(limit: FdLimit) -> Self {
+        Self::Fds(limit)
+    }
 }
 
 /// Why a ring cannot be started, although all is known that it needs.

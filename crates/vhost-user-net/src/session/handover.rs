@@ -40,7 +40,8 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`AdoptError`] if this program or `settings` do not allow what is in use.
+    /// [`AdoptError`] if this program or `settings` do not allow what is in use. How many fds come
+    /// along does not matter: see [`Self::set_fd_pool`].
     pub fn adopt(
         settings: SessionSettings,
         state: &SessionHandover,

@@ -14,11 +14,12 @@
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 
+use virtio_net::features::ACCESS_PLATFORM;
 use virtq::mem::{GuestMap, GuestPhysAddr};
 use virtq::{Access, Iotlb, IotlbEntry, Iova, Layout, QueueConfig, RingIotlb};
 
 use super::ring::Ring;
-use super::{ACCESS_PLATFORM, RingIndex, Rings, Session, SessionError};
+use super::{RingIndex, Rings, Session, SessionError};
 use crate::codec::{IotlbKind, IotlbMessage};
 use crate::memory::FrontendAddr;
 

@@ -51,6 +51,16 @@ impl Logging {
         self.source.as_ref().map(|(file, _)| file_bytes(file))
     }
 
+    /// Whether there is a log.
+    pub(super) fn has_file(&self) -> bool {
+        self.source.is_some()
+    }
+
+    /// Whether something is signalled after pages were noted.
+    pub(super) fn has_call(&self) -> bool {
+        self.call.is_some()
+    }
+
     /// Whether the log's file was cut short.
     pub(super) fn is_lost(&self) -> bool {
         self.log.as_ref().is_some_and(DirtyLog::is_lost)

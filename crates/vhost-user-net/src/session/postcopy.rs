@@ -149,7 +149,7 @@ impl Session {
     }
 
     /// The memory that the next change is about.
-    fn coming_memory(&self) -> &RegionTable {
+    pub(super) fn coming_memory(&self) -> &RegionTable {
         match &self.postcopy {
             Postcopy::Listening { told: Some(table), .. } => table,
             Postcopy::Off | Postcopy::Advised(_) | Postcopy::Listening { told: None, .. } => {

@@ -1,6 +1,7 @@
 #![expect(clippy::arithmetic_side_effects, clippy::needless_pass_by_value, reason = "test code")]
 
 mod faults;
+mod fds;
 mod front;
 mod gone;
 mod handover;

@@ -212,7 +212,8 @@ impl Link {
         let connection =
             Connection::adopt(stream, &state.input, beside, state.output, closer.clone())
                 .ok_or(AdoptError::Input)?;
-        let session = Session::adopt(settings.session(), &state.session, fds, Instant::now())?;
+        let mut session = Session::adopt(settings.session(), &state.session, fds, Instant::now())?;
+        session.set_fd_pool(&settings.fds);
         let interest = if connection.has_output() { EventSet::OUT } else { EventSet::IN };
         let (refusals, sent_away) = (state.refusals, state.sent_away);
         Ok(Self { refusals, sent_away, ..Self::new(connection, session, interest) })
