@@ -37,6 +37,7 @@ use rustix::time::{
 };
 use switch::{Switch, SwitchEvent};
 use vhost_user_net::VhostUserPort;
+use vhost_user_net::fds::FdPool;
 
 use crate::sandbox::Sandbox;
 use crate::service::ServiceManager;
@@ -79,6 +80,9 @@ pub(crate) struct App {
     retries: u32,
     /// Where ring positions are kept for a successor.
     state_dir: Option<PathBuf>,
+    /// How many files the process may have open, and what of them ports may keep.
+    open_files: usize,
+    fds: FdPool,
     /// Seconds between two looks whether a pair should move to another worker; 0: never.
     rebalance_s: u32,
     /// Ticks since the last one.
@@ -164,6 +168,8 @@ impl App {
             service: ServiceManager::default(),
             retries: virtio_net::DEFAULT_RETRIES,
             state_dir: None,
+            open_files: usize::MAX,
+            fds: FdPool::default(),
             rebalance_s: 0,
             ticks: 0,
             began: Instant::now(),
@@ -181,6 +187,12 @@ impl App {
     /// Says where ring positions are kept for a successor, for ports that are added from now on.
     pub(crate) fn set_state_dir(&mut self, dir: Option<PathBuf>) {
         self.state_dir = dir;
+    }
+
+    /// Says how many files the process may have open, for ports that are added from now on.
+    pub(crate) fn set_open_files(&mut self, limit: usize) {
+        self.open_files = limit;
+        self.fds = FdPool::of_limit(limit);
     }
 
     /// Says how often pairs may move to other workers, in seconds; 0: never.

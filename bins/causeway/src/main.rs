@@ -5,6 +5,7 @@ mod cli;
 mod ctl;
 mod demo;
 mod handover;
+mod open_files;
 mod run;
 mod sandbox;
 mod service;

@@ -16,6 +16,7 @@ use crate::Failure;
 use crate::app::{App, Origin, Source, Taken, pinned};
 use crate::cli::{LogLevel, RunArgs, Switched};
 use crate::ctl::default_socket;
+use crate::open_files;
 use crate::sandbox::{Asked, Sandbox};
 use crate::service::ServiceManager;
 use crate::signals::Signals;
@@ -106,6 +107,8 @@ impl Start<'_> {
         // Signals first: whatever comes from now on ends in a clean stop.
         let signals = Signals::take_over().map_err(failed("take signals over"))?;
         virtq::mem::guard::install().map_err(failed("take SIGBUS over"))?;
+        let limit = open_files::raise_limit();
+        open_files::warn_if_short(limit, specs());
         warn_if_calls_can_block();
         let adopted = taken.as_mut().map_or(Ok(None), |taken| taken.server(&socket));
         let server = match adopted.map_err(Failure::Runtime)? {
@@ -135,6 +138,7 @@ impl Start<'_> {
             app.set_retries(retries);
         }
         app.set_state_dir(state_dir);
+        app.set_open_files(limit);
         app.set_service(service);
         app.set_rebalance(settings.rebalance_s.unwrap_or(0));
         serve_metrics(&mut app, settings.metrics, taken.as_mut())?;

@@ -16,6 +16,7 @@ use super::device::Device;
 use super::limits::limits;
 use super::uplink::UplinkSide;
 use super::{App, Subscriber};
+use crate::open_files::{guests, warn_if_short};
 
 /// A port of the switch and what is behind it.
 #[derive(Debug)]
@@ -63,6 +64,8 @@ impl Port {
 impl App {
     /// Says which ports there will be, before they are added.
     pub(crate) fn plan<'a>(&self, ports: impl IntoIterator<Item = &'a PortSpec>) {
+        let ports: Vec<&PortSpec> = ports.into_iter().collect();
+        self.fds.set_ports(guests(ports.iter().copied()));
         self.uplinks.plan(ports);
     }
 
@@ -206,6 +209,7 @@ impl App {
             offloads: spec.offloads.set,
             coalesce: spec.offloads.gro,
             retries: self.retries,
+            fds: self.fds.clone(),
             state_dir: self.state_dir.clone(),
             ..PortSettings::server(port.spec.name.as_str(), &spec.socket)
         };
@@ -295,7 +299,10 @@ impl App {
         self.plan(self.specs().chain([&spec]));
         let name = spec.name.clone();
         match self.add(&spec, Vec::new(), Origin::Client) {
-            Ok(()) => Reply::done(format!("added port {name}")),
+            Ok(()) => {
+                warn_if_short(self.open_files, self.specs());
+                Reply::done(format!("added port {name}"))
+            }
             Err(error) => {
                 self.plan(self.specs());
                 Reply::Failed(error)

@@ -4,6 +4,7 @@ mod addresses;
 mod chains;
 mod fds;
 mod frames;
+mod hoards;
 mod load;
 mod long;
 mod mappings;
@@ -15,12 +16,12 @@ mod transfers;
 mod translations;
 mod under_load;
 
-use crate::world::{Case, run};
+use crate::world::{Case, run, run_short_of_fds};
 
 /// The least number of cases; each runs with split and with packed rings.
 const PROMISED: usize = 200;
 
-fn all() -> [Vec<Case>; 14] {
+fn all() -> [Vec<Case>; 15] {
     [
         messages::cases(),
         memory::cases(),
@@ -36,6 +37,7 @@ fn all() -> [Vec<Case>; 14] {
         translations::cases(),
         requests::cases(),
         under_load::cases(),
+        hoards::cases(),
     ]
 }
 
@@ -118,4 +120,9 @@ fn other_requests() {
 #[test]
 fn changes_under_load() {
     run(&under_load::cases());
+}
+
+#[test]
+fn hoards_of_fds() {
+    run_short_of_fds(&hoards::cases());
 }

@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use control::{Reply, Request};
@@ -13,9 +14,10 @@ use packet::MacAddr;
 use rustix::process::Signal;
 use serde_json::Value;
 use testkit::request::{GET_FEATURES, SET_VRING_ERR};
+use testkit::{GuestSettings, Remote};
 use virtq::Layout;
 
-use crate::bed::Bed;
+use crate::bed::{Bed, PROGRAM};
 use crate::evil::Evil;
 use crate::good::{Good, WINDOW};
 
@@ -24,6 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The hostile guest's port.
 pub(crate) const EVIL: &str = "evil";
+
+/// The port of good guests that come later.
+const LATE: &str = "late";
 
 /// Something that a hostile guest does, and what has to come of it.
 pub(crate) struct Case {
@@ -149,13 +154,27 @@ const CALLS: &str = "/[aio]";
 
 impl World {
     fn new() -> Self {
-        let sockets = ["good0", "good1"].map(|n| format!("vhost-user:name={n},socket={n}.sock"));
-        let evil = format!("vhost-user:name={EVIL},socket={EVIL}.sock,queues=2,mtu=9000");
+        Self::around(&mut Command::new(PROGRAM), 2)
+    }
+
+    /// One whose process may have few files open, with more queues than that is enough for.
+    fn short_of_fds() -> Self {
+        let mut limited = Command::new("sh");
+        let limit = "ulimit -Sn 256 && ulimit -Hn 1024 && exec \"$0\" \"$@\"";
+        let _ = limited.args(["-c", limit, PROGRAM]);
+        Self::around(&mut limited, 128)
+    }
+
+    fn around(program: &mut Command, queues: u16) -> Self {
+        let server = |name: &str| format!("vhost-user:name={name},socket={name}.sock");
+        let evil = format!("{},queues={queues},mtu=9000", server(EVIL));
         let mut arguments = Vec::new();
-        for port in sockets.iter().chain([&evil]) {
+        let good = ["good0", "good1", LATE].map(server);
+        for port in good.iter().chain([&evil]) {
             arguments.extend(["--port", port]);
         }
-        let bed = Bed::started(&arguments);
+        let mut bed = Bed::new();
+        bed.start_command(program, &arguments);
         let control = UnixStream::connect(bed.control()).unwrap();
         control.set_read_timeout(Some(PATIENCE)).unwrap();
         let (control, socket) = (RefCell::new(BufReader::new(control)), bed.path("evil.sock"));
@@ -171,6 +190,14 @@ impl World {
 
     pub(crate) fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// A good guest comes, and goes.
+    pub(crate) fn welcomes(&self) {
+        let path = self.bed.path(&format!("{LATE}.sock"));
+        let guest = Remote::join(&path, GuestSettings::new(Layout::Split)).unwrap();
+        eventually("a good guest that comes is served", || self.port(LATE)["state"] == "up");
+        drop(guest);
     }
 
     fn ask(&self, request: &Request) -> Value {
@@ -302,7 +329,15 @@ fn kind(target: &str) -> String {
 
 /// Runs cases, each with both kinds of rings, and looks after each.
 pub(crate) fn run(cases: &[Case]) {
-    let world = World::new();
+    run_in(World::new(), cases);
+}
+
+/// The same where the process may have few files open.
+pub(crate) fn run_short_of_fds(cases: &[Case]) {
+    run_in(World::short_of_fds(), cases);
+}
+
+fn run_in(world: World, cases: &[Case]) {
     // What is made once: a worker's context for calls, what takes the place of an fd that could be
     // slow to close (an epoll set).
     for layout in [Layout::Split, Layout::Packed] {

@@ -2,12 +2,14 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
-use crate::bed::{Bed, causeway, eventually};
+use crate::bed::{Bed, PROGRAM, causeway, eventually};
 
+const ONE_PAIR: &str = "vhost-user:name=g0,socket=g0.sock,queues=1";
 const GUEST: [&str; 2] = ["--port", "vhost-user:name=g0,socket=g0.sock"];
 
 #[test]
@@ -159,6 +161,28 @@ fn a_switch_without_free_fds_waits_and_then_answers() {
         start.elapsed()
     });
     assert!(took.iter().min() < Some(&Duration::from_millis(700)), "{took:?}");
+}
+
+#[test]
+fn as_many_files_as_allowed_may_be_open_and_too_few_are_told() {
+    let limits = "ulimit -Sn 256 && ulimit -Hn 900 && exec \"$0\" \"$@\"";
+    let mut bed = Bed::new();
+    bed.start_command(Command::new("sh").args(["-c", limits, PROGRAM]), &GUEST);
+    let limit = std::fs::read_to_string(format!("/proc/{}/limits", bed.id())).unwrap();
+    let limit = limit.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    let limit: Vec<&str> = limit.split_whitespace().collect();
+    assert_eq!(limit[..2], ["900", "900"]);
+    let told = "900 open files (RLIMIT_NOFILE) are few for 1 vhost-user ports: 168 fds are kept of";
+    assert!(bed.log().contains(told), "{}", bed.log());
+    let _ = bed.ctl(&["port", "add", "vhost-user:name=g1,socket=g1.sock"]);
+    assert!(bed.log().contains("are few for 2 vhost-user ports: 112 fds"), "{}", bed.log());
+    assert_eq!(bed.log().matches("RLIMIT_NOFILE").count(), 2);
+
+    let limits = "ulimit -Sn 256 && exec \"$0\" \"$@\"";
+    let mut bed = Bed::new();
+    bed.start_command(Command::new("sh").args(["-c", limits, PROGRAM]), &["--port", ONE_PAIR]);
+    let may = rustix::process::getrlimit(Resource::Nofile).maximum;
+    assert_eq!(bed.log().contains("RLIMIT_NOFILE"), may.is_some_and(|may| may < 4096));
 }
 
 #[test]
