@@ -8,6 +8,7 @@ use virtq::RingPosition;
 
 use super::front::{Event, Front, PACKED, PLAIN, REGION_BYTES, event, memory, region, socket};
 use crate::codec::{LogArea, Request, VringFd};
+use crate::fds::FdPool;
 use crate::handover::{Incoming, Outgoing, SessionHandover};
 use crate::session::{RingIndex, Session, SessionSettings};
 
@@ -186,4 +187,24 @@ fn what_this_program_does_not_allow_is_named() {
     assert!(fails(&state).starts_with("feature bits 0x8000000000000000 are in use"));
     let state = SessionHandover { protocol_features: Some(1 << 62), ..good };
     assert!(fails(&state).starts_with("protocol feature bits 0x4000000000000000 are in use"));
+}
+
+#[test]
+fn more_fds_than_are_kept_here_come_along_and_none_beside_them() {
+    let mut front = Front::new();
+    front.up(PLAIN, 2);
+    let _ = hand_over(&mut front, SETTINGS).unwrap();
+    // A region and four kicks; two are allowed.
+    let pool = FdPool::of_limit(6);
+    front.session.set_fd_pool(&pool);
+    assert_eq!((pool.part(), front.running()), (2, vec![0, 1, 2, 3]));
+    let call = |ring| Request::SetVringCall(VringFd { ring, has_fd: true });
+    let said = front.bytes(&call(0).write(true), vec![event()]).unwrap().refused.unwrap();
+    assert!(said.to_string().starts_with("6 fds of this front end to keep, at most 2"), "{said}");
+    front.kick(1);
+    for ring in [0, 1, 2, 3] {
+        let _ = front.base(ring);
+    }
+    assert_eq!(front.ack(call(0), vec![event()]), 0);
+    assert_ne!(front.ack(call(1), vec![event()]), 0);
 }
