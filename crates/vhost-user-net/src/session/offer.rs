@@ -18,7 +18,7 @@ pub const PROTOCOL_FEATURES: u64 = VhostUserProtocolFeatures::MQ.bits()
     | VhostUserProtocolFeatures::STATUS.bits()
     | VhostUserProtocolFeatures::DEVICE_STATE.bits();
 
-/// What is offered besides with [`SessionSettings::postcopy`].
+/// What is offered besides with [`postcopy`](super::SessionSettings::postcopy).
 pub const PAGEFAULT: u64 = VhostUserProtocolFeatures::PAGEFAULT.bits();
 
 /// The feature bit that vhost-user adds to those of virtio.
