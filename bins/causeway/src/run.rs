@@ -40,7 +40,9 @@ pub(crate) fn run(arguments: &RunArgs) -> Result<(), Failure> {
     let wanted = switch_config(&settings, ports.iter().map(|(spec, ..)| spec))?;
     check_placement(&settings, &wanted.workers, ports.iter().map(|(spec, ..)| spec))?;
     log_to_stderr(arguments.log);
-    let start = Start { arguments, config, settings };
+    // Before another process sends all its fds.
+    let limit = open_files::raise_limit();
+    let start = Start { arguments, config, settings, limit };
     let Some(path) = &arguments.take_over else { return start.serve(ports, &mut None) };
     // What is wrong here is known by now: from now on another process is asked.
     let taken = Taken::ask(path).map_err(Failure::Runtime)?;
@@ -63,6 +65,8 @@ struct Start<'a> {
     arguments: &'a RunArgs,
     config: Config,
     settings: SwitchSettings,
+    /// Open files that the process may have.
+    limit: usize,
 }
 
 /// Checks that ports and stations do not contradict each other.
@@ -92,7 +96,7 @@ impl Start<'_> {
     }
 
     fn serve(self, ports: Vec<Wanted>, taken: &mut Option<Taken>) -> Result<(), Failure> {
-        let Self { arguments, config, settings } = self;
+        let Self { arguments, config, settings, limit } = self;
         let specs = || ports.iter().map(|(spec, ..)| spec);
         let mut switch_config = switch_config(&settings, specs())?;
         check_placement(&settings, &switch_config.workers, specs())?;
@@ -107,7 +111,6 @@ impl Start<'_> {
         // Signals first: whatever comes from now on ends in a clean stop.
         let signals = Signals::take_over().map_err(failed("take signals over"))?;
         virtq::mem::guard::install().map_err(failed("take SIGBUS over"))?;
-        let limit = open_files::raise_limit();
         open_files::warn_if_short(limit, specs());
         warn_if_calls_can_block();
         let adopted = taken.as_mut().map_or(Ok(None), |taken| taken.server(&socket));

@@ -9,8 +9,9 @@
 //!                                                                   (and one for the next port)
 //! ```
 //!
-//! A port may keep its part. Parts get smaller when ports come; what is kept then stays, and
-//! [`FdPool`] sees to it that all ports together keep no more than they may.
+//! A port may keep its part, or what a plain guest needs if that is more. Parts get smaller when
+//! ports come; what is kept then stays, and [`FdPool`] sees to it that all ports together keep no
+//! more than they may.
 //!
 //! **Trust.** Front ends are hostile. What is asked for is looked at before it is kept.
 //! **Limits.** See [`FdPool::of_limit`]. What passes through (fds of a message that are not kept,
@@ -29,6 +30,10 @@ const EACH_RING: usize = 3;
 /// The log twice (the file, and what is mapped) and its call, the in-flight file twice, the channel
 /// of the back end, a userfaultfd.
 const EACH_SESSION: usize = 7;
+
+/// What a plain guest has a use for, with one queue pair and some regions: as much is kept of each
+/// as long as there is room, however many ports there are.
+const PLAIN: usize = 32;
 
 /// What all ports of a process may keep. Clones are the same pool; the default has no limit.
 #[derive(Debug, Clone, Default)]
@@ -102,7 +107,7 @@ impl Kept {
     pub(crate) fn admit(&self, more: usize) -> Result<(), FdLimit> {
         let Some(pool) = self.pool.0.as_ref().filter(|_| more > 0) else { return Ok(()) };
         let left = pool.most.saturating_sub(pool.kept.load(Ordering::Relaxed));
-        let most = self.pool.part().min(self.count.saturating_add(left));
+        let most = self.pool.part().max(PLAIN).min(self.count.saturating_add(left));
         let wanted = self.count.saturating_add(more);
         if wanted <= most { Ok(()) } else { Err(FdLimit { wanted, most }) }
     }

@@ -277,13 +277,16 @@ impl Session {
     ) -> Result<Outcome, SessionError> {
         let header = message.header;
         let parsed = Request::parse(&message);
+        let brings_fds = !matches!(parsed, Ok(Request::Iotlb(_)));
         let result = match parsed {
             Ok(request) => self
                 .admit(&request)
                 .and_then(|()| self.apply(request, std::mem::take(&mut message.fds), rings)),
             Err(error) => Err(error.into()),
         };
-        self.count_fds();
+        if brings_fds {
+            self.count_fds();
+        }
         // The features as they are now: SET_PROTOCOL_FEATURES itself may want to be acknowledged.
         let ack = header.need_reply && self.has_protocol(VhostUserProtocolFeatures::REPLY_ACK);
         let write = |reply: Reply| Some(reply.write(header.request));
@@ -544,7 +547,7 @@ impl Session {
         }
         for (index, ring) in &mut self.rings {
             let kick = ring.reset();
-            self.gone.extend(kick.map(|kick| Gone::Large(Box::new(kick))));
+            self.gone.extend(kick.map(Gone::Event));
             rings.forget(*index);
         }
         self.features = None;

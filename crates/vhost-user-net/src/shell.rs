@@ -390,9 +390,9 @@ impl VhostUserPort {
         if let Err(error) = ops.remove(Events::empty(&link.connection.as_fd())) {
             say!(self.rings, warn, %error, "cannot forget the connection");
         }
-        link.connection.settle(link.session.take_gone());
-        link.connection.close();
-        self.strangers.release(link.session.into_gone());
+        let mut gone = link.connection.close();
+        gone.extend(link.session.into_gone());
+        self.strangers.release(gone);
         if matches!(reason, Disconnect::Left) {
             say!(self.rings, info, "front end disconnected");
         } else {
@@ -516,9 +516,9 @@ impl Drop for VhostUserPort {
         if let Some(mut link) = self.link.take() {
             link.session.close(&mut self.rings);
             self.rings.end_late();
-            link.connection.settle(link.session.take_gone());
-            link.connection.leave();
-            self.strangers.release(link.session.into_gone());
+            let mut gone = link.connection.leave();
+            gone.extend(link.session.into_gone());
+            self.strangers.release(gone);
         }
     }
 }

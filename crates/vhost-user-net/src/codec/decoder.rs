@@ -96,11 +96,6 @@ impl Decoder {
         Some(decoder)
     }
 
-    /// Whether fds came with a message that is not complete.
-    pub fn has_fds(&self) -> bool {
-        !self.fds.is_empty()
-    }
-
     /// The bytes of a message that is not complete, and the fds that came with them.
     pub fn unfinished(&self) -> (Vec<u8>, &[OwnedFd]) {
         let mut bytes = Vec::new();

@@ -28,6 +28,8 @@ pub enum Gone {
     Large(Box<dyn Any + Send>),
     /// What others may answer for: to close it may take as long as they like.
     Channel(OwnedFd),
+    /// An eventfd, which is small.
+    Event(Arc<OwnedFd>),
 }
 
 impl Session {
@@ -76,7 +78,7 @@ impl Session {
 
     /// Lets go of an eventfd that a ring had.
     pub(super) fn let_go_of_event(&mut self, event: Option<Arc<OwnedFd>>) {
-        self.gone.extend(event.map(|event| Gone::Large(Box::new(event))));
+        self.gone.extend(event.map(Gone::Event));
     }
 
     /// Lets go of something whose files have so many bytes.

@@ -83,10 +83,12 @@ impl Session {
 
     /// A ring has ended, and what it waited for may be gone with it. When none is left, the front
     /// end does not say any more what is taken back: nothing is known then.
-    pub(super) fn forget_questions(&mut self) {
+    pub(super) fn forget_questions(&mut self, rings: &mut dyn Rings) {
         let Some(iotlb) = self.translation.iotlb.as_ref() else { return };
         if self.rings.values().any(|ring| ring.started) {
             self.translation.answered |= iotlb.forget_questions();
+            // Those that wait for their own place ask anew.
+            self.try_start_all(rings);
         } else {
             iotlb.clear();
         }

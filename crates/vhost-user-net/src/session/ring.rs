@@ -181,7 +181,7 @@ impl Session {
         let kick = state.end();
         let num = state.base.unwrap_or(fresh);
         self.let_go_of_event(kick);
-        self.forget_questions();
+        self.forget_questions(rings);
         Ok(Answer::Reply(Reply::Vring(VringState { ring, num })))
     }
 

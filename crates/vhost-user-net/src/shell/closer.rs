@@ -17,7 +17,8 @@
 //! **Limits.** [`STUCK`] threads a port for fds, and what waits for them: if none of it gets
 //! anywhere for [`PATIENCE`], the port is put into quarantine. As many for what is freed, so that
 //! it never waits for those: a port that has as much to be freed is not listened to until less is
-//! left. Where no thread can be had, the fds stay open for good, and count as waiting.
+//! left. Where no thread can be had, fds that others answer for stay open for good and count as
+//! waiting; everything else is let go of there and then.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -162,6 +163,7 @@ impl Closer {
             match gone {
                 Gone::Large(what) => large.push(what),
                 Gone::Channel(fd) => fds.push(fd),
+                Gone::Event(event) => large.push(Box::new(event)),
             }
         }
         if !large.is_empty() {
@@ -235,11 +237,13 @@ impl Closer {
     /// Lets go of what is in a queue.
     fn close_all(&self, kind: Kind) {
         let mut jobs = self.jobs();
+        // To start the thread is a part of it.
+        let mut before = Duration::ZERO;
         while let Some(load) = jobs.line(kind).queue.pop_front() {
             drop(jobs);
-            let before = share::cpu_time();
             drop(load);
-            let spent = share::cpu_time().saturating_sub(before);
+            let now = share::cpu_time();
+            let spent = now.saturating_sub(std::mem::replace(&mut before, now));
             jobs = self.jobs();
             jobs.spent = jobs.spent.saturating_add(spent);
             let line = jobs.line(kind);

@@ -25,6 +25,10 @@ const KERNEL_FDS_MAX: usize = 253;
 /// it may be what keeps a connection alive whose front end is gone.
 const STALL: Duration = Duration::from_secs(30);
 
+/// Second fds that are kept until the end of a turn: with [`super::closer`]'s loads, fewer than a
+/// process keeps apart for what passes through.
+const HELD_MAX: usize = 128;
+
 /// Why a connection ends.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Disconnect {
@@ -69,6 +73,32 @@ impl From<CodecError> for Disconnect {
     }
 }
 
+/// Second fds of what came with messages, to be let go of when nobody needs the first ones.
+#[derive(Debug, Default)]
+struct Held {
+    fds: Vec<OwnedFd>,
+    /// Those of channels, and what else goes with them.
+    gone: Vec<Gone>,
+    /// Bytes of all files.
+    bytes: u64,
+}
+
+impl Held {
+    fn absorb(&mut self, other: &mut Self) {
+        self.fds.append(&mut other.fds);
+        self.gone.append(&mut other.gone);
+        self.bytes = self.bytes.saturating_add(std::mem::take(&mut other.bytes));
+    }
+
+    fn take(&mut self) -> Vec<Gone> {
+        let Self { fds, mut gone, .. } = std::mem::take(self);
+        if !fds.is_empty() {
+            gone.push(Gone::Large(Box::new(fds)));
+        }
+        gone
+    }
+}
+
 /// A connection to a front end.
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -78,12 +108,9 @@ pub(super) struct Connection {
     /// Since when it waits for the front end in the middle of something.
     stalled: Option<Instant>,
     closer: Closer,
-    /// Second fds of all that came with messages since some were let go of.
-    held: Vec<OwnedFd>,
-    /// The same of channels, and what else is to be let go of with them.
-    gone: Vec<Gone>,
-    /// Bytes of all files among them.
-    held_bytes: u64,
+    /// Of messages that are complete, since some was let go of, and of the one that is not.
+    came: Held,
+    comes: Held,
 }
 
 impl Connection {
@@ -96,46 +123,46 @@ impl Connection {
             output: Vec::new(),
             stalled: None,
             closer,
-            held: Vec::new(),
-            gone: Vec::new(),
-            held_bytes: 0,
+            came: Held::default(),
+            comes: Held::default(),
         }
     }
 
     /// Ends it, without waiting for what is in it.
-    pub(super) fn close(mut self) {
-        drop(std::mem::take(&mut self.decoder));
-        self.end_turn();
+    /// Returns what is to be let go of with it.
+    pub(super) fn close(mut self) -> Vec<Gone> {
+        let gone = self.take_gone();
         self.closer.close_stream(self.stream);
+        gone
     }
 
     /// Lets go of it: it may be another process's now, so it is not shut down.
-    pub(super) fn leave(mut self) {
-        drop(std::mem::take(&mut self.decoder));
-        self.end_turn();
+    pub(super) fn leave(mut self) -> Vec<Gone> {
+        let gone = self.take_gone();
         self.closer.close_unread(self.stream);
+        gone
+    }
+
+    fn take_gone(&mut self) -> Vec<Gone> {
+        drop(std::mem::take(&mut self.decoder));
+        self.came.absorb(&mut self.comes);
+        self.came.take()
     }
 
     /// A message was handled. What is gone with it, and what it brought, is let go of elsewhere:
     /// now, if that may be much, or at the end of the turn.
     pub(super) fn settle(&mut self, gone: Vec<Gone>) {
-        let much = is_large(self.held_bytes) || !gone.is_empty();
-        self.gone.extend(gone);
-        if much {
+        let large = gone.iter().any(|gone| !matches!(gone, Gone::Event(_)));
+        self.came.gone.extend(gone);
+        if large || is_large(self.came.bytes) || self.came.fds.len() >= HELD_MAX {
             self.end_turn();
         }
     }
 
     /// What was handled is let go of.
     pub(super) fn end_turn(&mut self) {
-        // The fds of a message that is not complete are still needed.
-        if !self.decoder.has_fds() {
-            self.held_bytes = 0;
-            if !self.held.is_empty() {
-                self.gone.push(Gone::Large(Box::new(std::mem::take(&mut self.held))));
-            }
-            self.closer.release(std::mem::take(&mut self.gone));
-        }
+        let gone = self.came.take();
+        self.closer.release(gone);
     }
 
     /// Whether so much is to be freed that it is not listened to.
@@ -154,10 +181,10 @@ impl Connection {
     ) -> Option<Self> {
         let decoder = Decoder::resume(input, fds)?;
         inline(&stream);
-        let mut held_bytes = 0;
-        let held = hold(decoder.unfinished().1, &mut held_bytes);
-        let gone = channels(decoder.unfinished().1);
-        Some(Self { stream, decoder, output, stalled: None, closer, held, gone, held_bytes })
+        let mut comes = Held { gone: channels(decoder.unfinished().1), ..Held::default() };
+        comes.fds = hold(decoder.unfinished().1, &mut comes.bytes);
+        let came = Held::default();
+        Some(Self { stream, decoder, output, stalled: None, closer, came, comes })
     }
 
     /// What was read of a message that is not complete, and the fds that came with it.
@@ -193,8 +220,8 @@ impl Connection {
                 .flatten()
                 .collect();
             let (fds, channels) = self.closer.sort(fds);
-            self.gone.extend(channels);
-            self.held.extend(hold(&fds, &mut self.held_bytes));
+            self.comes.gone.extend(channels);
+            self.comes.fds.extend(hold(&fds, &mut self.comes.bytes));
             if fds.iter().any(|fd| is_other_end(fd.as_fd(), self.stream.as_fd())) {
                 return Err(Disconnect::Snare);
             }
@@ -210,6 +237,7 @@ impl Connection {
             }
             if let Some(message) = self.decoder.advance(got.bytes, fds)? {
                 self.stalled = None;
+                self.came.absorb(&mut self.comes);
                 return Ok(Some(message));
             }
         }
@@ -376,22 +404,28 @@ mod tests {
             drop(connection.receive().unwrap().unwrap());
             connection.settle(Vec::new());
         }
-        assert_eq!(connection.held.len(), 2, "they may be closed together");
-        connection.end_turn();
-        assert!(connection.held.is_empty());
-        // Not before the message is complete whose fd is the last one then.
+        let held = |of: &Connection| (of.came.fds.len(), of.comes.fds.len());
+        assert_eq!(held(&connection), (2, 0), "they may be closed together");
+        // Those of a message that is not complete stay, and nothing else.
         send(&owner[..5]);
         assert!(connection.receive().unwrap().is_none());
+        assert_eq!(held(&connection), (2, 1));
         connection.end_turn();
-        assert_eq!(connection.held.len(), 1);
+        assert_eq!(held(&connection), (0, 1));
         let _ = rustix::io::write(&front, &owner[5..]).unwrap();
         drop(connection.receive().unwrap().unwrap());
-        connection.end_turn();
-        assert!(connection.held.is_empty());
+        assert_eq!(held(&connection), (1, 0));
+        for _ in 1..HELD_MAX {
+            assert!(!connection.came.fds.is_empty());
+            send(&owner);
+            drop(connection.receive().unwrap().unwrap());
+            connection.settle(Vec::new());
+        }
+        assert_eq!(held(&connection), (0, 0), "so many do not wait");
         fallocate(&file, FallocateFlags::empty(), 0, LARGE).unwrap();
         send(&owner);
         drop(connection.receive().unwrap().unwrap());
         connection.settle(Vec::new());
-        assert!(connection.held.is_empty(), "so much does not wait");
+        assert_eq!(held(&connection), (0, 0), "nor so much");
     }
 }

@@ -315,7 +315,7 @@ impl VhostUserPort {
     /// Charges what was done for the port since the thread's CPU time was `before`.
     pub(super) fn charge(&mut self, before: Duration, ops: &mut EventOps<'_>) {
         let now = Instant::now();
-        let freed = self.closer.take_spent();
+        let freed = self.closer.take_spent().saturating_add(self.strangers.take_spent());
         let spent = cpu_time().saturating_sub(before).saturating_add(freed);
         let handled = self.link.as_mut().map(|link| std::mem::take(&mut link.handled));
         let waited = std::mem::take(&mut self.rings.waited);

@@ -200,7 +200,7 @@ fn more_fds_than_are_kept_here_come_along_and_none_beside_them() {
     assert_eq!((pool.part(), front.running()), (2, vec![0, 1, 2, 3]));
     let call = |ring| Request::SetVringCall(VringFd { ring, has_fd: true });
     let said = front.bytes(&call(0).write(true), vec![event()]).unwrap().refused.unwrap();
-    assert!(said.to_string().starts_with("6 fds of this front end to keep, at most 2"), "{said}");
+    assert!(said.to_string().starts_with("6 fds of this front end to keep, at most 5"), "{said}");
     front.kick(1);
     for ring in [0, 1, 2, 3] {
         let _ = front.base(ring);
