@@ -41,7 +41,7 @@ pub(in crate::bench) enum Act {
     CutShort,
     /// 32 translations that nobody asked for, and each taken back.
     Mappings,
-    /// A translation that its ring waits for is taken back, 16 times: it is asked for anew.
+    /// 16 frames whose place is asked for, told, and taken back.
     Questions,
     /// 64 frames, each of a station that nobody has heard of: the forwarding table fills.
     Stations,
@@ -181,9 +181,6 @@ impl Hostile {
         if matches!(act, Act::Mappings | Act::Questions) {
             let mut remote = self.connect()?;
             let behind = Behind::set_up(&mut remote)?;
-            if act == Act::Questions {
-                send(&mut remote, &[0xff; 60], 1)?;
-            }
             return Ok((remote, Some(behind)));
         }
         let mut remote = self.join()?;

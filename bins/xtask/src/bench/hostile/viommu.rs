@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use rustix::net::{RecvFlags, recv};
@@ -15,6 +16,8 @@ const PROTOCOL: u64 = 1 | 1 << 3 | 1 << 5;
 const PAGE: u64 = 4096;
 /// Where nothing of the guest is.
 const FAR: u64 = 1 << 40;
+/// How long it waits for a question.
+const PATIENCE: Duration = Duration::from_millis(20);
 /// Of a message: for reading and writing, a translation; a translation taken back.
 const UPDATE: u64 = 3 | 2 << 8;
 const INVALIDATE: u64 = 3 << 8;
@@ -30,6 +33,7 @@ impl Behind {
     /// Sets everything up; its rings are translated, its buffers are not.
     pub(super) fn set_up(remote: &mut Remote) -> Result<Self> {
         let (questions, theirs) = UnixStream::pair()?;
+        questions.set_read_timeout(Some(PATIENCE))?;
         let front_end = &mut remote.front_end;
         front_end.send(SET_PROTOCOL_FEATURES, &PROTOCOL.to_le_bytes(), &[])?;
         front_end.send(SET_BACKEND_REQ_FD, &[], &[theirs.as_fd()])?;
@@ -57,15 +61,20 @@ impl Behind {
         Ok(())
     }
 
-    /// Takes back what a ring waits for: it asks anew.
+    /// Frames whose place is asked for, told when that has come, and taken back at once: so does a
+    /// busy guest that maps each buffer anew.
     pub(super) fn ask_again(&self, remote: &mut Remote, count: u64) -> Result<()> {
-        let buffers = Guest::BYTES.saturating_sub(Guest::BUFFERS);
+        let (at, bytes) = (Guest::BUFFERS, Guest::BYTES.saturating_sub(Guest::BUFFERS));
         for _ in 0..count {
-            let message = [Guest::BUFFERS, buffers, 0, INVALIDATE];
-            remote.front_end.send(IOTLB_MSG, &body(message), &[])?;
+            let _ = remote.guest.send(&[0xff; 60], 1)?;
+            let _ = remote.guest.flush();
+            remote.guest.kick();
+            // None may come: it is made to wait.
+            let _ = recv(&self.questions, &mut [0; 4096][..], RecvFlags::empty());
+            for message in [[at, bytes, at, UPDATE], [at, bytes, 0, INVALIDATE]] {
+                remote.front_end.send(IOTLB_MSG, &body(message), &[])?;
+            }
         }
-        let mut bytes = [0; 4096];
-        while recv(&self.questions, &mut bytes, RecvFlags::DONTWAIT).is_ok_and(|(_, n)| n > 0) {}
         Ok(())
     }
 }
