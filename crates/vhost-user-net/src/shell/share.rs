@@ -49,7 +49,7 @@ const OF_TRANSLATIONS: Terms = Terms {
     enough: Duration::from_micros(125),
 };
 /// The part of a CPU that a vIOMMU may take while others need it: with a sixteenth, a good guest
-/// beside an endless flood of questions keeps 0.92 of its throughput here, with an eighth 0.84.
+/// beside an endless flood of questions keeps 0.91 of its throughput here, with an eighth 0.84.
 const BUSY: u32 = 16;
 /// And the part that it may take while workers have little to do: a guest whose every buffer is
 /// mapped and unmapped takes a fifth here, and is emulated.

@@ -71,9 +71,10 @@ impl Behind {
             remote.guest.kick();
             // None may come: it is made to wait.
             let _ = recv(&self.questions, &mut [0; 4096][..], RecvFlags::empty());
-            for message in [[at, bytes, at, UPDATE], [at, bytes, 0, INVALIDATE]] {
-                remote.front_end.send(IOTLB_MSG, &body(message), &[])?;
-            }
+            let front_end = &mut remote.front_end;
+            front_end.send(IOTLB_MSG, &body([at, bytes, at, UPDATE]), &[])?;
+            // Until it is, the next frame is not asked for.
+            let _ = front_end.acknowledged(IOTLB_MSG, &body([at, bytes, 0, INVALIDATE]), &[])?;
         }
         Ok(())
     }
